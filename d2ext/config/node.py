@@ -1,0 +1,145 @@
+"""A config node that names the nearest keys when one is misspelt, and never runs code from YAML."""
+
+import difflib
+from typing import Any, Dict, List
+
+import yaml
+from detectron2.config import CfgNode as _UpstreamCfgNode
+from iopath.common.file_io import g_pathmgr
+from yacs.config import CfgNode as _YacsCfgNode
+
+__all__ = ["CfgNode", "nearest_keys"]
+
+
+def nearest_keys(key: str, known: List[str], count: int = 3) -> List[str]:
+    """The known dotted keys most like ``key``: by the whole path, then by the last word alone.
+
+    A key is often right but stands in the wrong section (``BASE_LR`` for ``SOLVER.BASE_LR``), so
+    an equal last word counts as a hit too.
+    """
+    last = key.rsplit(".", 1)[-1].upper()
+    same_leaf = [k for k in known if k.rsplit(".", 1)[-1].upper() == last]
+    close = difflib.get_close_matches(key.upper(), known, n=count, cutoff=0.6)
+    leaves = {k.rsplit(".", 1)[-1]: k for k in known}
+    close_leaf = [leaves[m] for m in difflib.get_close_matches(last, list(leaves), n=count)]
+    ranked = dict.fromkeys([*same_leaf[:count], *close, *close_leaf])
+    ranked.pop(key, None)
+    return list(ranked)[:count]
+
+
+class CfgNode(_UpstreamCfgNode):
+    """Detectron2's ``CfgNode`` with two differences.
+
+    * An unknown key is refused with the nearest keys that do exist.
+    * YAML is only ever read with the safe loader, also through ``_BASE_``. Detectron2 falls back
+      to ``yaml.unsafe_load``, which lets a config file run any code.
+    """
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> Dict[str, Any]:
+        """Read a YAML file and the files it names in ``_BASE_``; ``allow_unsafe`` is ignored."""
+        return _load_yaml_with_base(str(filename), ())
+
+    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
+        """Merge a YAML file; ``allow_unsafe`` is accepted for compatibility and ignored."""
+        if not g_pathmgr.isfile(cfg_filename):
+            raise FileNotFoundError(f"Config file '{cfg_filename}' does not exist.")
+        super().merge_from_file(cfg_filename, allow_unsafe=False)
+
+    def merge_from_other_cfg(self, cfg_other: _YacsCfgNode) -> None:
+        unknown = _unknown_keys(self, cfg_other)
+        if unknown:
+            raise KeyError(_unknown_message(unknown[0], self))
+        super().merge_from_other_cfg(cfg_other)
+
+    def merge_from_list(self, cfg_list: List[Any]) -> None:
+        if len(cfg_list) % 2:
+            raise ValueError(
+                f"Overrides come as KEY VALUE pairs, but {len(cfg_list)} words were given: "
+                f"{' '.join(map(str, cfg_list))}."
+            )
+        known = set(self.dotted_keys())
+        for key in cfg_list[0::2]:
+            if key not in known and not _is_free_form(self, key):
+                raise KeyError(_unknown_message(key, self))
+        super().merge_from_list(cfg_list)
+
+    def dotted_keys(self) -> List[str]:
+        """All leaf keys as dotted paths."""
+        return list(_leaves(self))
+
+
+def _leaves(node: _YacsCfgNode, prefix: str = ""):
+    for key, value in node.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, _YacsCfgNode):
+            yield from _leaves(value, path + ".")
+        else:
+            yield path
+
+
+def _is_free_form(cfg: _YacsCfgNode, key: str) -> bool:
+    """Whether ``key`` goes into a node that takes new keys (yacs' ``new_allowed``)."""
+    node = cfg
+    for word in key.split(".")[:-1]:
+        node = node.get(word)
+        if not isinstance(node, _YacsCfgNode):
+            return False
+        if node.is_new_allowed():
+            return True
+    return cfg.key_is_deprecated(key) or cfg.key_is_renamed(key)
+
+
+def _unknown_keys(cfg: _YacsCfgNode, other: _YacsCfgNode, prefix: str = "") -> List[str]:
+    unknown = []
+    for key, value in other.items():
+        path = f"{prefix}{key}"
+        if key not in cfg:
+            if not (cfg.is_new_allowed() or key == "_BASE_"):
+                unknown.append(path)
+        elif isinstance(value, _YacsCfgNode) and isinstance(cfg[key], _YacsCfgNode):
+            unknown += _unknown_keys(cfg[key], value, path + ".")
+    return unknown
+
+
+def _unknown_message(key: str, cfg: _YacsCfgNode) -> str:
+    near = nearest_keys(key, list(_leaves(cfg)))
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"There is no config key {key}.{hint}"
+
+
+def _load_yaml_with_base(filename: str, seen: tuple) -> Dict[str, Any]:
+    import os
+
+    if filename in seen:
+        raise ValueError(f"Config file '{filename}' names itself in _BASE_; remove the loop.")
+    with g_pathmgr.open(filename, "r") as stream:
+        try:
+            config = yaml.safe_load(stream)
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f"Config file '{filename}' is not plain YAML: {str(error).splitlines()[0]}; "
+                "Python tags are refused because they would run code."
+            ) from error
+    if not isinstance(config, dict):
+        raise ValueError(f"Config file '{filename}' holds no mapping of keys to values.")
+    bases = config.pop("_BASE_", None)
+    if bases is None:
+        return config
+    merged: Dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        base = os.path.expanduser(base)
+        if not os.path.isabs(base) and "://" not in base:
+            base = os.path.join(os.path.dirname(filename), base)
+        _merge_dicts(_load_yaml_with_base(base, (*seen, filename)), merged)
+    _merge_dicts(config, merged)
+    return merged
+
+
+def _merge_dicts(source: Dict[str, Any], target: Dict[str, Any]) -> None:
+    """Merge ``source`` into ``target``, nested dicts key by key."""
+    for key, value in source.items():
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            _merge_dicts(value, target[key])
+        else:
+            target[key] = value
