@@ -1,0 +1,105 @@
+"""Tools for tests, ours and yours: counting what a computation dispatches.
+
+Counts are the same on every machine and at every load, unlike times, so a test can hold them.
+"""
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["OpCounts", "count_ops"]
+
+# Operations whose result, or its shape, the host has to wait for.
+_WAITING = {
+    "_local_scalar_dense",
+    "_unique2",
+    "equal",
+    "is_nonzero",
+    "masked_select",
+    "nonzero",
+    "nonzero_numpy",
+    "unique_consecutive",
+    "unique_dim",
+}
+# Views cost nothing and are not counted as operations.
+_VIEWS = {
+    "_reshape_alias",
+    "_unsafe_view",
+    "alias",
+    "as_strided",
+    "detach",
+    "expand",
+    "permute",
+    "select",
+    "slice",
+    "split",
+    "split_with_sizes",
+    "squeeze",
+    "t",
+    "transpose",
+    "unbind",
+    "unsqueeze",
+    "view",
+}
+
+
+class OpCounts(TorchDispatchMode):
+    """What was dispatched while the mode was active.
+
+    Attributes:
+        by_name: how often each operation was dispatched, views included.
+        syncs: how often each operation was dispatched that makes the host wait for a GPU.
+        largest: the most elements that any result had.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.by_name: Counter = Counter()
+        self.syncs: Counter = Counter()
+        self.largest = 0
+
+    @property
+    def total(self) -> int:
+        """Operations without views."""
+        return sum(n for name, n in self.by_name.items() if name not in _VIEWS)
+
+    @property
+    def num_syncs(self) -> int:
+        return sum(self.syncs.values())
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.split("::")[1]
+        self.by_name[name] += 1
+        if _waits(name, args, kwargs or {}):
+            self.syncs[name] += 1
+        if name not in _VIEWS:
+            for x in result if isinstance(result, (tuple, list)) else (result,):
+                if isinstance(x, torch.Tensor):
+                    self.largest = max(self.largest, x.numel())
+        return result
+
+
+def _waits(name: str, args: Any, kwargs: Any) -> bool:
+    if name == "repeat_interleave":
+        return kwargs.get("output_size") is None
+    if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+        masks = (i for i in args[1] if isinstance(i, torch.Tensor))
+        # Writing one number under a mask needs no indices of it: PyTorch calls masked_fill.
+        fills = name != "index" and args[2].numel() == 1
+        return not fills and any(i.dtype in (torch.bool, torch.uint8) for i in masks)
+    return name in _WAITING
+
+
+def count_ops() -> OpCounts:
+    """A context manager that counts operations, host waits and the largest result.
+
+    Example::
+
+        with count_ops() as counts:
+            loss = criterion(predictions, targets)
+        assert counts.num_syncs <= 1
+    """
+    return OpCounts()
