@@ -57,7 +57,7 @@ def decode(points: torch.Tensor, ltrb: torch.Tensor) -> torch.Tensor:
 def dense_losses(points, strides, cls_logits, obj_logits, pred_boxes, gt_boxes, gt_classes):
     """The losses of DW with (P, G) matrices for every image."""
     eps = 1e-12
-    sums = {k: 0.0 for k in ("loss_cls_pos", "loss_loc", "loss_cls_neg", "num_gt", "neg_norm")}
+    sums = dict.fromkeys(("loss_cls_pos", "loss_loc", "loss_cls_neg", "num_gt", "neg_norm"), 0.0)
     for x, y, pred, boxes, classes in zip(cls_logits, obj_logits, pred_boxes, gt_boxes, gt_classes):
         joint = x.sigmoid() * y.sigmoid()[:, None]  # (P, C)
         sides = torch.cat((points[:, None] - boxes[:, :2], boxes[:, 2:] - points[:, None]), dim=2)
