@@ -82,27 +82,34 @@ class ATSSAssigner:
         max_pairs = pairs_of_a_block(centers.device, self.block_pairs)
         found, first = [], 0
         for num, level_centers in zip(num_per_level, centers.split(num_per_level)):
-            rows = max(1, max_pairs // max(num, 1))
             k = min(self.topk, num)
-            nearest = [
-                _nearest(chunk, level_centers, k) + first for chunk in object_centers.split(rows)
-            ]
-            found.append(torch.cat(nearest))
+            found.append(_nearest(object_centers, level_centers, k, max_pairs) + first)
             first += num
         return torch.cat(found, dim=1)
 
 
-def _nearest(points: torch.Tensor, centers: torch.Tensor, k: int) -> torch.Tensor:
+def _nearest(points: torch.Tensor, centers: torch.Tensor, k: int, max_pairs: int) -> torch.Tensor:
     """(G, k), for each of G points the indices of the k nearest of R_l centres, in no order.
 
     ``topk`` takes any of several equals. So the index is made part of the key: non-negative floats
     compare as their bits do, and these go above the index in one 64 bit integer.
     """
-    x, y = centers.t().contiguous()
-    distance = (points[:, :1] - x).square_().add_((points[:, 1:] - y).square_()).float()
-    key = distance.view(torch.int32).long().bitwise_left_shift_(32)
-    key.bitwise_or_(torch.arange(len(centers), device=key.device))
-    return key.topk(k, dim=1, largest=False, sorted=False).values.bitwise_and_((1 << 32) - 1)
+    x, y = centers.to(torch.float32).t().contiguous()
+    points = points.to(torch.float32)
+    index = torch.arange(len(centers), device=centers.device)
+    result = index.new_empty((len(points), k))
+    rows = min(max(1, max_pairs // max(len(centers), 1)), len(points))
+    # One set of buffers for all chunks: fresh ones, with small results in between, would make the
+    # heap of a CPU grow with every chunk.
+    distance, spare = x.new_empty((2, rows, len(centers)))
+    key = index.new_empty((rows, len(centers)))
+    for chunk, nearest in zip(points.split(rows), result.split(rows)):
+        n = len(chunk)
+        squares = torch.sub(chunk[:, :1], x, out=distance[:n]).square_()
+        squares.add_(torch.sub(chunk[:, 1:], y, out=spare[:n]).square_())
+        keys = key[:n].copy_(squares.view(torch.int32)).bitwise_left_shift_(32).bitwise_or_(index)
+        nearest.copy_(keys.topk(k, dim=1, largest=False, sorted=False).values)
+    return result.bitwise_and_((1 << 32) - 1)
 
 
 def _iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
