@@ -4,4 +4,19 @@ __all__ = ["add_equalized_focal_config"]
 
 
 def add_equalized_focal_config(cfg: CN) -> None:
-    """Add the keys of this area to ``cfg``, in place."""
+    """Add the keys of this area to ``cfg``, in place.
+
+    They are used wherever a class loss is "efl" or "eqfl": ``MODEL.DENSE.CLS_LOSS`` and, for "efl",
+    ``MODEL.ROI_BOX_HEAD.CLS_LOSS``.
+    """
+    cfg.MODEL.EFL = CN()
+    # gamma_b in the paper: the focusing exponent of a class whose gradients are balanced (g_j = 1).
+    cfg.MODEL.EFL.GAMMA_B = 2.0
+    # s in the paper: the exponent of class j is gamma_b + s (1 - g_j) and its weight is that over
+    # gamma_b. The authors use 8 for the RetinaNet family and 4 for YOLOX; 0 is the focal loss.
+    cfg.MODEL.EFL.SCALE = 8.0
+    # alpha_t of the focal loss: the weight of positives; below 0: no weights. EQFL has none.
+    cfg.MODEL.EFL.ALPHA = 0.25
+    # Factor of the loss, which the collected gradients contain. Prefer SOLVER.LOSS_WEIGHTS: the
+    # ratio g_j does not depend on constant factors.
+    cfg.MODEL.EFL.LOSS_WEIGHT = 1.0
