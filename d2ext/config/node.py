@@ -40,6 +40,14 @@ class CfgNode(_UpstreamCfgNode):
         """Read a YAML file and the files it names in ``_BASE_``; ``allow_unsafe`` is ignored."""
         return _load_yaml_with_base(str(filename), ())
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a key; a section made with Detectron2's or yacs' class becomes one of this class.
+
+        Otherwise a section that a user adds would refuse what YAML files say of it, because yacs
+        compares types.
+        """
+        super().__setattr__(name, _converted(value, type(self)))
+
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
         """Merge a YAML file; ``allow_unsafe`` is accepted for compatibility and ignored."""
         if not g_pathmgr.isfile(cfg_filename):
@@ -67,6 +75,16 @@ class CfgNode(_UpstreamCfgNode):
     def dotted_keys(self) -> List[str]:
         """All leaf keys as dotted paths."""
         return list(_leaves(self))
+
+
+def _converted(value: Any, cls: type) -> Any:
+    """``value``, with config nodes of other classes turned into ``cls`` at every depth."""
+    if not isinstance(value, _YacsCfgNode) or isinstance(value, cls):
+        return value
+    node = cls(new_allowed=value.is_new_allowed())
+    for key, item in value.items():
+        node[key] = _converted(item, cls)
+    return node
 
 
 def _leaves(node: _YacsCfgNode, prefix: str = ""):

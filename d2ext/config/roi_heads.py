@@ -1,7 +1,18 @@
+"""Keys that the region-based heads add to Detectron2's own."""
+
 from detectron2.config import CfgNode as CN
 
 __all__ = ["add_roi_heads_config"]
 
 
 def add_roi_heads_config(cfg: CN) -> None:
-    """Add the keys of this area to ``cfg``, in place."""
+    """Add the keys of the region-based heads to ``cfg``, in place."""
+    # One of softmax, bce, focal, efl. All but softmax make the classes independent; Detectron2's
+    # USE_SIGMOID_CE with softmax here means bce.
+    # MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE gains iou and harmonic_iou.
+    cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS = "softmax"
+    cfg.MODEL.ROI_BOX_HEAD.FOCAL_LOSS_ALPHA = 0.25
+    cfg.MODEL.ROI_BOX_HEAD.FOCAL_LOSS_GAMMA = 2.0
+    # Score of every class at the start of training, for the losses with independent classes;
+    # 0 leaves the bias at 0 (a score of 0.5), as Detectron2 does.
+    cfg.MODEL.ROI_BOX_HEAD.PRIOR_PROB = 0.0

@@ -1,0 +1,38 @@
+"""Losses that own state, and the criterion that composes them."""
+
+from .box_losses import BoxLoss, CIoULoss, DIoULoss, GIoULoss, IoULoss, SmoothL1Loss
+from .build import build_box_loss, build_cls_loss, build_criterion
+from .cls_losses import BCELoss, ClsLoss, FocalLoss, QualityFocalLoss, SoftmaxLoss
+from .criterion import CoupledTerms, Criterion
+from .equalized_focal import EqualizedFocalLoss, EqualizedQualityFocalLoss, frequency_groups
+from .normalizers import NORMALIZER_REGISTRY, EMANormalizer, PositiveNormalizer
+from .positives import Positives
+from .registry import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
+
+__all__ = [
+    "BOX_LOSS_REGISTRY",
+    "BCELoss",
+    "BoxLoss",
+    "CIoULoss",
+    "CLS_LOSS_REGISTRY",
+    "ClsLoss",
+    "CoupledTerms",
+    "Criterion",
+    "DIoULoss",
+    "EMANormalizer",
+    "EqualizedFocalLoss",
+    "EqualizedQualityFocalLoss",
+    "FocalLoss",
+    "GIoULoss",
+    "IoULoss",
+    "NORMALIZER_REGISTRY",
+    "PositiveNormalizer",
+    "Positives",
+    "QualityFocalLoss",
+    "SmoothL1Loss",
+    "SoftmaxLoss",
+    "build_box_loss",
+    "build_cls_loss",
+    "build_criterion",
+    "frequency_groups",
+]

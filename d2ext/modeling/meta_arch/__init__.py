@@ -1,0 +1,7 @@
+"""Detectors."""
+
+from .atss import ATSS
+from .fcos import ExtFCOS
+from .retinanet import ExtRetinaNet
+
+__all__ = ["ATSS", "ExtFCOS", "ExtRetinaNet"]

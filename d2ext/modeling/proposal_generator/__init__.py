@@ -1,0 +1,5 @@
+"""Proposal generators."""
+
+from .rpn import ExtRPN
+
+__all__ = ["ExtRPN"]

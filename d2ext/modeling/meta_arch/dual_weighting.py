@@ -1,0 +1,263 @@
+"""DualWeightingFCOS: a detector trained with positive and negative weights instead of labels.
+
+Li, He, Li, Zhang: "A Dual Weighting Label Assignment Scheme for Object Detection", CVPR 2022.
+
+Shapes: N images, P points of all levels, C classes.
+"""
+
+from typing import Any, Dict, List, Tuple
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.backbone import Backbone
+from detectron2.modeling.box_regression import Box2BoxTransformLinear
+from detectron2.modeling.meta_arch.fcos import FCOS
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import nn
+
+from d2ext.ops.dual_weighting import DualWeightingConstants, dual_weighting_losses
+
+from ..reduce import reduce_mean
+from .dense import ExtDenseMixin
+from .dual_weighting_head import DualWeightingHead
+from .fcos import select_features
+
+__all__ = ["DualWeightingFCOS"]
+
+# Steps between two records of a number that lives on the device: reading it makes the host wait.
+RECORD_PERIOD = 20
+
+
+@META_ARCH_REGISTRY.register()
+class DualWeightingFCOS(FCOS):
+    """DW on FCOS: no point is labelled, each (point, object) pair gets two weights.
+
+    See :mod:`d2ext.ops.dual_weighting` for the loss and
+    :class:`~d2ext.modeling.meta_arch.dual_weighting_head.DualWeightingHead` for the predictions.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: nn.Module,
+        head_in_features: List[str],
+        num_classes: int,
+        constants: DualWeightingConstants = DualWeightingConstants(),
+        test_score_thresh: float = 0.05,
+        test_topk_candidates: int = 1000,
+        test_nms_thresh: float = 0.6,
+        max_detections_per_image: int = 100,
+        pixel_mean: Tuple[float, ...],
+        pixel_std: Tuple[float, ...],
+    ):
+        """
+        Args:
+            head: gives class logits, distances in pixels and objectness logits of each level.
+            constants: all constants of the weights and losses.
+            test_score_thresh: compared with class score times objectness.
+
+            The other arguments are those of Detectron2's ``FCOS``.
+        """
+        super().__init__(
+            backbone=backbone,
+            head=head,
+            head_in_features=head_in_features,
+            box2box_transform=Box2BoxTransformLinear(normalize_by_size=False),
+            num_classes=num_classes,
+            test_score_thresh=test_score_thresh,
+            test_topk_candidates=test_topk_candidates,
+            test_nms_thresh=test_nms_thresh,
+            max_detections_per_image=max_detections_per_image,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+        )
+        self.constants = constants
+
+    @classmethod
+    def from_config(cls, cfg) -> Dict[str, Any]:
+        _refuse_other_losses(cfg)
+        node = cfg.MODEL.DW
+        backbone = build_backbone(cfg)
+        shapes = select_features(backbone, node.IN_FEATURES, "MODEL.DW.IN_FEATURES")
+        head = DualWeightingHead(
+            input_shape=shapes,
+            num_classes=node.NUM_CLASSES,
+            conv_dims=[shapes[0].channels] * node.NUM_CONVS,
+            norm=node.NORM,
+            prior_prob=node.PRIOR_PROB,
+            box_bias=node.BOX_BIAS,
+            refine=node.REFINE_BOXES,
+            deform_last_conv=node.DEFORM_LAST_CONV,
+        )
+        constants = DualWeightingConstants(
+            soft_prior=node.SOFT_PRIOR,
+            prior_sigma=node.PRIOR_SIGMA,
+            prior_threshold=node.PRIOR_THRESHOLD,
+            t_metric=node.T_METRIC,
+            beta=node.BETA,
+            mu=node.MU,
+            mu_norm=node.MU_NORM,
+            neg_metric=node.NEG_METRIC,
+            gamma1=node.GAMMA1,
+            neg_iou=node.NEG_IOU,
+            gamma2=node.GAMMA2,
+            neg_conflict=node.NEG_CONFLICT,
+            pos_loss_weight=node.POS_LOSS_WEIGHT,
+            loc_loss_weight=node.LOC_LOSS_WEIGHT,
+        )
+        return {
+            "backbone": backbone,
+            "head": head,
+            "head_in_features": list(node.IN_FEATURES),
+            "num_classes": node.NUM_CLASSES,
+            "constants": constants,
+            "test_score_thresh": node.SCORE_THRESH_TEST,
+            "test_topk_candidates": node.TOPK_CANDIDATES_TEST,
+            "test_nms_thresh": node.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    def weighting_inputs(
+        self,
+        features: List[torch.Tensor],
+        predictions: List[List[torch.Tensor]],
+        gt_instances: List[Instances],
+    ) -> Dict[str, Any]:
+        """Arguments of :func:`dual_weighting_losses` and :func:`dual_weights` for a batch.
+
+        Args:
+            features: maps of the head's levels, of which only the sizes matter.
+            predictions: what the head gives.
+            gt_instances: the objects of each image.
+        """
+        logits, ltrb, objectness = (
+            torch.cat(p, dim=1)
+            for p in self._transpose_dense_predictions(predictions, [self.num_classes, 4, 1])
+        )
+        anchors = Boxes.cat(self.anchor_generator(features))
+        points = anchors.get_centers()  # (P, 2)
+        ltrb = ltrb.float()
+        return {
+            "points": points,
+            # FCOS' anchors are squares whose side is the level's stride.
+            "strides": anchors.tensor[:, 2] - anchors.tensor[:, 0],
+            "cls_logits": logits,
+            "obj_logits": objectness.squeeze(dim=2),
+            "pred_boxes": torch.cat((points - ltrb[..., :2], points + ltrb[..., 2:]), dim=-1),
+            "gt_boxes": [x.gt_boxes.tensor for x in gt_instances],
+            "gt_classes": [x.gt_classes for x in gt_instances],
+        }
+
+    def forward_training(
+        self,
+        images: ImageList,
+        features: List[torch.Tensor],
+        predictions: List[List[torch.Tensor]],
+        gt_instances: List[Instances],
+    ) -> Dict[str, torch.Tensor]:
+        """``loss_cls_pos``, ``loss_cls_neg`` and ``loss_loc``, ready to be summed."""
+        inputs = self.weighting_inputs(features, predictions, gt_instances)
+        return self.losses(**inputs)
+
+    def losses(self, **inputs: Any) -> Dict[str, torch.Tensor]:
+        """The losses of what :meth:`weighting_inputs` returns, divided by their normalisers."""
+        out = dual_weighting_losses(**inputs, **vars(self.constants))
+        # The mean over ranks comes before the floor of 1, and in one message.
+        sums = torch.stack((out["num_gt"], out["neg_norm"]))
+        num_gt, neg_norm = reduce_mean(sums).clamp(min=1).unbind()
+        self._record(len(inputs["gt_boxes"]), inputs["gt_classes"], neg_norm)
+        return {
+            "loss_cls_pos": out["loss_cls_pos"] / num_gt,
+            "loss_cls_neg": out["loss_cls_neg"] / neg_norm,
+            "loss_loc": out["loss_loc"] / num_gt,
+        }
+
+    def _record(
+        self, num_images: int, gt_classes: List[torch.Tensor], neg_norm: torch.Tensor
+    ) -> None:
+        """Put the normalisers into the event storage.
+
+        ``loss_cls_neg`` rises and falls with its divisor, so it says little without it.
+        """
+        if not has_event_storage():
+            return
+        storage = get_event_storage()
+        storage.put_scalar("dw/num_gt", sum(len(c) for c in gt_classes) / num_images)
+        if storage.iter % RECORD_PERIOD == 0:
+            storage.put_scalar("dw/neg_norm", float(neg_norm))
+
+    def forward_inference(
+        self,
+        images: ImageList,
+        features: List[torch.Tensor],
+        predictions: List[List[torch.Tensor]],
+    ) -> List[Instances]:
+        """Detections of each image, in network-input pixels."""
+        logits, ltrb, objectness = self._transpose_dense_predictions(
+            predictions, [self.num_classes, 4, 1]
+        )
+        anchors = self.anchor_generator(features)
+        # FCOS takes the square root of the product, and thresholds accordingly.
+        scores = [x.float().sigmoid() * y.float().sigmoid() for x, y in zip(logits, objectness)]
+        return [
+            self.inference_single_image(
+                anchors, [s[i] for s in scores], [d[i] for d in ltrb], image_size
+            )
+            for i, image_size in enumerate(images.image_sizes)
+        ]
+
+    def _decode_per_level_predictions(
+        self, anchors, pred_scores, pred_deltas, score_thresh, topk_candidates, image_size
+    ) -> Instances:
+        """The best pairs of a level, clipped to the image.
+
+        Detectron2 clips after NMS. Overlaps of boxes that reach beyond the image are others then,
+        so NMS keeps others.
+        """
+        result = ExtDenseMixin._decode_per_level_predictions(
+            self, anchors, pred_scores, pred_deltas, score_thresh, topk_candidates, image_size
+        )
+        height, width = image_size
+        x1, y1, x2, y2 = result.pred_boxes.tensor.unbind(dim=1)
+        result.pred_boxes = Boxes(
+            torch.stack(
+                (
+                    x1.clamp(min=0, max=width),
+                    y1.clamp(min=0, max=height),
+                    x2.clamp(min=0, max=width),
+                    y2.clamp(min=0, max=height),
+                ),
+                dim=1,
+            )
+        )
+        return result
+
+
+def _refuse_other_losses(cfg: Any) -> None:
+    """DW is the assignment and the loss in one; what would replace one half is refused."""
+    dense = cfg.MODEL.DENSE
+    set_keys = [
+        key
+        for key, is_set in (
+            ("MODEL.DENSE.CLS_LOSS", dense.CLS_LOSS != "focal"),
+            ("MODEL.DENSE.BOX_LOSS", dense.BOX_LOSS != ""),
+            ("MODEL.DENSE.NORMALIZER", dense.NORMALIZER != ""),
+            ("MODEL.HARMONIC.ENABLED", cfg.MODEL.HARMONIC.ENABLED and cfg.MODEL.HARMONIC.ON_DENSE),
+            (
+                "MODEL.SAMPLING_FREE.ENABLED",
+                cfg.MODEL.SAMPLING_FREE.ENABLED and cfg.MODEL.SAMPLING_FREE.ON_DENSE,
+            ),
+        )
+        if is_set
+    ]
+    if set_keys:
+        raise ValueError(
+            f"DualWeightingFCOS has losses of its own, which {set_keys[0]} cannot change; leave "
+            "that key at its default, or set MODEL.META_ARCHITECTURE to ExtFCOS or ATSS."
+        )

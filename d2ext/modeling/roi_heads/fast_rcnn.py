@@ -1,0 +1,155 @@
+"""Detectron2's box predictor with the shared criterion.
+
+Shapes: R proposals of all images, K of them positive, C classes; class logits are (R, C + 1) with
+the background last.
+"""
+
+import math
+from typing import Any, Dict, List, Tuple
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import cat
+from detectron2.modeling.roi_heads.fast_rcnn import (
+    FastRCNNOutputLayers,
+    _log_classification_stats,
+)
+from detectron2.structures import Instances
+from torch import nn
+
+from ..losses.build import build_criterion
+from ..losses.criterion import Criterion
+from ..losses.positives import Positives
+
+__all__ = ["ExtFastRCNNOutputLayers"]
+
+
+class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
+    """Box predictor whose losses are slots.
+
+    With the default config it computes what upstream computes and has its state-dict keys.
+    """
+
+    @configurable
+    def __init__(
+        self, input_shape: Any, *, criterion: Criterion, prior_prob: float = 0.0, **kwargs
+    ):
+        """
+        Args:
+            input_shape: shape of the features of a region.
+            criterion: class and box loss of all proposals.
+            prior_prob: score of every class at the start, for losses with independent classes;
+                0 leaves the bias at 0.
+            kwargs: arguments of Detectron2's ``FastRCNNOutputLayers``. Its box loss type is not
+                used: the criterion holds its own. ``use_sigmoid_ce`` follows the class loss.
+        """
+        sigmoid = criterion.cls_loss.sigmoid
+        if kwargs.get("use_fed_loss") and not sigmoid:
+            raise ValueError(
+                "MODEL.ROI_BOX_HEAD.USE_FED_LOSS needs independent classes; set "
+                "MODEL.ROI_BOX_HEAD.CLS_LOSS to bce or focal."
+            )
+        super().__init__(input_shape, **{**kwargs, "use_sigmoid_ce": sigmoid})
+        self.criterion = criterion
+        if prior_prob:
+            if not 0 < prior_prob < 1 or not sigmoid:
+                raise ValueError(
+                    "MODEL.ROI_BOX_HEAD.PRIOR_PROB must lie between 0 and 1 and needs a CLS_LOSS "
+                    "with independent classes (bce, focal, efl)."
+                )
+            nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        args = super().from_config(cfg, input_shape)
+        node = cfg.MODEL.ROI_BOX_HEAD
+        cls_loss = node.CLS_LOSS
+        if node.USE_SIGMOID_CE and cls_loss == "softmax":
+            cls_loss = "bce"  # a config written for Detectron2
+        args["criterion"] = build_criterion(
+            cfg,
+            place="roi",
+            cls_loss=cls_loss,
+            box_loss=node.BBOX_REG_LOSS_TYPE,
+            num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            alpha=node.FOCAL_LOSS_ALPHA,
+            gamma=node.FOCAL_LOSS_GAMMA,
+            smooth_l1_beta=node.SMOOTH_L1_BETA,
+        )
+        args["prior_prob"] = node.PRIOR_PROB
+        return args
+
+    def losses(
+        self, predictions: Tuple[torch.Tensor, torch.Tensor], proposals: List[Instances]
+    ) -> Dict[str, torch.Tensor]:
+        """
+        Args:
+            predictions: class logits (R, C + 1) and deltas (R, 4 C) or (R, 4).
+            proposals: of each image, with ``proposal_boxes``, ``gt_classes`` and, unless the
+                image has no object, ``gt_boxes``.
+
+        Returns:
+            ``loss_cls`` and ``loss_box_reg``.
+        """
+        logits, deltas = predictions
+        labels = (
+            cat([p.gt_classes for p in proposals], dim=0)
+            if len(proposals)
+            else torch.empty(0, dtype=torch.long, device=logits.device)
+        )
+        _log_classification_stats(logits, labels)
+        positives = self._gather_positives(deltas, labels, proposals)
+        # All proposals, not the positive ones, so that each positive counts the same whether it
+        # is alone in its batch or one of a hundred.
+        normalizer = max(labels.numel(), 1.0)
+        losses = self.criterion(
+            *self._columns(logits, labels),
+            positives,
+            cls_normalizer=normalizer,
+            box_normalizer=normalizer,
+        )
+        names = {"cls": "loss_cls", "box": "loss_box_reg"}
+        losses = {names.get(k, f"loss_{k}"): v for k, v in losses.items()}
+        return {k: v * self.loss_weight.get(k, 1.0) for k, v in losses.items()}
+
+    def _gather_positives(self, deltas, labels, proposals: List[Instances]) -> Positives:
+        index = ((labels >= 0) & (labels < self.num_classes)).nonzero().squeeze(1)
+        if len(proposals):
+            priors = cat([p.proposal_boxes.tensor for p in proposals], dim=0)
+            # An image without objects has no gt_boxes; its proposals are all negative, and their
+            # own boxes stand in for what nobody reads.
+            boxes = cat(
+                [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
+            )
+        else:
+            priors = boxes = deltas.new_empty((0, 4))
+        if deltas.shape[1] == 4:
+            fg_deltas = deltas[index]
+        else:
+            fg_deltas = deltas.view(-1, self.num_classes, 4)[index, labels[index]]
+        return Positives(
+            index=index,
+            deltas=fg_deltas,
+            priors=priors[index],
+            boxes=boxes[index],
+            transform=self.box2box_transform,
+        )
+
+    def _columns(self, logits, labels) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Logits and labels for the class loss: all classes, or those of a federated loss."""
+        if not self.criterion.cls_loss.sigmoid:
+            return logits, labels
+        logits = logits[:, :-1]
+        if not self.use_fed_loss or logits.numel() == 0:
+            return logits, labels
+        chosen = self.get_fed_loss_classes(
+            labels,
+            num_fed_loss_classes=self.fed_loss_num_classes,
+            num_classes=self.num_classes,
+            weight=self.fed_loss_cls_weights,
+        )
+        # The background may be among them; it has no column and stays the last label.
+        chosen = chosen[chosen < self.num_classes]
+        new_label = labels.new_full((self.num_classes + 1,), len(chosen))
+        new_label[chosen] = torch.arange(len(chosen), device=labels.device)
+        return logits[:, chosen], torch.where(labels < 0, labels, new_label[labels.clamp(min=0)])

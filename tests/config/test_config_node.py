@@ -1,0 +1,105 @@
+"""Misspelt keys are answered with the nearest ones, and YAML never runs code."""
+
+import pytest
+
+from d2ext import get_cfg
+from d2ext.config.node import nearest_keys
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("MODEL.RETINANET.NUM_CLASES", "MODEL.RETINANET.NUM_CLASSES"),
+        ("SOLVER.BASELR", "SOLVER.BASE_LR"),
+        ("BASE_LR", "SOLVER.BASE_LR"),
+        ("MODEL.DENSE.CLASS_LOSS", "MODEL.DENSE.CLS_LOSS"),
+    ],
+)
+def test_override_typo_names_the_key(typo, meant):
+    with pytest.raises(KeyError, match=f"no config key {typo}.*{meant}"):
+        get_cfg().merge_from_list([typo, 1])
+
+
+def test_file_typo_names_the_key(tmp_path):
+    path = write(tmp_path, "a.yaml", "MODEL:\n  FCOS:\n    NUM_CLASSE: 3\n")
+    with pytest.raises(KeyError, match="MODEL.FCOS.NUM_CLASSE.*MODEL.FCOS.NUM_CLASSES"):
+        get_cfg().merge_from_file(path)
+
+
+def test_odd_overrides_and_missing_file():
+    with pytest.raises(ValueError, match="KEY VALUE pairs"):
+        get_cfg().merge_from_list(["SOLVER.BASE_LR"])
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+        get_cfg().merge_from_file("nowhere.yaml")
+
+
+def test_a_right_key_still_works_and_keeps_its_type():
+    cfg = get_cfg()
+    cfg.merge_from_list(["SOLVER.BASE_LR", "0.5", "MODEL.DENSE.CLS_LOSS", "bce"])
+    assert cfg.SOLVER.BASE_LR == 0.5 and cfg.MODEL.DENSE.CLS_LOSS == "bce"
+    assert type(cfg.clone()) is type(cfg)
+    with pytest.raises(ValueError, match="mismatch"):
+        cfg.merge_from_list(["SOLVER.BASE_LR", "fast"])
+
+
+def test_bases_are_merged_in_order(tmp_path):
+    write(tmp_path, "one.yaml", "SOLVER:\n  BASE_LR: 1.0\n  MAX_ITER: 7\n")
+    write(tmp_path, "two.yaml", "SOLVER:\n  BASE_LR: 2.0\n")
+    top = write(tmp_path, "top.yaml", '_BASE_: ["one.yaml", "two.yaml"]\nSOLVER:\n  GAMMA: 0.3\n')
+    cfg = get_cfg()
+    cfg.merge_from_file(top)
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.SOLVER.GAMMA) == (2.0, 7, 0.3)
+
+
+def test_base_loop_is_refused(tmp_path):
+    write(tmp_path, "a.yaml", "_BASE_: b.yaml\n")
+    path = write(tmp_path, "b.yaml", "_BASE_: a.yaml\n")
+    with pytest.raises(ValueError, match="remove the loop"):
+        get_cfg().merge_from_file(path)
+
+
+@pytest.mark.parametrize("through_base", [False, True])
+def test_yaml_runs_no_code(tmp_path, through_base):
+    marker = tmp_path / "marker"
+    evil = f'OUTPUT_DIR: !!python/object/apply:os.system ["touch {marker}"]\n'
+    path = write(tmp_path, "evil.yaml", evil)
+    if through_base:
+        path = write(tmp_path, "top.yaml", "_BASE_: evil.yaml\n")
+    with pytest.raises(ValueError, match="not plain YAML"):
+        get_cfg().merge_from_file(path, allow_unsafe=True)
+    assert not marker.exists()
+
+
+def test_nearest_keys_prefers_an_equal_last_word():
+    known = ["A.GAMMA", "B.DELTA", "B.GAMMAS"]
+    assert nearest_keys("B.GAMMA", known)[0] == "A.GAMMA"
+    assert nearest_keys("ZZZ", known) == []
+
+
+def test_a_users_own_section_takes_yaml(tmp_path):
+    from detectron2.config import CfgNode as UpstreamNode
+
+    cfg = get_cfg()
+    cfg.MODEL.MINE = UpstreamNode()
+    cfg.MODEL.MINE.SIZE = 3
+    cfg.MODEL.FREE = UpstreamNode(new_allowed=True)
+    text = "MODEL:\n  MINE:\n    SIZE: 5\n  FREE:\n    any_name: 2.0\n"
+    cfg.merge_from_file(write(tmp_path, "mine.yaml", text))
+    assert cfg.MODEL.MINE.SIZE == 5 and cfg.MODEL.FREE.any_name == 2.0
+
+
+def test_keys_can_be_added_to_an_upstream_config():
+    from detectron2.config import get_cfg as upstream_cfg
+
+    from d2ext import add_d2ext_config
+
+    cfg = upstream_cfg()
+    add_d2ext_config(cfg)
+    cfg.merge_from_list(["MODEL.FCOS.NUM_CLASSES", 4])
+    assert cfg.MODEL.FCOS.NUM_CLASSES == 4

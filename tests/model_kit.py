@@ -1,0 +1,100 @@
+"""Small configs, seeded batches and comparisons that the tests of models share."""
+
+import numpy as np
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from d2ext import get_cfg
+
+DENSE_NODES = ("RETINANET", "FCOS", "ATSS", "DW")
+
+
+def shrink(cfg, num_classes=3):
+    """Make any detector's config small enough for a CPU test, in place."""
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.RESNETS.NUM_GROUPS = 1
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 64
+    cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * 4
+    cfg.MODEL.FPN.OUT_CHANNELS = 32
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 4
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 16
+    cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION = 4
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 60
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 60
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 32
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+    cfg.MODEL.RETINANET.NUM_CONVS = 1
+    for name in DENSE_NODES:
+        node = cfg.MODEL.get(name)
+        for key, value in (("NUM_CLASSES", num_classes), ("NUM_CONVS", 1)):
+            if node is not None and key in node:
+                node[key] = value
+    return cfg
+
+
+def small_cfg(path=None, overrides=(), num_classes=3):
+    """The config file at ``path`` (or none), shrunk, with overrides."""
+    cfg = get_cfg()
+    if path is not None:
+        cfg.merge_from_file(str(path))
+    shrink(cfg, num_classes)
+    cfg.merge_from_list(list(overrides))
+    return cfg
+
+
+def make_batch(counts=(3, 2), size=96, num_classes=3, seed=0, masks=False):
+    """One image for each entry of ``counts``, with that many objects."""
+    rng = np.random.RandomState(seed)
+    batch = []
+    for i, count in enumerate(counts):
+        height, width = size, size + 32 * (i % 2)
+        xy = rng.rand(count, 2) * [width * 0.6, height * 0.6]
+        wh = 8 + rng.rand(count, 2) * [width * 0.4 - 8, height * 0.4 - 8]
+        instances = Instances((height, width))
+        boxes = torch.as_tensor(np.concatenate([xy, xy + wh], axis=1), dtype=torch.float32)
+        instances.gt_boxes = Boxes(boxes.reshape(-1, 4))
+        instances.gt_classes = torch.as_tensor(rng.randint(0, num_classes, count)).long()
+        if masks:
+            grid_y, grid_x = np.mgrid[:height, :width]
+            filled = [(grid_x >= b[0]) & (grid_x < b[2]) & (grid_y >= b[1]) & (grid_y < b[3])
+                      for b in boxes.numpy()]  # fmt: skip
+            stack = np.stack(filled) if count else np.zeros((0, height, width), bool)
+            instances.gt_masks = BitMasks(torch.as_tensor(stack))
+        image = torch.as_tensor(rng.randint(0, 256, (3, height, width)), dtype=torch.uint8)
+        batch.append({"image": image, "instances": instances, "height": height, "width": width})
+    return batch
+
+
+def build(cfg, seed=0):
+    """A model with seeded weights."""
+    torch.manual_seed(seed)
+    return build_model(cfg)
+
+
+def train_step(model, batch, seed=0):
+    """Losses of one training forward and the gradient of every parameter of their sum."""
+    model.train()
+    model.zero_grad()
+    torch.manual_seed(seed)
+    with EventStorage():
+        losses = model(batch)
+    sum(losses.values()).backward()
+    grads = {
+        name: p.grad.clone()
+        for name, p in model.named_parameters()
+        if p.requires_grad and p.grad is not None
+    }
+    return {k: v.detach() for k, v in losses.items()}, grads
+
+
+def relative_error(actual, expected):
+    """Largest difference over the largest entry of ``expected``."""
+    top = float(expected.abs().max()) if expected.numel() else 0.0
+    difference = float((actual - expected).abs().max()) if expected.numel() else 0.0
+    return difference / top if top > 0 else difference
