@@ -36,8 +36,9 @@ class LossWeighting:
 
     Attributes:
         last_update: what the last full window gave, by name; empty before the first.
-        num_updates: full windows that changed a weight.
-        windows_since_update: full windows since a weight last changed.
+        num_observed: pairs seen.
+        num_windows: windows that were full.
+        num_updates: those of them that changed a weight.
     """
 
     #: Settings that a saved state must share with the object it is loaded into.
@@ -55,8 +56,8 @@ class LossWeighting:
         self.interval = int(interval)
         self.start_iter = int(start_iter)
         self.num_observed = 0
+        self.num_windows = 0
         self.num_updates = 0
-        self.windows_since_update = 0
         self.last_update: Dict[str, float] = {}
         self._window: List[Tuple[float, float]] = []
 
@@ -91,8 +92,8 @@ class LossWeighting:
             if len(self._window) == self.interval:
                 changed = self._close([c for c, _ in self._window], [b for _, b in self._window])
                 self._window = []
+                self.num_windows += 1
                 self.num_updates += int(changed)
-                self.windows_since_update = 0 if changed else self.windows_since_update + 1
         return self.weights[0]
 
     def _record(self, raw_cls: float, raw_box: float) -> Tuple[float, float]:
@@ -110,8 +111,8 @@ class LossWeighting:
             "kind": type(self).__name__,
             "settings": {name: getattr(self, name) for name in self._settings},
             "num_observed": self.num_observed,
+            "num_windows": self.num_windows,
             "num_updates": self.num_updates,
-            "windows_since_update": self.windows_since_update,
             "last_update": dict(self.last_update),
             "window_cls": [c for c, _ in self._window],
             "window_box": [b for _, b in self._window],
@@ -138,7 +139,7 @@ class LossWeighting:
                 f"but the configuration asks for {type(self).__name__} with {settings}; resume "
                 "with the settings of the saved run."
             )
-        for name in ("num_observed", "num_updates", "windows_since_update", *self._state):
+        for name in ("num_observed", "num_windows", "num_updates", *self._state):
             setattr(self, name, state[name])
         self.last_update = dict(state["last_update"])
         pairs = zip(state["window_cls"], state["window_box"])

@@ -1,0 +1,262 @@
+"""The hook that weighs the losses: static weights by name, and weights that follow the losses.
+
+It sees a dictionary of named losses between forward and backward and nothing of the model, so any
+model that Detectron2 can train is good for it.
+
+Shapes: S observed losses (a classification and a box entry for each group), W recorded steps.
+"""
+
+import logging
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage, has_event_storage
+
+from d2ext.modeling.reduce import reduce_mean
+from d2ext.ops.loss_weights import (
+    AdaptiveLossWeight,
+    DynamicWeightAverage,
+    LossWeighting,
+    UncertaintyWeight,
+)
+
+from .base import HookBase
+from .loss_groups import LossGroup, check_static_weights, find_groups, static_weights
+
+__all__ = ["LossWeights", "build_loss_weights", "build_weighting"]
+
+logger = logging.getLogger(__name__)
+
+
+class LossWeights(HookBase):
+    """Multiplies named losses by static and by adaptive weights before they are summed.
+
+    Adaptive weights are measured on the losses after the static ones. They are numbers, not
+    tensors: no gradient goes through them, and the gradient of a loss is scaled exactly.
+
+    Every step takes one reduction of a few numbers over the ranks, and the numbers stay on the
+    device; the host reads them when a window closes, i.e. when a weight may change. As the
+    trainer calls :meth:`on_losses` in training steps only, no evaluation, validation loss or
+    PreciseBN pass is ever counted. With gradient accumulation each micro-step counts as one.
+
+    Args:
+        static: weights by pattern of loss names.
+        make_weighting: makes the state machine of a group; None: static weights only.
+        groups: which losses are weighed against each other; see
+            :func:`~d2ext.engine.hooks.loss_groups.find_groups`.
+        sync: measure the mean over ranks, so that all ranks have the same weights; otherwise each
+            has its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        static: Optional[Mapping[str, float]] = None,
+        make_weighting: Optional[Callable[[], LossWeighting]] = None,
+        groups: Sequence[str] = ("auto",),
+        sync: bool = True,
+    ):
+        self.static = dict(static or {})
+        check_static_weights(self.static)
+        self.make_weighting = make_weighting
+        self.wanted = tuple(groups)
+        self.sync = sync
+        # Weights that differ among ranks are saved by each rank.
+        self.per_rank_state = not sync
+        self.groups: Dict[LossGroup, LossWeighting] = {}
+        self._factors: Dict[str, float] = {}
+        self._static_names: Optional[tuple] = None
+        self._pending: List[torch.Tensor] = []
+        self._until_close = 1
+        self._saved: Optional[Dict[str, Any]] = None
+        self._warned: set = set()
+
+    @property
+    def weights(self) -> Dict[str, float]:
+        """The adaptive weight of each loss that has one."""
+        return {
+            name: weight
+            for group, machine in self.groups.items()
+            for names, weight in zip((group.cls, group.box), machine.weights)
+            for name in names
+        }
+
+    def on_losses(self, loss_dict: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+        """Weigh the losses of a forward pass, and record them."""
+        losses = dict(loss_dict)
+        for name, weight in self._static(tuple(losses)).items():
+            losses[name] = losses[name] * weight
+        if self.make_weighting is None:
+            return losses
+        if not self.groups:
+            self._find_groups(list(losses))
+        raw = self._observe(losses)
+        for name, weight in self.weights.items():
+            if weight != 1.0:
+                losses[name] = losses[name] * weight
+        # After weighing: what closes a window changes the weights from the next step on.
+        self._pending.append(raw)
+        if len(self._pending) >= self._until_close:
+            self._flush()
+        return losses
+
+    def _static(self, names: tuple) -> Dict[str, float]:
+        if names != self._static_names:
+            # A model may leave out a loss in later steps; only at first is that a wrong pattern.
+            first = self._static_names is None
+            self._factors = static_weights(self.static, names, strict=first)
+            self._static_names = names
+        return self._factors
+
+    def _find_groups(self, names: List[str]) -> None:
+        found = find_groups(self.wanted, names)
+        self.groups = {group: self.make_weighting() for group in found}
+        logger.info(
+            "Adaptive loss weights: "
+            + "; ".join(f"{g.name}: {' + '.join(g.cls)} / {' + '.join(g.box)}" for g in found)
+        )
+        self._restore()
+        self._until_close = min(m.remaining for m in self.groups.values())
+
+    @torch.no_grad()
+    def _observe(self, losses: Dict[str, torch.Tensor]) -> torch.Tensor:
+        """The groups' losses as one vector on the device: (S,), float32, mean over ranks."""
+        sums = []
+        for group in self.groups:
+            for side in (group.cls, group.box):
+                missing = [name for name in side if name not in losses]
+                if missing:
+                    raise KeyError(
+                        f"The loss {missing[0]}, which group '{group.name}' of SOLVER.ALWA.GROUPS "
+                        f"needs, is missing in this step; its losses are {', '.join(losses)}."
+                    )
+                parts = [losses[name].detach().float().reshape(()) for name in side]
+                sums.append(parts[0] if len(parts) == 1 else torch.stack(parts).sum())
+        raw = torch.stack(sums)
+        return reduce_mean(raw) if self.sync and comm.get_world_size() > 1 else raw
+
+    def _flush(self) -> None:
+        """Hand the recorded steps to the state machines; the only place where the host waits."""
+        if self._pending:
+            rows = torch.stack(self._pending).tolist()  # (W, S)
+            self._pending = []
+            for index, (group, machine) in enumerate(self.groups.items()):
+                updates, windows = machine.num_updates, machine.num_windows
+                for row in rows:
+                    machine.observe(row[2 * index], row[2 * index + 1])
+                if machine.num_windows != windows:
+                    self._log(group, machine, fired=machine.num_updates != updates)
+        self._until_close = min(m.remaining for m in self.groups.values())
+
+    def _log(self, group: LossGroup, machine: LossWeighting, fired: bool) -> None:
+        values = {"w_cls": machine.weights[0], "w_box": machine.weights[1]}
+        values.update({"fired": float(fired), "updates": float(machine.num_updates)})
+        values.update({k: v for k, v in machine.last_update.items() if k != "fired"})
+        if has_event_storage():
+            storage = get_event_storage()
+            for name, value in values.items():
+                storage.put_scalar(f"alwa/{group.name}/{name}", value, smoothing_hint=False)
+        if machine.stuck and group.name not in self._warned:
+            self._warned.add(group.name)
+            logger.warning(
+                f"The weight of {' + '.join(group.cls)} is {machine.weights[0]:.3g} and unlikely "
+                "to rise again: statistics of the already weighted loss stay below those of the "
+                "box loss. An early transient does this; SOLVER.ALWA.STATS_ON raw, MIN_WEIGHT 0.1 "
+                "or a START_ITER after the warm-up helps."
+            )
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Plain numbers, lists and strings. No communication: rank 0 alone may be asked."""
+        if self.make_weighting is None:
+            return {}
+        if not self.groups:
+            return self._saved or {}
+        self._flush()
+        return {
+            "version": 1,
+            "groups": {group.name: m.state_dict() for group, m in self.groups.items()},
+        }
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        """Restore the weights, also inside of a window."""
+        self._saved = state_dict or None
+        if self.groups:
+            self._pending = []
+            self.groups = {group: self.make_weighting() for group in self.groups}
+            self._restore()
+            self._until_close = min(m.remaining for m in self.groups.values())
+
+    def _restore(self) -> None:
+        if self._saved is None or self.make_weighting is None:
+            return
+        saved = self._saved.get("groups", {})
+        for group, machine in self.groups.items():
+            if group.name not in saved:
+                logger.warning(
+                    f"The checkpoint has no loss weights for group '{group.name}' (it has "
+                    f"{', '.join(saved) or 'none'}); they start anew."
+                )
+                continue
+            try:
+                machine.load_state_dict(saved[group.name])
+            except ValueError as error:
+                logger.warning(f"{error} The window starts anew.")
+                if saved[group.name].get("kind") == type(machine).__name__:
+                    machine.load_state_dict(saved[group.name], strict=False)
+        self._saved = None
+
+
+def build_weighting(cfg: CfgNode) -> LossWeighting:
+    """The state machine that ``SOLVER.ALWA`` describes."""
+    node = cfg.SOLVER.ALWA
+    if node.METHOD == "alwa":
+        if node.STATS_ON == "raw" and node.COMPOSE == "multiply":
+            raise ValueError(
+                "SOLVER.ALWA.STATS_ON raw with COMPOSE multiply shrinks the weight by Y/X again in "
+                "every window, down to 0; use COMPOSE replace."
+            )
+        return AdaptiveLossWeight(
+            variant=node.VARIANT,
+            interval=node.INTERVAL,
+            stats_on=node.STATS_ON,
+            compose=node.COMPOSE,
+            min_weight=node.MIN_WEIGHT,
+            max_weight=node.MAX_WEIGHT,
+            start_iter=node.START_ITER,
+            init_cls=node.INIT_CLS,
+            init_box=node.INIT_BOX,
+        )
+    if node.METHOD == "uncertainty":
+        return UncertaintyWeight(
+            interval=node.INTERVAL,
+            lr=node.UNCERTAINTY_LR,
+            start_iter=node.START_ITER,
+            max_weight=node.UNCERTAINTY_MAX_WEIGHT,
+        )
+    if node.METHOD == "dwa":
+        return DynamicWeightAverage(
+            interval=node.INTERVAL, temperature=node.DWA_TEMPERATURE, start_iter=node.START_ITER
+        )
+    raise ValueError(
+        f"SOLVER.ALWA.METHOD is one of alwa, uncertainty and dwa, not '{node.METHOD}'."
+    )
+
+
+def build_loss_weights(cfg: CfgNode) -> Optional[LossWeights]:
+    """The hook for ``SOLVER.LOSS_WEIGHTS`` and ``SOLVER.ALWA``; None if both are off."""
+    node = cfg.SOLVER.ALWA
+    static = dict(cfg.SOLVER.LOSS_WEIGHTS)
+    if not node.ENABLED and not static:
+        return None
+    if node.SYNC not in ("mean", "none"):
+        raise ValueError(f"SOLVER.ALWA.SYNC is 'mean' or 'none', not '{node.SYNC}'.")
+    if node.ENABLED:
+        build_weighting(cfg)  # refuses bad settings now, not in the first step
+    return LossWeights(
+        static=static,
+        make_weighting=(lambda: build_weighting(cfg)) if node.ENABLED else None,
+        groups=list(node.GROUPS),
+        sync=node.SYNC == "mean",
+    )
