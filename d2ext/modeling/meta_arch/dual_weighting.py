@@ -5,7 +5,7 @@ Li, He, Li, Zhang: "A Dual Weighting Label Assignment Scheme for Object Detectio
 Shapes: N images, P points of all levels, C classes.
 """
 
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from detectron2.config import configurable
@@ -46,7 +46,7 @@ class DualWeightingFCOS(FCOS):
         head: nn.Module,
         head_in_features: List[str],
         num_classes: int,
-        constants: DualWeightingConstants = DualWeightingConstants(),
+        constants: Optional[DualWeightingConstants] = None,
         test_score_thresh: float = 0.05,
         test_topk_candidates: int = 1000,
         test_nms_thresh: float = 0.6,
@@ -57,7 +57,7 @@ class DualWeightingFCOS(FCOS):
         """
         Args:
             head: gives class logits, distances in pixels and objectness logits of each level.
-            constants: all constants of the weights and losses.
+            constants: all constants of the weights and losses; the authors' by default.
             test_score_thresh: compared with class score times objectness.
 
             The other arguments are those of Detectron2's ``FCOS``.
@@ -75,7 +75,7 @@ class DualWeightingFCOS(FCOS):
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
         )
-        self.constants = constants
+        self.constants = constants or DualWeightingConstants()
 
     @classmethod
     def from_config(cls, cfg) -> Dict[str, Any]:

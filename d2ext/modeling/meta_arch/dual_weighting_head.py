@@ -89,12 +89,13 @@ class DualWeightingHead(FCOSHead):
 
     def _distances(self, feature: torch.Tensor, level: int) -> torch.Tensor:
         # float32: half precision has steps of half a pixel at 1000 pixels.
-        raw = self.bbox_pred(feature).float()
+        raw = self.bbox_pred(feature)
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         stride = self.strides[level]
         ltrb = (self.scales[level] * raw).relu() * stride
         if self.reg_offset is None:
             return ltrb
-        return refine_boxes(ltrb, self.reg_offset(feature).float(), stride)
+        return refine_boxes(ltrb, self.reg_offset(feature), stride)
 
 
 def _deform_last_conv(tower: nn.Sequential) -> None:

@@ -1,0 +1,116 @@
+"""State dicts of the DW authors' released checkpoints, under the names of this package.
+
+Their detector is mmdetection's FCOS with a ResNet, an FPN and a head of its own.
+"""
+
+import re
+from typing import Dict, List, Tuple
+
+import torch
+
+__all__ = ["convert_dw_state_dict"]
+
+# Layers of the towers: conv, norm, ReLU, conv, ...
+_PER_CONV = 3
+_TOWERS = {"cls_convs": "cls_subnet", "reg_convs": "bbox_subnet"}
+_HEAD = {
+    "conv_cls": "cls_score",
+    "conv_reg": "bbox_pred",
+    "conv_centerness": "ctrness",
+    "reg_offset": "reg_offset",
+}
+_BACKBONE: List[Tuple[str, str]] = [
+    (r"^conv1\.", "stem.conv1."),
+    (r"^bn1\.", "stem.conv1.norm."),
+    (r"^layer(\d)\.(\d+)\.conv2\.conv_offset\.", r"res{0}.\2.conv2_offset."),
+    (r"^layer(\d)\.(\d+)\.conv(\d)\.", r"res{0}.\2.conv\3."),
+    (r"^layer(\d)\.(\d+)\.bn(\d)\.", r"res{0}.\2.conv\3.norm."),
+    (r"^layer(\d)\.(\d+)\.downsample\.0\.", r"res{0}.\2.shortcut."),
+    (r"^layer(\d)\.(\d+)\.downsample\.1\.", r"res{0}.\2.shortcut.norm."),
+]
+# The authors' constant centre prior; sigma is one float32 a class and axis.
+_PRIOR = {"center_prior.mean": 0.0, "center_prior.sigma": 1.11}
+
+
+def convert_dw_state_dict(state_dict: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+    """Rename the parameters of an authors' checkpoint for ``DualWeightingFCOS``.
+
+    Args:
+        state_dict: names starting with ``backbone.``, ``neck.`` or ``bbox_head.``.
+
+    Returns:
+        the same tensors, except that the factors of the levels are joined to one vector.
+
+    Raises:
+        ValueError: for a name that is none of the authors' model's, or a centre prior that was
+            trained.
+    """
+    converted: Dict[str, torch.Tensor] = {}
+    scales: Dict[int, torch.Tensor] = {}
+    for name, value in state_dict.items():
+        part, _, rest = name.partition(".")
+        if part == "bbox_head" and rest in _PRIOR:
+            _check_prior(name, value, _PRIOR[rest])
+        elif part == "bbox_head" and rest.startswith("scales."):
+            scales[int(rest.split(".")[1])] = value.reshape(())
+        else:
+            converted[_rename(name, part, rest)] = value
+    if scales:
+        converted["head.scales"] = torch.stack([scales[i] for i in sorted(scales)])
+    return converted
+
+
+def _check_prior(name: str, value: torch.Tensor, expected: float) -> None:
+    if not torch.allclose(value.float(), torch.full_like(value.float(), expected), atol=1e-6):
+        raise ValueError(
+            f"{name} is not {expected} throughout, so this checkpoint was trained with another "
+            "centre prior; set MODEL.DW.PRIOR_SIGMA to its sigma and drop the entry."
+        )
+
+
+def _rename(name: str, part: str, rest: str) -> str:
+    if part == "backbone":
+        new = _rename_backbone(rest)
+    elif part == "neck":
+        new = _rename_neck(rest)
+    elif part == "bbox_head":
+        new = _rename_head(rest)
+    else:
+        new = ""
+    if not new:
+        raise ValueError(
+            f"'{name}' is no parameter of the DW authors' detector; pass a checkpoint of theirs "
+            "(names start with backbone., neck. and bbox_head.)."
+        )
+    return new
+
+
+def _rename_backbone(rest: str) -> str:
+    for pattern, target in _BACKBONE:
+        match = re.match(pattern, rest)
+        if match:
+            if "{0}" in target:  # layer1 is res2
+                target = target.replace("{0}", str(int(match.group(1)) + 1))
+            return "backbone.bottom_up." + match.expand(target) + rest[match.end() :]
+    return ""
+
+
+def _rename_neck(rest: str) -> str:
+    match = re.match(r"^(lateral|fpn)_convs\.(\d+)\.conv\.(weight|bias)$", rest)
+    if not match:
+        return ""
+    kind, index, leaf = match.group(1), int(match.group(2)), match.group(3)
+    if kind == "lateral":
+        return f"backbone.fpn_lateral{index + 3}.{leaf}"
+    if index < 3:  # P3 to P5; the two after them make P6 and P7
+        return f"backbone.fpn_output{index + 3}.{leaf}"
+    return f"backbone.top_block.p{index + 3}.{leaf}"
+
+
+def _rename_head(rest: str) -> str:
+    match = re.match(r"^(cls_convs|reg_convs)\.(\d+)\.(conv|gn)\.(.+)$", rest)
+    if match:
+        tower, index = _TOWERS[match.group(1)], int(match.group(2)) * _PER_CONV
+        return f"head.{tower}.{index + (match.group(3) == 'gn')}.{match.group(4)}"
+    layer, _, leaf = rest.partition(".")
+    return f"head.{_HEAD[layer]}.{leaf}" if layer in _HEAD else ""
