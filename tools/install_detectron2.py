@@ -2,9 +2,9 @@
 """Install Detectron2 where no compiled build of it is at hand.
 
 Detectron2 is not published on any package index. If it can be imported already, this script
-leaves it alone. Otherwise it takes the unmodified-but-for-its-name pure-Python copy of Detectron2
-0.6 (Apache License 2.0) that the package ``labgym`` 3.1.2 carries as ``LabGym.detectron2``, gives
-its imports their own name back, builds a wheel and installs it with pip.
+leaves it alone. Otherwise it takes the pure-Python copy of Detectron2 0.6 (Apache License 2.0) that
+the package ``labgym`` 3.1.2 carries as ``LabGym.detectron2``, gives its imports their own name
+back, builds a wheel and installs it with pip. Nothing else of that package is used.
 
 The wheel has no compiled operators (``detectron2._C``). RetinaNet, FCOS and the R-CNN family do
 not need them; rotated boxes and Detectron2's own deformable convolutions do. For those, follow
@@ -17,6 +17,7 @@ import argparse
 import base64
 import hashlib
 import importlib.util
+import re
 import subprocess
 import sys
 import tempfile
@@ -58,27 +59,59 @@ This wheel repackages the pure-Python part of Detectron2 0.6 as carried by labgy
 change made to the sources is that imports of "LabGym.detectron2" read "detectron2" again.
 """
 
+# What pip prints when it never reached the index, as against an index without the package.
+NO_NETWORK = re.compile(
+    r"NewConnectionError|ConnectTimeout|ReadTimeout|Max retries|Temporary failure|"
+    r"Network is unreachable|Failed to establish|ProxyError|SSLError|Connection (refused|reset)"
+)
+
 
 class InstallError(RuntimeError):
     """A failure with a sentence that says what to do."""
 
 
 def is_installed(module):
-    """Whether ``module`` can be imported, without importing it."""
-    return importlib.util.find_spec(module) is not None
+    """Whether ``module`` is there, without importing it.
+
+    A folder that merely bears the name, such as a clone of Detectron2's repository in the working
+    directory, is a namespace package to Python, found but empty. It has no origin.
+    """
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and spec.origin is not None
+
+
+def check_import():
+    """Raise unless the Detectron2 that is there can be imported.
+
+    In a process of its own, because importing compiled operators built for another PyTorch may end
+    the process rather than raise.
+    """
+    command = [sys.executable, "-W", "ignore", "-c", "import detectron2.config, detectron2.layers"]
+    done = _run(command)
+    if done.returncode != 0:
+        raise InstallError(
+            f"Detectron2 is installed but cannot be imported ({_last_line(done)}); remove it with "
+            "'pip uninstall detectron2' and run this again, or build it anew for this PyTorch."
+        )
 
 
 def download_donor(folder):
-    """Fetch the donor wheel with pip into ``folder`` and check its hash."""
+    """Fetch the donor wheel with pip into ``folder``, check its hash and return its path."""
+    # The donor asks for Python 3.9 or 3.10; its copy of Detectron2 runs on later ones as well.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--only-binary=:all:", "--python-version", "3.10", "--dest", str(folder), DONOR]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = _run(command)
     wheels = sorted(Path(folder).glob("*.whl"))
     if done.returncode != 0 or not wheels:
-        last = (done.stdout.strip().splitlines() or ["pip printed nothing"])[-1]
+        if NO_NETWORK.search(done.stdout):
+            why = "pip cannot reach the package index: check the network or your proxy settings"
+        else:
+            why = f"pip says '{_last_line(done)}': check which package index pip is set to use"
         raise InstallError(
-            f"Could not download {DONOR} ({last}); check the network or your pip index settings, "
-            "or install Detectron2 yourself and run this again."
+            f"Could not download {DONOR}, {why}, or install Detectron2 yourself and run this again."
         )
     verify(wheels[0])
     return wheels[0]
@@ -97,6 +130,21 @@ def verify(wheel, expected=None):
 
 def build_wheel(donor, folder):
     """Write the detectron2 wheel made from the donor wheel into ``folder``; return its path."""
+    entries = {**_read_package(donor), **_metadata()}
+    path = Path(folder) / WHEEL_NAME
+    record = []
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+            record.append(f"{name},sha256={digest},{len(data)}")
+            _write_entry(archive, name, data)
+        record.append(f"{DIST_INFO}/RECORD,,")
+        _write_entry(archive, f"{DIST_INFO}/RECORD", ("\n".join(record) + "\n").encode())
+    return path
+
+
+def _read_package(donor):
+    """The files of the donor's Detectron2 by their names in the new wheel, imports renamed."""
     entries = {}
     with zipfile.ZipFile(donor) as archive:
         for name in archive.namelist():
@@ -104,42 +152,59 @@ def build_wheel(donor, folder):
                 continue
             data = archive.read(name)
             if name.endswith((".py", ".yaml")):
-                data = data.decode().replace("LabGym.detectron2", "detectron2").encode()
+                data = data.replace(b"LabGym.detectron2", b"detectron2")
             entries[name[len("LabGym/") :]] = data
     if "detectron2/__init__.py" not in entries:
         raise InstallError(f"{Path(donor).name} holds no {DONOR_PACKAGE}; nothing was installed.")
-
-    metadata = ["Metadata-Version: 2.1", "Name: detectron2", "Version: 0.6"]
-    metadata += ["Summary: Detectron2, pure-Python part", "License: Apache-2.0"]
-    metadata += [f"Requires-Dist: {r}" for r in REQUIRES]
-    entries[f"{DIST_INFO}/METADATA"] = ("\n".join(metadata) + "\n\n" + NOTICE).encode()
-    entries[f"{DIST_INFO}/NOTICE"] = NOTICE.encode()
-    entries[f"{DIST_INFO}/WHEEL"] = (
-        b"Wheel-Version: 1.0\nGenerator: d2ext\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    )
-    entries[f"{DIST_INFO}/top_level.txt"] = b"detectron2\n"
-
-    path = Path(folder) / WHEEL_NAME
-    record = []
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in entries.items():
-            digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-            record.append(f"{name},sha256={digest},{len(data)}")
-            archive.writestr(name, data)
-        record.append(f"{DIST_INFO}/RECORD,,")
-        archive.writestr(f"{DIST_INFO}/RECORD", "\n".join(record) + "\n")
-    return path
+    return entries
 
 
-def pip_install(wheel):
+def _metadata():
+    """The files of the new wheel's dist-info folder, all but RECORD."""
+    lines = ["Metadata-Version: 2.1", "Name: detectron2", "Version: 0.6"]
+    lines += ["Summary: Detectron2, pure-Python part", "License: Apache-2.0"]
+    lines += [f"Requires-Dist: {requirement}" for requirement in REQUIRES]
+    files = {
+        "METADATA": "\n".join(lines) + "\n\n" + NOTICE,
+        "NOTICE": NOTICE,
+        "WHEEL": "Wheel-Version: 1.0\nGenerator: d2ext\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "top_level.txt": "detectron2\n",
+    }
+    return {f"{DIST_INFO}/{name}": text.encode() for name, text in files.items()}
+
+
+def _write_entry(archive, name, data):
+    # A fixed date, the earliest a zip file can hold: the same donor gives the same wheel.
+    info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    info.compress_type = zipfile.ZIP_DEFLATED
+    info.external_attr = 0o644 << 16
+    archive.writestr(info, data)
+
+
+def pip_install(wheel, force=False):
     """Install the built wheel and what it requires."""
-    # fvcore and iopath come as source archives whose setup.py wants pkg_resources, too.
-    for packages in (["setuptools<81", "wheel"], [str(wheel)]):
-        command = [sys.executable, "-m", "pip", "install", "--quiet", *packages]
-        if subprocess.run(command).returncode != 0:
-            raise InstallError(
-                f"pip could not install {' '.join(packages)}; its message above says why."
-            )
+    command = [sys.executable, "-m", "pip", "install", "--quiet", str(wheel)]
+    if subprocess.run(command).returncode != 0:
+        raise InstallError(f"pip could not install {wheel}; its message above says why.")
+    if force:  # pip takes a wheel of the version that is there for the same wheel
+        subprocess.run([*command, "--force-reinstall", "--no-deps"], check=True)
+
+
+def _run(command):
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _last_line(done):
+    """The last line a command printed: the error itself, after any warnings and tracebacks."""
+    return (done.stdout.strip().splitlines() or ["no message"])[-1]
+
+
+def install(wheel_dir=None, force=False):
+    """Download, build and install; keep the wheel in ``wheel_dir`` when that is given."""
+    with tempfile.TemporaryDirectory() as folder:
+        wheel_dir = wheel_dir or Path(folder, "built")
+        wheel_dir.mkdir(parents=True, exist_ok=True)
+        pip_install(build_wheel(download_donor(folder), wheel_dir), force)
 
 
 def main(argv=None):
@@ -150,18 +215,20 @@ def main(argv=None):
     parser.add_argument("--force", action="store_true", help="rebuild even if it can be imported")
     args = parser.parse_args(argv)
     try:
-        if is_installed("detectron2") and not args.force:
-            print("Detectron2 is installed already; nothing to do.")
-            return 0
         if not (is_installed("torch") and is_installed("torchvision")):
             raise InstallError(
                 "Detectron2 needs PyTorch: run 'pip install torch torchvision' first."
             )
-        with tempfile.TemporaryDirectory() as folder:
-            wheel_dir = args.wheel_dir or Path(folder)
-            wheel_dir.mkdir(parents=True, exist_ok=True)
-            wheel = build_wheel(download_donor(folder), wheel_dir)
-            pip_install(wheel)
+        if is_installed("detectron2") and not args.force:
+            check_import()
+            print("Detectron2 is installed already; nothing to do.")
+            return 0
+        if not is_installed("pip"):
+            raise InstallError(
+                f"{sys.executable} has no pip: run '{sys.executable} -m ensurepip' first."
+            )
+        install(args.wheel_dir, args.force)
+        check_import()
     except InstallError as error:
         print(f"install_detectron2: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,83 @@
+"""The command line, ``d2ext`` or ``python -m d2ext``.
+
+To add a sub-command, write ``add_<name>(commands)``: it calls ``commands.add_parser``, declares its
+arguments and calls ``set_defaults(func=...)`` with a function that takes the parsed arguments and
+returns an exit status or None. Then list it in `COMMANDS`. Import what the command needs inside
+that function: ``--version`` has to work where torch is missing, and ``--help`` to be quick.
+"""
+
+import argparse
+import sys
+from typing import List, Optional
+
+from . import __version__
+from ._environment import requirement_problem, versions
+
+__all__ = ["COMMANDS", "build_parser", "main"]
+
+
+def add_zoo(commands) -> None:
+    """``d2ext zoo``: the configs that come with d2ext."""
+    parser = commands.add_parser("zoo", help="list the configs that come with d2ext")
+    parser.add_argument(
+        "pattern", nargs="?", help="part of a name, or a shell pattern such as 'Demo/*'"
+    )
+    parser.add_argument("--base", action="store_true", help="list Base-*.yaml files too")
+    parser.set_defaults(func=run_zoo)
+
+
+def run_zoo(args: argparse.Namespace) -> int:
+    from tabulate import tabulate
+
+    from . import model_zoo
+
+    names = model_zoo.list_configs(args.pattern, include_base=args.base)
+    if not names:
+        print(f"No config matches '{args.pattern}'; 'd2ext zoo' lists all.", file=sys.stderr)
+        return 1
+    rows = [model_zoo.describe_config(name) for name in names]
+    print(tabulate(rows, headers="keys", tablefmt="simple"))
+    return 0
+
+
+COMMANDS = (add_zoo,)
+
+
+class _VersionAction(argparse.Action):
+    def __init__(self, option_strings, dest, help=None):
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for name, version in {"d2ext": __version__, **versions()}.items():
+            print(f"{name:<12}{version}")
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every command of `COMMANDS`."""
+    parser = argparse.ArgumentParser(
+        prog="d2ext", description="Parts for training detectors with Detectron2."
+    )
+    parser.add_argument(
+        "--version",
+        action=_VersionAction,
+        help="print the versions of d2ext and of what it needs, then exit",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for add_command in COMMANDS:
+        add_command(commands)
+    return parser
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run one command; return its exit status."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if not hasattr(args, "func"):
+        parser.print_help()
+        return 2
+    problem = requirement_problem()
+    if problem is not None:
+        print(problem, file=sys.stderr)
+        return 1
+    return args.func(args) or 0

@@ -1,0 +1,119 @@
+"""The configs that come with d2ext, by name, from a checkout and from an installed wheel alike."""
+
+import difflib
+import fnmatch
+import importlib.resources
+from pathlib import Path, PurePosixPath
+from typing import Dict, List, Optional
+
+from .config import CfgNode, get_cfg
+
+__all__ = ["config_root", "describe_config", "get_config", "get_config_file", "list_configs"]
+
+# Folders named after a data set; every other one bears the name of the method it configures.
+_PLAIN_FOLDERS = ("", "COCO", "LVISv1", "VOC", "Demo")
+
+
+def config_root() -> Path:
+    """The folder of the configs.
+
+    A wheel carries them inside the package. A checkout has them beside it, where an editable
+    install reads them too.
+    """
+    package = Path(str(importlib.resources.files("d2ext")))
+    for folder in (package / "configs", package.parent / "configs"):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"d2ext in {package} has lost its configs folder; install it again with "
+        "'pip install --force-reinstall --no-deps' from a complete source tree."
+    )
+
+
+def list_configs(pattern: Optional[str] = None, *, include_base: bool = False) -> List[str]:
+    """Names of the configs, as `get_config` takes them, sorted.
+
+    Args:
+        pattern: a shell pattern for the whole name (``Demo/*``), or, without any of ``*?[``, a
+            part of the name. Upper and lower case are the same.
+        include_base: also list the ``Base-*.yaml`` files that others build upon.
+    """
+    root = config_root()
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.yaml"))
+    if not include_base:
+        names = [n for n in names if not PurePosixPath(n).name.startswith("Base-")]
+    if pattern is None:
+        return names
+    wanted = pattern.lower()
+    if not any(letter in wanted for letter in "*?["):
+        wanted = f"*{wanted}*"
+    return [n for n in names if fnmatch.fnmatchcase(n.lower(), wanted)]
+
+
+def get_config_file(path: str) -> str:
+    """The file of a config.
+
+    Args:
+        path: its name below ``configs/``, such as ``"Demo/retinanet.yaml"``; ``.yaml`` may be left
+            out.
+
+    Returns:
+        the full name of the file
+
+    Raises:
+        FileNotFoundError: there is no such config; the message names the nearest ones
+    """
+    known = list_configs(include_base=True)
+    name = PurePosixPath(path.replace("\\", "/")).as_posix()
+    for candidate in (name, f"{name}.yaml"):
+        if candidate in known:
+            return str(config_root() / candidate)
+    near = _nearest(name, known)
+    hint = f"the nearest are {', '.join(near)}" if near else "nothing comes near"
+    raise FileNotFoundError(
+        f"d2ext has no config '{path}'; {hint}, and d2ext.model_zoo.list_configs() names all."
+    )
+
+
+def get_config(path: str) -> CfgNode:
+    """A config by its name, merged into the defaults and ready for overrides.
+
+    Args:
+        path: as in `get_config_file`
+    """
+    cfg = get_cfg()
+    cfg.merge_from_file(get_config_file(path))
+    return cfg
+
+
+def describe_config(path: str) -> Dict[str, str]:
+    """What a config is about, for a table: its name, method, detector and data."""
+    file = get_config_file(path)
+    values = CfgNode.load_yaml_with_base(file)
+    model = values.get("MODEL", {})
+    detector = model.get("META_ARCHITECTURE", "GeneralizedRCNN")  # Detectron2's default
+    if detector == "GeneralizedRCNN":
+        heads = model.get("ROI_HEADS", {}).get("NAME")
+        detector = f"{detector} ({heads})" if heads else detector
+    train = values.get("DATASETS", {}).get("TRAIN", ())
+    if isinstance(train, str):  # YAML leaves "('coco_2017_train',)" a string, which yacs evaluates
+        train = [word.strip("() '\"") for word in train.split(",")]
+    name = Path(file).relative_to(config_root()).as_posix()
+    folder = name.rpartition("/")[0]
+    return {
+        "config": name,
+        "method": "-" if folder in _PLAIN_FOLDERS else folder,
+        "detector": detector,
+        "training data": " ".join(filter(None, train)) or "-",
+    }
+
+
+def _nearest(name: str, known: List[str], count: int = 3) -> List[str]:
+    """Known names like ``name``: as a whole, or in their last part, when the folder is wrong."""
+    whole = {k.lower(): k for k in known}
+    stem = PurePosixPath(name.lower()).stem
+    same_stem = [k for k in known if PurePosixPath(k.lower()).stem == stem]
+    close = [whole[m] for m in difflib.get_close_matches(name.lower(), list(whole), n=count)]
+    stems = {PurePosixPath(k.lower()).stem: k for k in known}
+    close_stem = [stems[m] for m in difflib.get_close_matches(stem, list(stems), n=count)]
+    return list(dict.fromkeys([*same_stem, *close, *close_stem]))[:count]

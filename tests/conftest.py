@@ -1,0 +1,65 @@
+"""What all tests share: one thread, a seed, and data sets outside the checkout."""
+
+import os
+import random
+import shutil
+import tempfile
+
+import numpy as np
+import pytest
+import torch
+
+# On small tensors more threads cost more than they give, and several test processes share the CPU.
+torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    # Here, not in a fixture: d2ext may look for the folder on import. Worker processes of
+    # pytest-xdist inherit it, so that a data set is generated once for all of them.
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    if not hasattr(config, "workerinput"):
+        config.d2ext_data = tempfile.mkdtemp(prefix="d2ext-test-data-")
+        os.environ["D2EXT_DATA"] = config.d2ext_data
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "d2ext_data"):
+        shutil.rmtree(config.d2ext_data, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests marked ``gpu`` where there is none."""
+    if torch.cuda.is_available():
+        return
+    without = [item for item in items if item.get_closest_marker("gpu") is None]
+    config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("gpu")])
+    items[:] = without
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same random numbers in every test, in whatever order and process it runs."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def rng():
+    """A seeded NumPy generator."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def storage():
+    """The EventStorage that Detectron2's models write to in training."""
+    from detectron2.utils.events import EventStorage
+
+    with EventStorage() as events:
+        yield events
+
+
+@pytest.fixture(scope="session")
+def data_root():
+    """The folder that $D2EXT_DATA names during the tests."""
+    return os.environ["D2EXT_DATA"]

@@ -1,0 +1,167 @@
+"""The wheel: built without torch, complete, and of use without the checkout."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import d2ext
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("setup.py", "pyproject.toml", "requirements.txt", "MANIFEST.in", "LICENSE", "README.md")
+
+# Where the name to import is not the name to install.
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "faster_coco_eval": "faster-coco-eval",
+    "yaml": "pyyaml",
+}
+# Detectron2 is on no index; onnx, onnxruntime and wandb are extras.
+NOT_IN_REQUIREMENTS = {"d2ext", "detectron2", "onnx", "onnxruntime", "wandb"}
+
+
+def build_wheel(source, folder, **env):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
+    command += ["--no-build-isolation", "--wheel-dir", str(folder), str(source)]
+    subprocess.run(command, check=True, env={**os.environ, **env}, stdin=subprocess.DEVNULL)
+    return next(Path(folder).glob("d2ext-*.whl"))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of the checkout, so that the build leaves nothing in it, with two configs more."""
+    copy = tmp_path_factory.mktemp("source")
+    for name in SOURCES:
+        if (ROOT / name).exists():
+            shutil.copy2(ROOT / name, copy / name)
+    skip = shutil.ignore_patterns("__pycache__")
+    for name in ("d2ext", "configs", "tools"):
+        shutil.copytree(ROOT / name, copy / name, ignore=skip)
+    (copy / "configs" / "Base-Packaging.yaml").write_text("SOLVER: {MAX_ITER: 7}\n")
+    (copy / "configs" / "Packaging").mkdir()
+    (copy / "configs" / "Packaging" / "a.yaml").write_text("_BASE_: ../Base-Packaging.yaml\n")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    """The wheel, built where importing torch or Detectron2 is an error."""
+    trap = tmp_path_factory.mktemp("trap")
+    for name in ("torch", "torchvision", "detectron2"):
+        (trap / f"{name}.py").write_text("raise RuntimeError('imported while building')\n")
+    return build_wheel(source, tmp_path_factory.mktemp("wheel"), PYTHONPATH=str(trap))
+
+
+@pytest.mark.slow
+def test_wheel_holds_package_configs_installer_and_licence(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "d2ext").rglob("*.py")}
+    configs = {
+        f"d2ext/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "configs").rglob("*.yaml")
+    }
+    assert modules | configs | {"d2ext/install_detectron2.py"} <= names
+    assert any(n.endswith("LICENSE") for n in names)
+    assert not [n for n in names if n.startswith(("tests/", "tools/", "configs/"))]
+
+
+@pytest.mark.slow
+def test_wheel_metadata(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(n for n in archive.namelist() if n.endswith("dist-info/METADATA"))
+        metadata = Parser().parsestr(archive.read(name).decode())
+    assert (metadata["Name"], metadata["Version"]) == ("d2ext", d2ext.__version__)
+    assert metadata["Requires-Python"] == ">=3.9"
+    assert set(metadata.get_all("Provides-Extra")) == {"dev", "export", "wandb"}
+    requires = metadata.get_all("Requires-Dist")
+    for name in ("torch", "torchvision", "lvis", "faster-coco-eval"):
+        assert any(re.match(rf"{name}\b", r) for r in requires), name
+    assert not [r for r in requires if r.startswith("detectron2")]
+    # One torch here and another with torchvision would be a pair that does not fit.
+    assert not [r for r in requires if r.startswith("torch") and "==" in r]
+
+
+@pytest.mark.slow
+def test_installed_wheel_finds_its_configs_and_its_installer(wheel, tmp_path):
+    target = tmp_path / "target"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+    code = (
+        "import d2ext; from d2ext import _environment, model_zoo as z;"
+        "cfg = z.get_config('Packaging/a');"
+        "print(z.config_root(), cfg.SOLVER.MAX_ITER, _environment.remedy('detectron2'), sep='\\n')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=str(tmp_path),
+        env={**os.environ, "PYTHONPATH": str(target)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    root, max_iter, remedy = done.stdout.splitlines()
+    assert Path(root) == target / "d2ext" / "configs"
+    assert max_iter == "7"
+    assert remedy == "python -m d2ext.install_detectron2"
+
+
+@pytest.mark.slow
+def test_a_deleted_config_leaves_the_next_wheel(source, wheel, tmp_path):
+    copy = tmp_path / "source"
+    shutil.copytree(source, copy)  # with the build/ folder that the first wheel left
+    (copy / "configs" / "Packaging" / "a.yaml").unlink()
+    with zipfile.ZipFile(build_wheel(copy, tmp_path / "wheel")) as archive:
+        names = archive.namelist()
+    assert "d2ext/configs/Base-Packaging.yaml" in names
+    assert "d2ext/configs/Packaging/a.yaml" not in names
+
+
+def _imports(file):
+    """Top-level names that a file imports absolutely and cannot do without."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    optional = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Try) and "ImportError" in map(_caught, node.handlers):
+            optional.update(ast.walk(node))
+    for node in set(ast.walk(tree)) - optional:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0]
+
+
+def _caught(handler):
+    return getattr(handler.type, "id", None)
+
+
+def test_requirements_name_everything_the_package_imports():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    required = {re.split(r"[<>=!~;\[ #]", line)[0].lower() for line in lines}
+    standard = getattr(sys, "stdlib_module_names", None)
+    if standard is None:  # Python 3.9: what lies in its own library folder
+        standard = {p.stem for p in Path(os.__file__).parent.iterdir()} | set(
+            sys.builtin_module_names
+        )
+    missing = {}
+    for file in (ROOT / "d2ext").rglob("*.py"):
+        for name in set(_imports(file)) - set(standard) - NOT_IN_REQUIREMENTS:
+            if DISTRIBUTIONS.get(name, name).lower() not in required:
+                missing.setdefault(name, []).append(file.relative_to(ROOT).as_posix())
+    assert not missing, f"add to requirements.txt: {missing}"
+
+
+def test_version_is_one_that_setup_reads_as_text():
+    text = (ROOT / "d2ext" / "__init__.py").read_text()
+    assert re.findall(r'^__version__ = "([^"]+)"', text, re.MULTILINE) == [d2ext.__version__]
+
+
+def test_continuous_integration_script_can_be_started():
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)
