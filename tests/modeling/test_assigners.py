@@ -60,7 +60,15 @@ ODD_BOXES = [
     [-5000.0, -5000.0, 6000.0, 6000.0],
     [70.0, 70.0, 50.0, 50.0],
 ]
+# Centred on a point of stride 8 or 16, the sides exactly at the bounds of a level's range.
+BOUNDARY_BOXES = [
+    [60.0 - 64, 60.0 - 64, 60.0 + 64, 60.0 + 64],
+    [56.0 - 64, 56.0 - 64, 56.0 + 64, 56.0 + 64],
+    [56.0 - 128, 56.0 - 128, 56.0 + 128, 56.0 + 128],
+    [60.0 - 12, 60.0 - 12, 60.0 + 12, 60.0 + 12],
+]
 BATCHES = {
+    "boundaries": [BOUNDARY_BOXES[:1], BOUNDARY_BOXES[1:2], BOUNDARY_BOXES[2:3], BOUNDARY_BOXES],
     "random": [random_boxes(7, 1), random_boxes(3, 2)],
     "ties": [random_boxes(12, 3, True), random_boxes(9, 4, True), random_boxes(1, 5, True)],
     "some images empty": [[], random_boxes(4, 6), [], random_boxes(1, 7), []],
@@ -129,6 +137,18 @@ def test_iou_assigner_equals_upstream_with_other_thresholds(thresholds, labels):
         Priors.from_boxes(anchors), targets, NUM_CLASSES
     )
     assert_same(assignment, targets, *RetinaNet.label_anchors(upstream, anchors, instances))
+
+
+def test_iou_of_two_boxes_without_area_is_zero():
+    """0 / 0 would be NaN, and NaN the highest IoU of all."""
+    anchors, instances = make_anchors((0.0, 4.0)), batch("odd")
+    matcher = Matcher([0.5], [0, 1], allow_low_quality_matches=True)
+    targets = pack_targets(instances)
+    assigner = IoUAssigner([0.5], [0, 1], allow_low_quality=True)
+    assignment = assigner(Priors.from_boxes(anchors), targets, NUM_CLASSES)
+    upstream = RetinaNet.label_anchors(Upstream(anchor_matcher=matcher), anchors, instances)
+    assert_same(assignment, targets, *upstream)
+    assert assignment.quality.isfinite().all()
 
 
 def test_iou_assigner_serves_a_proposal_generator():
