@@ -1,0 +1,15 @@
+"""Evaluation on COCO, LVIS and PASCAL VOC, on arrays and a fast back end."""
+
+from .build import build_evaluator
+from .coco_evaluation import COCOEvaluator
+from .lvis_evaluation import LVISEvaluator
+from .pascal_voc_evaluation import PascalVOCDetectionEvaluator
+from .predictions import Predictions
+
+__all__ = [
+    "COCOEvaluator",
+    "LVISEvaluator",
+    "PascalVOCDetectionEvaluator",
+    "Predictions",
+    "build_evaluator",
+]

@@ -1,0 +1,123 @@
+"""What COCO, LVIS and VOC evaluation share: collecting, gathering and writing detections."""
+
+import logging
+import os
+from collections import OrderedDict
+from typing import Optional
+
+import detectron2.utils.comm as comm
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils.file_io import PathManager
+
+from .predictions import PredictionBuffer, Predictions
+
+__all__ = ["ArrayEvaluator"]
+
+logger = logging.getLogger(__name__)
+
+
+class ArrayEvaluator(DatasetEvaluator):
+    """Keeps detections as arrays, gathers them on the main process and hands them to a subclass.
+
+    Subclasses implement :meth:`_evaluate_predictions` and :meth:`_category_ids`.
+    """
+
+    #: Name of the file with the detections in COCO's result format.
+    results_file = "coco_instances_results.json"
+
+    def __init__(
+        self,
+        dataset_name: str,
+        distributed: bool = True,
+        output_dir: Optional[str] = None,
+    ):
+        """
+        Args:
+            dataset_name: a registered data set.
+            distributed: gather the detections of all ranks and evaluate on the main process;
+                otherwise evaluate what this process has seen.
+            output_dir: where to write the detections, as ``instances_predictions.npz`` (read by
+                :meth:`Predictions.load`) and in COCO's result format. None writes nothing.
+        """
+        self._dataset_name = dataset_name
+        self._metadata = MetadataCatalog.get(dataset_name)
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self._buffer = PredictionBuffer()
+
+    def reset(self):
+        """Forget all detections."""
+        self._buffer = PredictionBuffer()
+
+    def process(self, inputs, outputs):
+        """Keep the detections of a batch.
+
+        Args:
+            inputs: a list of dicts with "image_id".
+            outputs: a list of dicts with "instances".
+        """
+        for image, output in zip(inputs, outputs):
+            if "instances" not in output:
+                raise ValueError(
+                    f"{type(self).__name__} evaluates 'instances', but the model returned "
+                    f"{sorted(output)}; use detectron2's COCOEvaluator for other outputs."
+                )
+            self._buffer.add(image["image_id"], output["instances"])
+
+    def evaluate(self, img_ids=None):
+        """Evaluate what was processed since :meth:`reset`.
+
+        Args:
+            img_ids: ids of the images to evaluate on. All of the data set by default.
+
+        Returns:
+            OrderedDict: task -> {metric: percentage}; empty on all but the main process.
+        """
+        predictions = self._buffer.merged()
+        if self._distributed:
+            comm.synchronize()
+            parts = comm.gather(predictions, dst=0)
+            if not comm.is_main_process():
+                return {}
+            predictions = Predictions.merge(parts)
+        if not predictions.image_ids:
+            logger.warning(f"{type(self).__name__} did not receive any predictions.")
+            return {}
+        predictions = self._finite(predictions)
+        if len(predictions) == 0:
+            logger.warning(
+                f"The model detected nothing in {len(predictions.image_ids)} images of "
+                f"'{self._dataset_name}'."
+            )
+        if self._output_dir:
+            self._write(predictions)
+        return OrderedDict(self._evaluate_predictions(predictions, img_ids))
+
+    def _evaluate_predictions(self, predictions: Predictions, img_ids) -> dict:
+        """Return task -> {metric: percentage}."""
+        raise NotImplementedError
+
+    def _category_ids(self, classes: np.ndarray) -> np.ndarray:
+        """The data set's category ids of contiguous class indices, (M,) -> (M,)."""
+        raise NotImplementedError
+
+    def _finite(self, predictions: Predictions) -> Predictions:
+        """Drop detections with NaN or infinity, which sorting and matching give no meaning to."""
+        finite = np.isfinite(predictions.boxes).all(axis=1) & np.isfinite(predictions.scores)
+        if finite.all():
+            return predictions
+        logger.warning(f"{(~finite).sum()} detections with NaN or infinity are left out.")
+        return predictions.select(np.flatnonzero(finite))
+
+    def _write(self, predictions: Predictions) -> None:
+        """Write the two files described at ``output_dir``."""
+        PathManager.mkdirs(self._output_dir)
+        arrays_path = os.path.join(self._output_dir, "instances_predictions.npz")
+        with PathManager.open(arrays_path, "wb") as f:
+            predictions.save(f)
+        results_path = os.path.join(self._output_dir, self.results_file)
+        with PathManager.open(results_path, "w") as f:
+            predictions.write_json(f, self._category_ids(predictions.classes))
+        logger.info(f"Saved detections to {results_path}.")

@@ -1,0 +1,398 @@
+"""Precision and recall by faster-coco-eval, pycocotools or lvis, all fed the same numbers.
+
+These packages take one dictionary an object and build a table over all images and categories,
+24 million cells for LVIS. But the precision of a category depends on no other category, so they
+are handed over in groups, each with only the images that have an object or a detection of the
+group. The result is the same, and dictionaries and tables exist for one group at a time.
+
+Shapes: N images, C categories, M detections, T IoU thresholds, R recall thresholds, A area ranges.
+"""
+
+import contextlib
+import dataclasses
+import io
+import logging
+from typing import Iterator, List, Optional, Tuple
+
+import numpy as np
+
+from .ground_truth import GroundTruth
+
+__all__ = ["Detections", "PrecisionRecall", "evaluate_precision_recall", "resolve_backend"]
+
+logger = logging.getLogger(__name__)
+
+# Limits of one group: table cells (images x categories) and dictionaries (objects + detections).
+_MAX_CELLS = 400_000
+_MAX_DICTS = 400_000
+
+
+@dataclasses.dataclass
+class Detections:
+    """Detections whose images and categories are ranks in a :class:`GroundTruth`.
+
+    Attributes:
+        image, category: (M,) int64 ranks.
+        boxes: (M, 4) float32 XYWH.
+        scores: (M,) float32.
+        area: (M,) float64; of the box or of the mask, depending on the task.
+        rles: M run lengths for masks, None for boxes.
+    """
+
+    image: np.ndarray
+    category: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    area: np.ndarray
+    rles: Optional[List[dict]] = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, index: np.ndarray) -> "Detections":
+        """The detections at ``index`` (positions, not a mask), in that order."""
+        rles = None if self.rles is None else [self.rles[i] for i in index.tolist()]
+        columns = (self.image, self.category, self.boxes, self.scores, self.area)
+        return Detections(*(column[index] for column in columns), rles)
+
+
+@dataclasses.dataclass
+class PrecisionRecall:
+    """What all metrics derive from; -1 where a category has no objects.
+
+    Attributes:
+        precision: (T, R, C, A), the IoU thresholds being 0.50:0.05:0.95 and the area ranges
+            all, small, medium, large.
+        recall: (T, C, A).
+    """
+
+    precision: np.ndarray
+    recall: np.ndarray
+
+
+def resolve_backend(backend: str, style: str) -> str:
+    """Choose the package to compute with, and log it once.
+
+    Args:
+        backend: "faster", "reference", or "auto" for faster-coco-eval where it is installed.
+        style: "coco" or "lvis".
+
+    Returns:
+        "faster" or "reference".
+    """
+    if backend not in ("auto", "faster", "reference"):
+        raise ValueError(
+            f"Evaluation backend '{backend}' is unknown; use 'auto', 'faster' or 'reference'."
+        )
+    reference = "pycocotools" if style == "coco" else "lvis"
+    version = None
+    if backend != "reference":
+        try:
+            from faster_coco_eval import __version__ as version
+        except ImportError as error:
+            if backend == "faster":
+                raise ImportError(
+                    "Evaluation with backend='faster' needs faster-coco-eval; run "
+                    "'pip install faster-coco-eval' or use backend='auto'."
+                ) from error
+    name = reference if version is None else f"faster-coco-eval {version}"
+    _log_once(f"{style.upper()} metrics are computed by {name}.")
+    return "reference" if version is None else "faster"
+
+
+def evaluate_precision_recall(
+    truth: GroundTruth,
+    detections: Detections,
+    *,
+    iou_type: str,
+    style: str,
+    max_dets: int,
+    backend: str,
+) -> PrecisionRecall:
+    """Match detections to objects and accumulate precision and recall.
+
+    Args:
+        truth: the annotations.
+        detections: the detections, of any images and categories of ``truth``.
+        iou_type: "bbox" or "segm".
+        style: "coco" counts at most ``max_dets`` detections per image and category; "lvis" applies
+            LVIS' federated rules and counts at most ``max_dets`` per image over all categories.
+        max_dets: see ``style``.
+        backend: "faster" or "reference", from :func:`resolve_backend`.
+    """
+    objects = np.arange(len(truth))
+    if style == "lvis":
+        objects, detections = _apply_lvis_rules(truth, detections, max_dets)
+        if backend == "faster" and truth.ignore.any():
+            # faster-coco-eval replaces "ignore" by "iscrowd", which lvis-api does not know.
+            backend = "reference"
+            _log_once("Annotations with 'ignore' set: LVIS metrics are computed by lvis.")
+    run = {
+        ("coco", "faster"): _run_faster,
+        ("lvis", "faster"): _run_faster,
+        ("coco", "reference"): _run_pycocotools,
+        ("lvis", "reference"): _run_lvis,
+    }[style, backend]
+    parts = [
+        run(_Group(truth, *group, detections, iou_type, style, max_dets))
+        for group in _category_groups(truth, objects, detections)
+    ]
+    return PrecisionRecall(
+        precision=np.concatenate([part.precision for part in parts], axis=2),
+        recall=np.concatenate([part.recall for part in parts], axis=1),
+    )
+
+
+def _apply_lvis_rules(truth, detections, max_dets) -> Tuple[np.ndarray, Detections]:
+    """LVIS' selection of objects and detections, on columns before any dictionary exists.
+
+    In lvis-api's order: the best ``max_dets`` of each image; nothing of zero area (its look-up of
+    annotations drops those, silently); only categories that the image was annotated for.
+    """
+    # Rank within the image by score; ties keep their order, as in a stable sort.
+    order = np.lexsort((-detections.scores, detections.image))
+    image = detections.image[order]
+    position = np.arange(len(order)) - np.searchsorted(image, image, side="left")
+    kept = np.sort(order[position < max_dets])
+    kept = kept[detections.area[kept] > 0]
+
+    objects = np.flatnonzero(truth.area > 0)
+    num_categories = len(truth.category_ids)
+    judged = [truth.image[objects] * num_categories + truth.category[objects]]
+    judged += [
+        np.asarray(sorted(absent), dtype=np.int64) + rank * num_categories
+        for rank, absent in enumerate(truth.negative)
+        if absent
+    ]
+    cell = detections.image[kept] * num_categories + detections.category[kept]
+    return objects, detections.select(kept[np.isin(cell, np.concatenate(judged))])
+
+
+def _category_groups(truth, objects, detections) -> Iterator[tuple]:
+    """Yield (first category, last + 1, objects, detections) in groups of bounded size.
+
+    Positions within a category keep their original order, which decides between equal scores.
+    """
+    num_categories = len(truth.category_ids)
+    objects = objects[np.argsort(truth.category[objects], kind="stable")]
+    order = np.argsort(detections.category, kind="stable")
+    bounds = np.arange(num_categories + 1)
+    object_bounds = np.searchsorted(truth.category[objects], bounds)
+    order_bounds = np.searchsorted(detections.category[order], bounds)
+
+    def group(first, last):
+        return (
+            first,
+            last,
+            objects[object_bounds[first] : object_bounds[last]],
+            order[order_bounds[first] : order_bounds[last]],
+        )
+
+    first, images = 0, set()
+    for c in range(num_categories):
+        own = _images_of(truth, detections, *group(c, c + 1)[2:])
+        images_with_c = images.union(own)
+        num_dicts = sum(len(part) for part in group(first, c + 1)[2:])
+        num_cells = len(images_with_c) * (c + 1 - first)
+        if c > first and (num_cells > _MAX_CELLS or num_dicts > _MAX_DICTS):
+            yield group(first, c)
+            first, images_with_c = c, set(own)
+        images = images_with_c
+    yield group(first, num_categories)
+
+
+def _images_of(truth, detections, objects, chosen) -> List[int]:
+    """Sorted ranks of the images with one of these objects or detections."""
+    return np.union1d(truth.image[objects], detections.image[chosen]).tolist()
+
+
+@dataclasses.dataclass
+class _Group:
+    """One group of categories as the packages want it: fresh dictionaries, ids from 1."""
+
+    truth: GroundTruth
+    first: int
+    last: int
+    objects: np.ndarray
+    chosen: np.ndarray
+    detections: Detections
+    iou_type: str
+    style: str
+    max_dets: int
+
+    @property
+    def num_categories(self) -> int:
+        return self.last - self.first
+
+    def datasets(self) -> Tuple[dict, dict]:
+        """The annotations and the results, each as the content of a COCO file."""
+        categories = [
+            # Rare, common and frequent are averaged by us; the packages only want a value.
+            {"id": c, "name": self.truth.category_names[c], "frequency": "f"}
+            for c in range(self.first, self.last)
+        ]
+        ranks = _images_of(self.truth, self.detections, self.objects, self.chosen)
+        images = [self._image(rank) for rank in ranks]
+        shared = {"images": images, "categories": categories}
+        return (
+            {**shared, "annotations": self._truth_annotations()},
+            {**shared, "annotations": self._result_annotations()},
+        )
+
+    def _image(self, rank: int) -> dict:
+        height, width = self.truth.image_sizes[rank]
+        image = {"id": rank, "height": height, "width": width}
+        if self.style == "lvis":
+            image["neg_category_ids"] = self.truth.negative[rank]
+            image["not_exhaustive_category_ids"] = self.truth.not_exhaustive[rank]
+        return image
+
+    def _truth_annotations(self) -> List[dict]:
+        truth = self.truth
+        annotations = []
+        for number, k in enumerate(self.objects.tolist(), start=1):
+            annotation = {
+                "id": number,
+                "image_id": int(truth.image[k]),
+                "category_id": int(truth.category[k]),
+                "bbox": truth.boxes[k],
+                "area": float(truth.area[k]),
+                # lvis-api knows no crowds.
+                "iscrowd": int(truth.crowd[k]) if self.style == "coco" else 0,
+            }
+            if self.style == "lvis":
+                annotation["ignore"] = int(truth.ignore[k])
+            if self.iou_type == "segm":
+                annotation["segmentation"] = truth.segmentations[k]
+            annotations.append(annotation)
+        return annotations
+
+    def _result_annotations(self) -> List[dict]:
+        part = self.detections.select(self.chosen)
+        columns = (part.image, part.category, part.boxes, part.scores, part.area)
+        annotations = [
+            {
+                "id": number,
+                "image_id": image,
+                "category_id": category,
+                "bbox": box,
+                "score": score,
+                "area": area,
+                "iscrowd": 0,
+            }
+            for number, (image, category, box, score, area) in enumerate(
+                zip(*(column.tolist() for column in columns)), start=1
+            )
+        ]
+        if part.rles is not None:
+            for annotation, rle in zip(annotations, part.rles):
+                annotation["segmentation"] = rle
+        return annotations
+
+
+def _run_faster(group: _Group) -> PrecisionRecall:
+    """COCO or LVIS style by faster-coco-eval."""
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    truth, results = (COCO(dataset) for dataset in group.datasets())
+    if not truth.imgs:
+        return _nothing(group)
+    evaluation = COCOeval_faster(
+        truth,
+        results,
+        iouType=group.iou_type,
+        print_function=logger.debug,
+        lvis_style=group.style == "lvis",
+    )
+    evaluation.params.maxDets = [group.max_dets]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return PrecisionRecall(
+        precision=np.asarray(evaluation.eval["precision"])[..., -1],
+        recall=np.asarray(evaluation.eval["recall"])[..., -1],
+    )
+
+
+def _run_pycocotools(group: _Group) -> PrecisionRecall:
+    """COCO style by pycocotools."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth, results = COCO(), COCO()
+        truth.dataset, results.dataset = group.datasets()
+        truth.createIndex()
+        results.createIndex()
+        if not truth.imgs:
+            return _nothing(group)
+        evaluation = COCOeval(truth, results, iouType=group.iou_type)
+        evaluation.params.maxDets = [group.max_dets]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return PrecisionRecall(
+        precision=evaluation.eval["precision"][..., -1],
+        recall=evaluation.eval["recall"][..., -1],
+    )
+
+
+def _run_lvis(group: _Group) -> PrecisionRecall:
+    """LVIS style by lvis-api."""
+    from lvis import LVIS, LVISEval, LVISResults
+
+    # The constructors only read files, and copy the data set once more for the results.
+    truth, results = LVIS.__new__(LVIS), LVISResults.__new__(LVISResults)
+    for api, dataset in zip((truth, results), group.datasets()):
+        api.logger = logging.getLogger("lvis")
+        api.dataset = dataset
+        api._create_index()
+    if not truth.imgs:
+        return _nothing(group)
+    evaluation = LVISEval(truth, results, iou_type=group.iou_type)
+    evaluation.params.max_dets = group.max_dets
+    with _lvis_on_numpy2():
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return PrecisionRecall(evaluation.eval["precision"], evaluation.eval["recall"])
+
+
+def _nothing(group: _Group) -> PrecisionRecall:
+    """Categories with neither objects nor detections."""
+    return PrecisionRecall(
+        precision=np.full((10, 101, group.num_categories, 4), -1.0),
+        recall=np.full((10, group.num_categories, 4), -1.0),
+    )
+
+
+class _NumpyWithFloat:
+    """NumPy with the alias ``np.float`` that NumPy 1.24 removed."""
+
+    float = float
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+
+@contextlib.contextmanager
+def _lvis_on_numpy2():
+    """Let lvis 0.5.3, the newest release, find ``np.float`` while the block runs.
+
+    Only the name ``np`` inside ``lvis.eval`` is exchanged; numpy itself stays as it is.
+    """
+    import lvis.eval as module
+
+    original = module.np
+    module.np = _NumpyWithFloat()
+    try:
+        yield
+    finally:
+        module.np = original
+
+
+def _log_once(message: str) -> None:
+    """Log once in this process."""
+    if message not in _LOGGED:
+        _LOGGED.add(message)
+        logger.info(message)
+
+
+_LOGGED = set()

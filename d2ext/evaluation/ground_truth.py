@@ -1,0 +1,163 @@
+"""What a dataset's annotation file says, in the form the evaluation back ends need.
+
+Images and categories are numbered by the rank of their ids. That keeps the order in which the
+reference implementations sum (they sort the ids), works for ids that are strings, and makes arrays.
+
+Shapes: N images, C categories, G objects.
+"""
+
+import dataclasses
+import json
+import logging
+from typing import Dict, List, Optional, Set
+
+import numpy as np
+
+__all__ = ["GroundTruth"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class GroundTruth:
+    """Annotations of a dataset; nothing here is changed by an evaluation.
+
+    Attributes:
+        image_ids: N ids, sorted.
+        image_sizes: N pairs (height, width), or None where the file does not say.
+        category_ids: C ids, sorted.
+        category_names: C names.
+        category_frequencies: C of "r", "c", "f", or None outside LVIS.
+        image: (G,) rank of each object's image.
+        category: (G,) rank of each object's category.
+        area: (G,) float64.
+        boxes: G lists XYWH, the file's own numbers.
+        crowd: (G,) bool.
+        ignore: (G,) bool, LVIS only.
+        segmentations: G polygons or run lengths, None where missing.
+        negative: for each image the ranks of the categories known to be absent (LVIS).
+        not_exhaustive: for each image the ranks of categories annotated in part only (LVIS).
+    """
+
+    image_ids: list
+    image_sizes: list
+    category_ids: List[int]
+    category_names: List[str]
+    category_frequencies: List[Optional[str]]
+    image: np.ndarray
+    category: np.ndarray
+    area: np.ndarray
+    boxes: List[list]
+    crowd: np.ndarray
+    ignore: np.ndarray
+    segmentations: list
+    negative: List[Set[int]]
+    not_exhaustive: List[Set[int]]
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @property
+    def image_rank(self) -> Dict:
+        """Image id -> rank."""
+        return {image_id: rank for rank, image_id in enumerate(self.image_ids)}
+
+    @property
+    def num_without_segmentation(self) -> int:
+        """How many objects have no mask."""
+        return sum(not segmentation for segmentation in self.segmentations)
+
+    @classmethod
+    def from_json(cls, file: str) -> Optional["GroundTruth"]:
+        """Read a COCO or LVIS annotation file; None if it holds no annotations (a test set)."""
+        with open(file) as f:
+            return cls.from_dict(json.load(f))
+
+    @classmethod
+    def from_dict(cls, dataset: dict) -> Optional["GroundTruth"]:
+        """Build from the content of an annotation file; see :meth:`from_json`."""
+        if "annotations" not in dataset:
+            return None
+        images = sorted(dataset["images"], key=lambda image: image["id"])
+        categories = sorted(dataset["categories"], key=lambda category: category["id"])
+        image_rank = {image["id"]: rank for rank, image in enumerate(images)}
+        category_rank = {category["id"]: rank for rank, category in enumerate(categories)}
+        # The reference implementations skip objects of unknown images and categories, too.
+        objects = [
+            obj
+            for obj in dataset["annotations"]
+            if obj["image_id"] in image_rank and obj["category_id"] in category_rank
+        ]
+        _warn_of_ids(dataset["annotations"])
+
+        def ranks(ids):
+            return {category_rank[i] for i in ids or () if i in category_rank}
+
+        return cls(
+            image_ids=[image["id"] for image in images],
+            image_sizes=[(image.get("height"), image.get("width")) for image in images],
+            category_ids=[category["id"] for category in categories],
+            category_names=[str(c.get("name", c["id"])) for c in categories],
+            category_frequencies=[category.get("frequency") for category in categories],
+            image=np.asarray([image_rank[obj["image_id"]] for obj in objects], dtype=np.int64),
+            category=np.asarray(
+                [category_rank[obj["category_id"]] for obj in objects], dtype=np.int64
+            ),
+            area=_areas(objects),
+            boxes=[obj["bbox"] for obj in objects],
+            crowd=np.asarray([bool(obj.get("iscrowd", 0)) for obj in objects], dtype=bool),
+            ignore=np.asarray([bool(obj.get("ignore", 0)) for obj in objects], dtype=bool),
+            segmentations=[obj.get("segmentation") for obj in objects],
+            negative=[ranks(image.get("neg_category_ids")) for image in images],
+            not_exhaustive=[ranks(image.get("not_exhaustive_category_ids")) for image in images],
+        )
+
+    def restricted_to(self, image_ids) -> "GroundTruth":
+        """The annotations of some of the images; all categories stay."""
+        wanted = set(image_ids)
+        kept = [rank for rank, image_id in enumerate(self.image_ids) if image_id in wanted]
+        new_rank = np.full(len(self.image_ids), -1, dtype=np.int64)
+        new_rank[kept] = np.arange(len(kept))
+        objects = np.flatnonzero(new_rank[self.image] >= 0)
+        positions = objects.tolist()
+        return dataclasses.replace(
+            self,
+            image_ids=[self.image_ids[rank] for rank in kept],
+            image_sizes=[self.image_sizes[rank] for rank in kept],
+            image=new_rank[self.image[objects]],
+            category=self.category[objects],
+            area=self.area[objects],
+            boxes=[self.boxes[i] for i in positions],
+            crowd=self.crowd[objects],
+            ignore=self.ignore[objects],
+            segmentations=[self.segmentations[i] for i in positions],
+            negative=[self.negative[rank] for rank in kept],
+            not_exhaustive=[self.not_exhaustive[rank] for rank in kept],
+        )
+
+
+def _areas(objects) -> np.ndarray:
+    """Areas as annotated; the box's where the file has none, as in many home-made files."""
+    missing = sum("area" not in obj for obj in objects)
+    if missing:
+        logger.warning(
+            f"{missing} of {len(objects)} annotations have no 'area'; the area of the box is used."
+        )
+    return np.asarray(
+        [obj["area"] if "area" in obj else obj["bbox"][2] * obj["bbox"][3] for obj in objects],
+        dtype=np.float64,
+    )
+
+
+def _warn_of_ids(objects) -> None:
+    """Say when the reference implementation would misread the annotation ids.
+
+    It marks a matched detection by its object's id, so 0 reads as unmatched, and it looks objects
+    up by id. Objects are numbered afresh here, which gives the right figure in both cases.
+    """
+    ids = [obj.get("id") for obj in objects]
+    if len(set(ids)) != len(ids) or 0 in ids:
+        logger.warning(
+            "Annotation ids are not unique or contain 0, which pycocotools miscounts; objects are "
+            "numbered afresh for this evaluation."
+        )
