@@ -1,3 +1,5 @@
+"""Keys of the trainer: numbers, schedule, hooks, checkpoints, watching, faults."""
+
 from detectron2.config import CfgNode as CN
 
 __all__ = ["add_engine_config"]
@@ -5,3 +7,114 @@ __all__ = ["add_engine_config"]
 
 def add_engine_config(cfg: CN) -> None:
     """Add the keys of this area to ``cfg``, in place."""
+    _add_solver_keys(cfg)
+    _add_engine_keys(cfg)
+    _add_test_keys(cfg)
+
+
+def _add_solver_keys(cfg: CN) -> None:
+    # Autocast's type: "fp16" (CUDA only, with a gradient scaler) or "bf16" (CUDA and CPU).
+    # SOLVER.AMP.ENABLED is Detectron2's.
+    cfg.SOLVER.AMP.DTYPE = "fp16"
+
+    # Micro-steps in one step. SOLVER.IMS_PER_BATCH stays the number of images in one *step*, over
+    # all ranks and micro-steps: raising ACCUMULATE saves memory and changes no learning rate.
+    cfg.SOLVER.ACCUMULATE = 1
+
+    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE is Detectron2's ("value" and "norm", a parameter at a time)
+    # and takes "global_norm" as well: the norm of all gradients together.
+
+    # Images a step for which BASE_LR, MAX_ITER, STEPS and the periods were chosen; 0: unknown.
+    cfg.SOLVER.REFERENCE_BATCH = 0
+    # Scale learning rate (up), iterations, steps, warm-up and periods (down) by
+    # IMS_PER_BATCH / REFERENCE_BATCH. While off, a difference is warned of.
+    cfg.SOLVER.AUTO_SCALE = False
+
+    # The schedule in epochs; 0 or () leaves the iteration keys as they are. An epoch is every
+    # image once, or, under repeat-factor sampling, every image as often as it is repeated.
+    cfg.SOLVER.EPOCHS = 0.0
+    cfg.SOLVER.EPOCH_STEPS = ()
+    cfg.SOLVER.WARMUP_EPOCHS = 0.0
+    cfg.SOLVER.CHECKPOINT_EPOCHS = 0.0
+
+    # Deterministic algorithms where torch has them; it warns and names the operation elsewhere.
+    cfg.SOLVER.DETERMINISTIC = False
+
+    # Rounding of RepeatFactorTrainingSampler's factors: "stochastic" (anew each epoch, right on
+    # average) or "ceil" (the same list each epoch).
+    cfg.DATALOADER.REPEAT_ROUNDING = "stochastic"
+    # Share of the images that RandomSubsetTrainingSampler uses. Detectron2 reads this key but
+    # does not define it.
+    if "RANDOM_SUBSET_RATIO" not in cfg.DATALOADER:
+        cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
+
+
+def _add_engine_keys(cfg: CN) -> None:
+    cfg.ENGINE = CN()
+
+    # Names in d2ext.engine.HOOK_REGISTRY, in order. See docs/trainer.md, "Hooks by name".
+    cfg.ENGINE.HOOKS = []
+
+    # A handful of steps, one checkpoint, one evaluation of a few images, whatever else is set.
+    cfg.ENGINE.FAST_DEV_RUN = False
+
+    # Steps between two reads of the losses by the log, JSON, TensorBoard and W&B.
+    cfg.ENGINE.LOG_PERIOD = 20
+
+    # Checkpoints model_*.pth that are kept, newest first; 0 keeps all. Best and final ones
+    # are not counted and never removed.
+    cfg.ENGINE.MAX_TO_KEEP = 5
+
+    # Signals that finish the step, write a checkpoint and exit with code 75.
+    cfg.ENGINE.STOP_SIGNALS = ["SIGTERM", "SIGINT"]
+
+    # A non-finite loss: "stop" saves the batch and ends the run; "skip" leaves the step out,
+    # and stops after MAX_SKIPPED_STEPS of them.
+    cfg.ENGINE.NONFINITE = "stop"
+    cfg.ENGINE.MAX_SKIPPED_STEPS = 10
+
+    # DistributedDataParallel's switch: needed if some parameters get no gradient in some steps.
+    cfg.ENGINE.FIND_UNUSED_PARAMETERS = False
+
+    # Exponential moving average of parameters and buffers: e <- e + (1 - DECAY) (x - e).
+    cfg.ENGINE.EMA = CN()
+    cfg.ENGINE.EMA.ENABLED = False
+    cfg.ENGINE.EMA.DECAY = 0.9998
+    # The decay of step t is min(DECAY, (1 + t) / (WARMUP + t)); 0: DECAY from the first step.
+    cfg.ENGINE.EMA.WARMUP = 10
+    # Evaluate the average too, as "ema/...", beside the raw model.
+    cfg.ENGINE.EMA.EVAL = True
+
+    # Keep the checkpoint with the best METRIC ("bbox/AP", "ema/bbox/AP", "val/total_loss", ...)
+    # as model_best.pth; "" is off.
+    cfg.ENGINE.BEST_CHECKPOINT = CN()
+    cfg.ENGINE.BEST_CHECKPOINT.METRIC = ""
+    cfg.ENGINE.BEST_CHECKPOINT.MODE = "max"
+
+    # Stop when METRIC did not improve by MIN_DELTA in PATIENCE evaluations in a row; 0 is off.
+    cfg.ENGINE.EARLY_STOPPING = CN()
+    cfg.ENGINE.EARLY_STOPPING.PATIENCE = 0
+    cfg.ENGINE.EARLY_STOPPING.METRIC = "bbox/AP"
+    cfg.ENGINE.EARLY_STOPPING.MODE = "max"
+    cfg.ENGINE.EARLY_STOPPING.MIN_DELTA = 0.0
+
+    # A progress bar: "auto" (when the error stream is a terminal), "on" or "off".
+    cfg.ENGINE.PROGRESS_BAR = "auto"
+    cfg.ENGINE.TENSORBOARD = True
+
+    # Weights & Biases; needs the package wandb.
+    cfg.ENGINE.WANDB = CN()
+    cfg.ENGINE.WANDB.ENABLED = False
+    cfg.ENGINE.WANDB.PROJECT = "d2ext"
+    cfg.ENGINE.WANDB.NAME = ""
+
+
+def _add_test_keys(cfg: CN) -> None:
+    # Evaluation period in epochs; 0 leaves TEST.EVAL_PERIOD as it is.
+    cfg.TEST.EVAL_EPOCHS = 0.0
+
+    # The training losses on DATASETS.TEST every PERIOD steps and at the end, without
+    # augmentation, as "val/..."; 0 is off. MAX_BATCHES is a limit per rank; 0: the whole set.
+    cfg.TEST.VAL_LOSS = CN()
+    cfg.TEST.VAL_LOSS.PERIOD = 0
+    cfg.TEST.VAL_LOSS.MAX_BATCHES = 0

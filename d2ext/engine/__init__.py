@@ -1,0 +1,38 @@
+"""The trainer, its hooks, its checkpoints, and how its processes start."""
+
+from .batch_file import load_batch, save_batch
+from .build_data import build_train_loader
+from .checkpoint import Checkpointer
+from .data_loader import DataError, ResumableLoader
+from .errors import EXIT_NONFINITE, EXIT_PREEMPTED, NonFiniteLossError
+from .hooks import HOOK_REGISTRY, HookBase
+from .launch import launch
+from .nonfinite import NonFiniteGuard
+from .precision import GlobalNormClipper, Precision
+from .schedule import resolve_schedule
+from .setup import argument_parser, default_setup, import_modules
+from .trainer import Trainer, create_ddp_model
+
+__all__ = [
+    "Checkpointer",
+    "DataError",
+    "EXIT_NONFINITE",
+    "EXIT_PREEMPTED",
+    "GlobalNormClipper",
+    "HOOK_REGISTRY",
+    "HookBase",
+    "NonFiniteGuard",
+    "NonFiniteLossError",
+    "Precision",
+    "ResumableLoader",
+    "Trainer",
+    "argument_parser",
+    "build_train_loader",
+    "create_ddp_model",
+    "default_setup",
+    "import_modules",
+    "launch",
+    "load_batch",
+    "resolve_schedule",
+    "save_batch",
+]

@@ -1,0 +1,146 @@
+"""The training loader a config describes."""
+
+import logging
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data.samplers import (
+    RandomSubsetTrainingSampler,
+    RepeatFactorTrainingSampler,
+    TrainingSampler,
+)
+from detectron2.utils import comm
+from torch.utils.data import Sampler
+
+from .data_loader import ResumableLoader
+from .random_state import sample_seed
+
+__all__ = ["build_train_loader"]
+
+logger = logging.getLogger(__name__)
+
+
+def build_train_loader(
+    cfg: CfgNode, mapper: Optional[Callable[[Dict], Any]] = None
+) -> ResumableLoader:
+    """Like ``detectron2.data.build_detection_train_loader``, but resumable.
+
+    The samplers are Detectron2's, with the config's seed; SOLVER.IMS_PER_BATCH is divided among
+    ranks and micro-steps.
+
+    Args:
+        cfg: the config.
+        mapper: turns a dataset dict into the model's input; Detectron2's by default.
+    """
+    shares = comm.get_world_size() * cfg.SOLVER.ACCUMULATE
+    if cfg.SOLVER.IMS_PER_BATCH % shares or shares > cfg.SOLVER.IMS_PER_BATCH:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {comm.get_world_size()} "
+            f"processes x {cfg.SOLVER.ACCUMULATE} micro-steps cannot share; make it a multiple "
+            f"of {shares}."
+        )
+    dataset_dicts, source_sizes = _load_dataset_dicts(cfg)
+    factors = _repeat_factors(cfg, dataset_dicts, source_sizes)
+    return ResumableLoader(
+        dataset_dicts,
+        build_mapper(cfg, is_train=True) if mapper is None else mapper,
+        _IndexStream(cfg, len(dataset_dicts), factors),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH // shares,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        # A random but shared seed where the config names none; it is saved with the checkpoint.
+        seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+        epoch_size=_epoch_size(cfg, len(dataset_dicts), factors),
+    )
+
+
+def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[Dict], Any]:
+    """The mapper a config asks for."""
+    return DatasetMapper(cfg, is_train)
+
+
+class _IndexStream:
+    """Seed -> this rank's endless stream of indices, by one of Detectron2's samplers."""
+
+    def __init__(self, cfg: CfgNode, size: int, factors: Optional[torch.Tensor]):
+        self.name, self.size, self.factors = cfg.DATALOADER.SAMPLER_TRAIN, size, factors
+        self.subset_ratio = cfg.DATALOADER.RANDOM_SUBSET_RATIO
+        logger.info(f"Training sampler: {self.name}.")
+
+    def __call__(self, seed: int) -> Sampler:
+        if self.factors is not None:
+            return RepeatFactorTrainingSampler(self.factors, seed=seed)
+        if self.name == "RandomSubsetTrainingSampler":
+            return RandomSubsetTrainingSampler(
+                self.size,
+                self.subset_ratio,
+                seed_shuffle=seed,
+                seed_subset=sample_seed(seed, 1),
+            )
+        return TrainingSampler(self.size, seed=seed)
+
+
+def _load_dataset_dicts(cfg: CfgNode) -> Tuple[List[Dict], List[int]]:
+    """All dataset dicts, and how many each of DATASETS.TRAIN gives."""
+    sizes: List[int] = []
+    dicts: List[Dict] = []
+    proposals = cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
+    for k, name in enumerate(cfg.DATASETS.TRAIN):
+        part = get_detection_dataset_dicts(
+            [name],
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=(
+                cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+            ),
+            proposal_files=None if proposals is None else [proposals[k]],
+        )
+        sizes.append(len(part))
+        dicts += list(part)
+    if not dicts:
+        raise ValueError("There is nothing to train on; name a data set in DATASETS.TRAIN.")
+    return dicts, sizes
+
+
+def _repeat_factors(cfg: CfgNode, dicts: List[Dict], sizes: List[int]) -> Optional[torch.Tensor]:
+    """How often each image comes in an epoch, or None where every image comes once."""
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    by_category = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+    threshold = cfg.DATALOADER.REPEAT_THRESHOLD
+    if name in ("TrainingSampler", "RandomSubsetTrainingSampler"):
+        return None
+    if name == "RepeatFactorTrainingSampler":
+        factors = by_category(dicts, threshold)
+    elif name in ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"):
+        weights = dict(cfg.DATASETS.TRAIN_REPEAT_FACTOR)
+        unknown = set(weights) - set(cfg.DATASETS.TRAIN)
+        if unknown:
+            raise ValueError(
+                f"DATASETS.TRAIN_REPEAT_FACTOR names {sorted(unknown)}, "
+                "which DATASETS.TRAIN does not."
+            )
+        factors = torch.cat(
+            [torch.full((n,), float(weights.get(d, 1))) for d, n in zip(cfg.DATASETS.TRAIN, sizes)]
+        )
+        if name == "WeightedCategoryTrainingSampler":
+            parts, start = [], 0
+            for n in sizes:
+                parts.append(by_category(dicts[start : start + n], threshold))
+                start += n
+            factors = torch.cat(parts) * factors
+            factors = factors / factors.min()
+    else:
+        raise ValueError(f"DATALOADER.SAMPLER_TRAIN '{name}' is not one of Detectron2's samplers.")
+    rounding = cfg.DATALOADER.REPEAT_ROUNDING
+    if rounding not in ("stochastic", "ceil"):
+        raise ValueError(f"DATALOADER.REPEAT_ROUNDING is '{rounding}'; choose stochastic or ceil.")
+    return factors.ceil() if rounding == "ceil" else factors
+
+
+def _epoch_size(cfg: CfgNode, size: int, factors: Optional[torch.Tensor]) -> float:
+    if factors is not None:
+        return float(factors.double().sum())
+    if cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
+        return float(int(size * cfg.DATALOADER.RANDOM_SUBSET_RATIO))
+    return float(size)

@@ -1,0 +1,223 @@
+"""Checkpoints that survive a kill at any moment, a full disk and a truncated file."""
+
+import contextlib
+import logging
+import os
+import re
+import zipfile
+from collections import OrderedDict
+from typing import Any, Dict, Iterator, List, Optional
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+from fvcore.common.checkpoint import _IncompatibleKeys
+
+__all__ = ["Checkpointer", "atomic_write", "plain"]
+
+logger = logging.getLogger(__name__)
+
+_NUMBERED = re.compile(r"^model_(\d{7,})\.pth$")
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer with safe writing, safe reading and a limit on their number.
+
+    * A file is written aside, flushed to the disk and renamed: a name ``*.pth`` never stands for
+      half a checkpoint, and a failed write leaves the one before in place.
+    * Our own files hold tensors and plain values only and are read with ``weights_only=True``.
+      Model-zoo files (``.pkl``, and older ``.pth``) go Detectron2's way.
+    * A damaged newest file is skipped, with a warning, in favour of the one before.
+
+    Args:
+        model: the model, or its DistributedDataParallel wrapper.
+        save_dir: where checkpoints are written and looked for.
+        max_to_keep: numbered checkpoints that are kept; 0 keeps all.
+        checkpointables: objects with ``state_dict`` and ``load_state_dict``.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: Optional[bool] = None,
+        max_to_keep: int = 0,
+        **checkpointables: Any,
+    ):
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.max_to_keep = max_to_keep
+        self.last_incompatible: Optional[_IncompatibleKeys] = None
+
+    def save(self, name: str, *, tag: bool = True, **extra: Any) -> bool:
+        """Write ``{name}.pth``; returns False, and keeps what was there, if the disk refuses.
+
+        Args:
+            name: the file's name without ".pth".
+            tag: whether a resumed run starts from this file.
+            extra: further data to save.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return True
+        data: Dict[str, Any] = {"model": self.model.state_dict()}
+        for key, checkpointable in self.checkpointables.items():
+            data[key] = checkpointable.state_dict()
+        data.update(extra)
+        return self.write(name, data, tag=tag)
+
+    def write(self, name: str, data: Dict[str, Any], *, tag: bool = True) -> bool:
+        """Write ready data as ``{name}.pth``; see :meth:`save`."""
+        if not self.save_dir or not self.save_to_disk:
+            return True
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        data = plain(data)
+        try:
+            os.makedirs(self.save_dir, exist_ok=True)
+            with atomic_write(path) as stream:
+                torch.save(data, stream)
+            if tag:
+                self.tag_last_checkpoint(os.path.basename(path))
+        except (OSError, RuntimeError) as error:
+            # torch reports a failed write as RuntimeError.
+            logger.error(
+                f"Could not write {path} ({error}); the checkpoints before it are untouched. "
+                "Free some disk space: training goes on and the next period tries again."
+            )
+            return False
+        logger.info(f"Saved checkpoint {path}.")
+        self._remove_old()
+        return True
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        with atomic_write(os.path.join(self.save_dir, "last_checkpoint")) as stream:
+            stream.write(last_filename_basename.encode())
+
+    def has_checkpoint(self) -> bool:
+        return bool(self.candidates())
+
+    def candidates(self) -> List[str]:
+        """Files that a run may resume from, the tagged one first, then the newest."""
+        try:
+            names = os.listdir(self.save_dir)
+        except OSError:
+            return []
+        names = [n for n in names if _NUMBERED.match(n) or n == "model_final.pth"]
+        paths = [os.path.join(self.save_dir, name) for name in names]
+        paths.sort(key=lambda path: (os.path.getmtime(path), path), reverse=True)
+        tagged = super().get_checkpoint_file()
+        if tagged and os.path.isfile(tagged):
+            paths = [tagged] + [path for path in paths if path != tagged]
+        return paths
+
+    def get_checkpoint_file(self) -> str:
+        """The newest undamaged checkpoint, as rank 0 finds it, or ""."""
+        chosen = ""
+        if comm.is_main_process():
+            for path in self.candidates():
+                problem = _damage(path)
+                if problem is None:
+                    chosen = path
+                    break
+                logger.warning(f"Skipping the damaged checkpoint {path} ({problem}).")
+        return comm.all_gather(chosen)[0]
+
+    def _remove_old(self) -> None:
+        if self.max_to_keep <= 0:
+            return
+        numbered = [p for p in self.candidates() if _NUMBERED.match(os.path.basename(p))]
+        for path in numbered[self.max_to_keep :]:
+            with contextlib.suppress(OSError):
+                os.remove(path)
+
+    def _torch_load(self, f: str) -> Dict[str, Any]:
+        try:
+            return torch.load(f, map_location="cpu", weights_only=True)
+        except Exception as error:
+            if "weights_only" not in str(error) and "Weights only" not in str(error):
+                raise
+            raise ValueError(
+                f"{f} holds Python objects, and reading it could run any code; if you trust "
+                'it, save torch.load(path, weights_only=False)["model"] to a new file.'
+            ) from error
+
+    def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
+        self.last_incompatible = incompatible
+        super()._log_incompatible_keys(incompatible)
+
+
+@contextlib.contextmanager
+def atomic_write(path: str) -> Iterator[Any]:
+    """A binary stream whose content becomes ``path`` at once, on the disk, or not at all."""
+    aside = f"{path}.{os.getpid()}.part"
+    try:
+        with open(aside, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+        _sync_directory(os.path.dirname(path) or ".")
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(aside)
+        raise
+
+
+def _sync_directory(directory: str) -> None:
+    """Make a rename itself durable; some file systems do not let a directory be opened."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _damage(path: str) -> Optional[str]:
+    """What is wrong with a checkpoint file, or None. Checks every byte against its checksum."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+            return None if bad is None else f"{bad} has a wrong checksum"
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        return str(error)
+
+
+def plain(value: Any, path: str = "checkpoint") -> Any:
+    """``value`` as tensors, numbers, strings and plain containers, which load safely.
+
+    Args:
+        value: anything; numpy arrays and numbers are converted.
+        path: where the value stands, for the error.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+        # Subclasses (an enum, say) are reduced to the built-in type they derive from.
+        return _builtin(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, dict):
+        items = {plain(k, path): plain(v, f"{path}.{k}") for k, v in value.items()}
+        if not hasattr(value, "_metadata"):
+            return items
+        # A module's state dict carries the versions of its layers, which loading looks at.
+        state = OrderedDict(items)
+        state._metadata = value._metadata
+        return state
+    if isinstance(value, (list, tuple)):
+        items = [plain(v, f"{path}.{k}") for k, v in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    raise TypeError(
+        f"{path} is a {type(value).__name__}, which a checkpoint cannot hold; return tensors, "
+        "numbers, strings, lists and dicts from state_dict()."
+    )
+
+
+def _builtin(value: Any) -> Any:
+    for kind in (bool, int, float, str, bytes):
+        if isinstance(value, kind):
+            return kind(value) if type(value) is not kind else value
+    return value

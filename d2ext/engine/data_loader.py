@@ -1,0 +1,207 @@
+"""A training loader that goes on exactly where it stopped.
+
+The order of the data is a function of the seed alone, and the random numbers of a sample
+(augmentation) are a function of the seed and of the sample's place in that order. So the number of
+worker processes changes nothing, and "where we are" is one number: the batches consumed. Batches
+that workers had prepared but the trainer had not used are simply prepared again.
+"""
+
+import logging
+import signal
+from itertools import islice
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+from detectron2.data import DatasetFromList
+from detectron2.utils import comm
+from detectron2.utils.serialize import PicklableWrapper
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .random_state import isolated_random_state, sample_seed, seed_cpu
+
+__all__ = ["DataError", "ResumableLoader", "ignore_stop_signals"]
+
+logger = logging.getLogger(__name__)
+
+
+class DataError(RuntimeError):
+    """A sample could not be loaded; the message names its file."""
+
+
+class _MappedDataset(Dataset):
+    """Maps a dataset's elements, each under its own seed.
+
+    An item is asked for by (place in the data order of all ranks, index in the dataset).
+    """
+
+    _MAX_TRIES = 10
+
+    def __init__(self, dataset: Sequence, mapper: Callable[[Dict], Any], seed: int):
+        self.dataset, self.mapper, self.seed = dataset, PicklableWrapper(mapper), seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Tuple[int, int]) -> Any:
+        position, index = key
+        # Isolated, because without worker processes this runs between two training steps.
+        with isolated_random_state():
+            for attempt in range(self._MAX_TRIES):
+                seed_cpu(sample_seed(self.seed, position, attempt))
+                sample = self._load(index)
+                if sample is not None:
+                    return sample
+                # As upstream: a mapper may refuse a sample, and another one takes its place.
+                index = sample_seed(self.seed, position, attempt, 1) % len(self.dataset)
+        raise DataError(
+            f"The mapper returned None for {self._MAX_TRIES} samples in a row; "
+            "let it return a sample, or leave unusable images out of the data set."
+        )
+
+    def _load(self, index: int) -> Any:
+        name = f"sample {index}"
+        try:
+            element = self.dataset[index]
+            if isinstance(element, dict) and "file_name" in element:
+                name = str(element["file_name"])
+            return self.mapper(element)
+        except Exception as error:
+            raise DataError(
+                f"Loading {name} failed with {type(error).__name__}: {error}"
+            ) from error
+
+
+class _BatchSampler(Sampler):
+    """Endless batches of (place, index), starting with batch number ``start``.
+
+    With ``groups``, a batch holds elements of one group only: the batch whose group fills up
+    first comes first, as in Detectron2's grouping by aspect ratio, but without loading an image.
+    """
+
+    def __init__(
+        self, indices: Sampler, batch_size: int, groups: Optional[Sequence[int]], start: int
+    ):
+        self.indices, self.batch_size, self.groups, self.start = indices, batch_size, groups, start
+
+    def __iter__(self) -> Iterator[List[Tuple[int, int]]]:
+        return islice(self._batches(), self.start, None)
+
+    def _batches(self) -> Iterator[List[Tuple[int, int]]]:
+        rank, world_size = comm.get_rank(), comm.get_world_size()
+        buckets: Dict[int, List[Tuple[int, int]]] = {}
+        for place, index in enumerate(self.indices):
+            group = 0 if self.groups is None else self.groups[index]
+            bucket = buckets.setdefault(group, [])
+            bucket.append((place * world_size + rank, index))
+            if len(bucket) == self.batch_size:
+                yield buckets.pop(group)
+
+
+def ignore_stop_signals(worker_id: int = 0) -> None:
+    """A data worker outlives the signals that tell the trainer to stop.
+
+    Ctrl-C, Slurm and torchrun signal the whole process group; the step under way still needs its
+    batch. Workers end when the trainer closes them, or when they find it gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _identity(batch: List[Any]) -> List[Any]:
+    return batch
+
+
+def _init_worker(worker_id: int) -> None:
+    ignore_stop_signals(worker_id)
+    # One thread a worker, as torch sets for itself; OpenCV would start one a core in each.
+    try:
+        import cv2
+
+        cv2.setNumThreads(0)
+    except ImportError:
+        pass
+
+
+class ResumableLoader:
+    """Endless batches of mapped dataset dicts, with ``state_dict`` and ``load_state_dict``.
+
+    Args:
+        dataset: dataset dicts, or any map-style dataset.
+        mapper: turns a dataset dict into the model's input.
+        make_indices: given a seed, returns this rank's endless stream of indices. The same seed
+            must give the same stream.
+        batch_size: images in a batch of this rank.
+        aspect_ratio_grouping: batches of wide images or of tall images; needs dataset dicts with
+            "width" and "height".
+        num_workers: worker processes; any number gives the same batches.
+        seed: the seed of order and augmentation, the same on all ranks.
+        epoch_size: images in an epoch, over all ranks.
+    """
+
+    def __init__(
+        self,
+        dataset: Sequence,
+        mapper: Callable[[Dict], Any],
+        make_indices: Callable[[int], Sampler],
+        *,
+        batch_size: int,
+        aspect_ratio_grouping: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+        epoch_size: Optional[float] = None,
+    ):
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, int(seed)
+        self.epoch_size = float(len(dataset) if epoch_size is None else epoch_size)
+        self.batches_consumed = 0
+        self._mapper, self._make_indices = mapper, make_indices
+        self._groups = _aspect_ratio_groups(dataset) if aspect_ratio_grouping else None
+        # Serialised once, so that worker processes share its memory.
+        self._dataset = DatasetFromList(dataset) if isinstance(dataset, list) else dataset
+
+    def __iter__(self) -> Iterator[List[Any]]:
+        dataset = _MappedDataset(self._dataset, self._mapper, self.seed)
+        batches = _BatchSampler(
+            self._make_indices(self.seed), self.batch_size, self._groups, self.batches_consumed
+        )
+        loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=_identity,
+            worker_init_fn=_init_worker,
+            # Its own generator: starting an iterator must not draw from the model's.
+            generator=torch.Generator(),
+        )
+        for batch in loader:
+            self.batches_consumed += 1
+            yield batch
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "batches": self.batches_consumed,
+            "batch_size": self.batch_size,
+            "world_size": comm.get_world_size(),
+        }
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        """Go on behind the saved batches; the next ``iter`` begins there."""
+        self.seed = int(state["seed"])
+        images = state["batches"] * state["batch_size"] * state["world_size"]
+        self.batches_consumed = images // (self.batch_size * comm.get_world_size())
+        if (state["batch_size"], state["world_size"]) != (self.batch_size, comm.get_world_size()):
+            logger.warning(
+                f"The checkpoint was written with {state['world_size']} x {state['batch_size']} "
+                f"images a micro-step and now there are {comm.get_world_size()} x "
+                f"{self.batch_size}: the data goes on at image {images}, but not bit for bit."
+            )
+
+
+def _aspect_ratio_groups(dataset: Sequence) -> List[int]:
+    try:
+        return [0 if element["width"] > element["height"] else 1 for element in dataset]
+    except (TypeError, KeyError) as error:
+        raise ValueError(
+            "Grouping by aspect ratio needs 'width' and 'height' in every dataset dict; "
+            "set DATALOADER.ASPECT_RATIO_GROUPING to False."
+        ) from error

@@ -1,0 +1,113 @@
+"""Exponential moving average of a model's parameters and buffers."""
+
+import contextlib
+from typing import Any, Dict, Iterator, List, Tuple
+
+import torch
+from torch import nn
+
+from .base import HookBase
+
+__all__ = ["ModelEMA"]
+
+
+class ModelEMA(HookBase):
+    """Keeps e <- e + (1 - decay) (x - e) over parameters and floating-point buffers.
+
+    Other buffers (counters) are copied. The average is held in float32 or wider, beside the
+    model; :meth:`applied` lends it to the model. At the end it is written as
+    ``model_final_ema.pth``, which serves as MODEL.WEIGHTS.
+
+    Args:
+        model: the model without a wrapper.
+        decay: how much of the average stays in a step.
+        warmup: step t uses min(decay, (1 + t) / (warmup + t)), so that the random first weights
+            are forgotten soon; 0 uses ``decay`` from the first step.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.9998, warmup: int = 10):
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"ENGINE.EMA.DECAY is {decay}; it must be at least 0 and below 1.")
+        self.model, self.decay, self.warmup = model, decay, warmup
+        self.updates = 0
+        self.average: Dict[str, torch.Tensor] = {}
+        self._reset()
+
+    def _reset(self) -> None:
+        self.average = {k: _widened(v) for k, v in self.model.state_dict().items()}
+        self._pairs = None
+
+    def before_train(self) -> None:
+        # Weights are loaded after the hook is built; a restored average has updates.
+        if self.updates == 0:
+            self._reset()
+
+    def after_step(self) -> None:
+        self.update()
+
+    def after_train(self) -> None:
+        if self.trainer.finished:
+            weights = {"model": self.model_state_dict()}
+            self.trainer.checkpointer.write("model_final_ema", weights, tag=False)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the model's present weights into the average."""
+        decay = self.decay
+        if self.warmup > 0:
+            decay = min(decay, (1 + self.updates) / (self.warmup + self.updates))
+        self.updates += 1
+        averages, sources, copies = self._tensors()
+        # lerp leaves a constant exactly as it is, which e * d + x * (1 - d) does not.
+        if averages:
+            torch._foreach_lerp_(averages, [s.to(a) for a, s in zip(averages, sources)], 1 - decay)
+        for average, source in copies:
+            average.copy_(source)
+
+    def _tensors(self) -> Tuple[List[torch.Tensor], List[torch.Tensor], List[Tuple]]:
+        if self._pairs is None:
+            averages, sources, copies = [], [], []
+            for name, value in self.model.state_dict().items():
+                if value.is_floating_point():
+                    averages.append(self.average[name])
+                    sources.append(value)
+                else:
+                    copies.append((self.average[name], value))
+            # state_dict's tensors share the model's memory, so the list is made once.
+            self._pairs = (averages, sources, copies)
+        return self._pairs
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside of the block the model has the averaged weights; afterwards its own again."""
+        own = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self._copy_into_model(self.average)
+        try:
+            yield
+        finally:
+            self._copy_into_model(own)
+
+    @torch.no_grad()
+    def _copy_into_model(self, values: Dict[str, torch.Tensor]) -> None:
+        for name, tensor in self.model.state_dict().items():
+            tensor.copy_(values[name])
+
+    def model_state_dict(self) -> Dict[str, torch.Tensor]:
+        """The average under the model's own keys and types: a checkpoint for anybody."""
+        model = self.model.state_dict()
+        return {k: v.to(model[k].dtype) for k, v in self.average.items()}
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {"updates": self.updates, "average": dict(self.average)}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        self.updates = state_dict["updates"]
+        for name, value in state_dict["average"].items():
+            if name in self.average:
+                self.average[name].copy_(value)
+        self._pairs = None
+
+
+def _widened(value: torch.Tensor) -> torch.Tensor:
+    value = value.detach().clone()
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

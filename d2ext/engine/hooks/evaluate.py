@@ -1,0 +1,145 @@
+"""Evaluation during training, and what follows from its figures."""
+
+import logging
+import math
+from typing import Any, Callable, Dict, Optional
+
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+
+from ..random_state import isolated_random_state
+from .base import HookBase
+
+__all__ = ["BestCheckpointer", "EarlyStopping", "Evaluate"]
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluate(HookBase):
+    """Evaluates every ``period`` steps and after the last one, in ``after_step``.
+
+    Before a long evaluation the trainer's state is saved if a checkpoint is due at this step, so
+    a kill in the middle costs nothing: a resumed run begins with the evaluation. Random numbers
+    drawn by an evaluation do not change the training.
+
+    Args:
+        period: steps between evaluations; 0: at the end only.
+        function: returns a nested dict of figures on rank 0; called on every rank.
+    """
+
+    def __init__(self, period: int, function: Callable[[], Optional[Dict[str, Any]]]):
+        self._period, self._function = period, function
+
+    def after_step(self) -> None:
+        if not self.trainer.is_due(self._period):
+            return
+        self.trainer.save_before(self)
+        with isolated_random_state():
+            results = self._function()
+        # Every rank gets the figures: a rank that decides by them must decide like the others.
+        results = comm.all_gather(results)[0]
+        for name, value in flatten_results_dict(results or {}).items():
+            try:
+                value = float(value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"The evaluator returned {value!r} as '{name}'; let it return numbers."
+                ) from error
+            self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
+        comm.synchronize()
+
+    def after_train(self) -> None:
+        # The function is likely a closure over the trainer: break the circle.
+        self._function = None
+
+
+class _BestMetric(HookBase):
+    """Remembers the best value of a figure. Looks at it in the step that produced it."""
+
+    def __init__(self, metric: str, mode: str = "max", min_delta: float = 0.0):
+        if mode not in ("max", "min"):
+            raise ValueError(f"The mode for {metric} is '{mode}'; choose max or min.")
+        self.metric, self.sign = metric, 1.0 if mode == "max" else -1.0
+        self.min_delta = min_delta
+        self.best: Optional[float] = None
+        self.best_iter: Optional[int] = None
+        self._warned = False
+
+    def newest(self) -> Optional[float]:
+        """This step's value, or None if the step did not produce one."""
+        value, iteration = self.trainer.storage.latest().get(self.metric, (None, None))
+        return value if iteration == self.trainer.iter else None
+
+    def improve(self, value: float) -> bool:
+        """Take in a value; returns whether it is the best so far. NaN never is."""
+        better = math.isfinite(value) and (
+            self.best is None or self.sign * (value - self.best) > self.min_delta
+        )
+        if better:
+            self.best, self.best_iter = value, self.trainer.iter
+        return better
+
+    def after_train(self) -> None:
+        if self.best is None and self.trainer.finished and not self._warned:
+            self._warned = True
+            known = ", ".join(k for k in self.trainer.storage.latest() if "/" in k) or "none"
+            logger.warning(f"'{self.metric}' never came up (figures with a '/': {known}).")
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {"best": self.best, "best_iter": self.best_iter}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        self.best, self.best_iter = state_dict["best"], state_dict["best_iter"]
+
+
+class BestCheckpointer(_BestMetric):
+    """Writes ``model_best.pth`` when a figure is better than ever.
+
+    Args:
+        metric: the figure's name in the log, for example "bbox/AP" or "ema/bbox/AP".
+        mode: "max" or "min".
+        name: the file's name without ".pth".
+    """
+
+    def __init__(self, metric: str, mode: str = "max", name: str = "model_best"):
+        super().__init__(metric, mode)
+        self._name = name
+
+    def after_step(self) -> None:
+        value = self.newest()
+        if value is not None and self.improve(value):
+            logger.info(f"{self.metric} {value:.4f} is the best so far.")
+            self.trainer.save_checkpoint(self._name, tag=False)
+
+
+class EarlyStopping(_BestMetric):
+    """Ends the training when a figure has not improved for ``patience`` evaluations in a row.
+
+    Args:
+        metric: the figure's name in the log.
+        patience: evaluations without improvement that end the training.
+        mode: "max" or "min".
+        min_delta: an improvement must be larger than this.
+    """
+
+    def __init__(self, metric: str, patience: int, mode: str = "max", min_delta: float = 0.0):
+        super().__init__(metric, mode, min_delta)
+        self.patience, self.waited = patience, 0
+
+    def after_step(self) -> None:
+        value = self.newest()
+        if value is None:
+            return
+        self.waited = 0 if self.improve(value) else self.waited + 1
+        if self.waited >= self.patience:
+            self.trainer.request_stop(
+                f"{self.metric} has not improved on {self.best} (step {self.best_iter}) "
+                f"for {self.waited} evaluations"
+            )
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {**super().state_dict(), "waited": self.waited}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.waited = state_dict["waited"]

@@ -1,0 +1,212 @@
+"""Starting the processes of a run: one, several spawned here, or those a launcher started."""
+
+import logging
+import os
+import re
+import signal
+import socket
+from datetime import timedelta
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
+
+import torch
+from detectron2.utils import comm
+from torch import distributed as dist
+from torch import multiprocessing as mp
+
+from .errors import NonFiniteLossError
+
+__all__ = ["Place", "launch", "place_from_environment"]
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT = timedelta(minutes=30)
+
+
+class Place(NamedTuple):
+    """Where a process stands among all processes of a run."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    url: str
+
+
+def launch(
+    main: Callable,
+    num_gpus_per_machine: int = 1,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: Optional[str] = "auto",
+    args: Tuple = (),
+    timeout: timedelta = _TIMEOUT,
+) -> Optional[int]:
+    """Like ``detectron2.engine.launch``, and under torchrun and Slurm too.
+
+    * Under torchrun or ``srun`` this process is one of several: it takes its place from the
+      environment, and the arguments about processes are ignored.
+    * Otherwise ``num_gpus_per_machine`` processes are spawned here, if it is above 1.
+
+    Processes talk through NCCL on GPUs and through gloo on CPUs.
+
+    Args:
+        main: called as ``main(*args)`` in every process; may return an exit code.
+        num_gpus_per_machine: processes on this machine; on a machine without GPUs as well.
+        num_machines: machines in the run.
+        machine_rank: this machine's number.
+        dist_url: where rank 0 listens; "auto": a free port of this machine.
+        args: the arguments of ``main``.
+        timeout: how long processes wait for each other.
+
+    Returns:
+        The highest exit code of the processes started here; None or 0 is success.
+    """
+    place = place_from_environment(os.environ)
+    if place is not None:
+        return _run(main, args, place, timeout)
+    if num_gpus_per_machine * num_machines <= 1:
+        return _call(main, args)
+    if dist_url == "auto":
+        if num_machines > 1:
+            raise ValueError("--dist-url auto finds a port on one machine; name the URL of rank 0.")
+        dist_url = f"tcp://127.0.0.1:{_free_port()}"
+    return _spawn(main, args, num_gpus_per_machine, num_machines, machine_rank, dist_url, timeout)
+
+
+def place_from_environment(env: Mapping[str, str]) -> Optional[Place]:
+    """This process's place if torchrun or ``srun`` started it among several, else None."""
+    if "RANK" in env and "WORLD_SIZE" in env and "MASTER_ADDR" in env:
+        world_size = int(env["WORLD_SIZE"])
+        place = Place(
+            int(env["RANK"]),
+            world_size,
+            int(env.get("LOCAL_RANK", env["RANK"])),
+            int(env.get("LOCAL_WORLD_SIZE", world_size)),
+            "env://",
+        )
+        return place if world_size > 1 else None
+    # Only a job *step* has this one: in a batch script itself there is one process, whatever
+    # SLURM_NTASKS says.
+    world_size = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
+    if world_size <= 1 or "SLURM_PROCID" not in env:
+        return None
+    nodes = int(env.get("SLURM_STEP_NUM_NODES", "1"))
+    host = env.get("MASTER_ADDR") or first_slurm_host(env["SLURM_STEP_NODELIST"])
+    # The same port for all processes of a step, another one for another job.
+    port = env.get("MASTER_PORT") or 20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000
+    return Place(
+        int(env["SLURM_PROCID"]),
+        world_size,
+        int(env["SLURM_LOCALID"]),
+        world_size // nodes,
+        f"tcp://{host}:{port}",
+    )
+
+
+def first_slurm_host(node_list: str) -> str:
+    """The first host of a Slurm node list such as ``gpu[07-09,12],cpu3``."""
+    match = re.match(r"^([^\[,]+)(?:\[(\d+)[^\]]*\])?([^,]*)", node_list)
+    if match is None:
+        raise ValueError(f"SLURM_STEP_NODELIST '{node_list}' is not understood; set MASTER_ADDR.")
+    return match.group(1) + (match.group(2) or "") + (match.group(3) or "")
+
+
+def _run(main: Callable, args: Tuple, place: Place, timeout: timedelta) -> Optional[int]:
+    """Join the group of processes, then call ``main``."""
+    on_gpu = torch.cuda.is_available()
+    if on_gpu and place.local_world_size > torch.cuda.device_count():
+        raise RuntimeError(
+            f"{place.local_world_size} processes were asked for on a machine with "
+            f"{torch.cuda.device_count()} GPUs; lower --num-gpus, or hide the GPUs to use gloo."
+        )
+    if on_gpu:
+        torch.cuda.set_device(place.local_rank)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        init_method=place.url,
+        world_size=place.world_size,
+        rank=place.rank,
+        timeout=timeout,
+    )
+    try:
+        comm.create_local_process_group(place.local_world_size)
+        # Without it the first collective call may meet a process that is not ready.
+        comm.synchronize()
+        return _call(main, args)
+    finally:
+        dist.destroy_process_group()
+
+
+def _call(main: Callable, args: Tuple) -> Optional[int]:
+    try:
+        return main(*args)
+    except NonFiniteLossError as error:
+        logger.error(str(error))
+        return error.exit_code
+
+
+def _worker(
+    local_rank: int,
+    main: Callable,
+    args: Tuple,
+    place: Dict[str, Any],
+    timeout: timedelta,
+    codes: Any,
+) -> None:
+    local = place["local_world_size"]
+    rank = place["machine_rank"] * local + local_rank
+    code = _run(
+        main, args, Place(rank, place["world_size"], local_rank, local, place["url"]), timeout
+    )
+    codes[local_rank] = code or 0
+
+
+def _spawn(
+    main: Callable,
+    args: Tuple,
+    count: int,
+    num_machines: int,
+    machine_rank: int,
+    url: Optional[str],
+    timeout: timedelta,
+) -> int:
+    """Start ``count`` processes, pass signals on to them, and wait."""
+    place = {
+        "world_size": count * num_machines,
+        "local_world_size": count,
+        "machine_rank": machine_rank,
+        "url": url,
+    }
+    codes = mp.get_context("spawn").Array("i", count)
+    # The exit code travels through shared memory: a child that *exited* with one would make
+    # torch end its siblings, which may still be writing the checkpoint.
+    context = mp.start_processes(
+        _worker,
+        nprocs=count,
+        args=(main, args, place, timeout, codes),
+        join=False,
+        start_method="spawn",
+    )
+
+    def pass_on(number: int, frame: Any) -> None:
+        for process in context.processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    previous = {n: signal.signal(n, pass_on) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        while not context.join(timeout=1):
+            pass
+    except mp.ProcessExitedException as error:
+        # Ended by a second signal, or by the system.
+        return error.exit_code if error.exit_code > 0 else 128 - error.exit_code
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return max(codes)
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.bind(("", 0))
+        return sock.getsockname()[1]

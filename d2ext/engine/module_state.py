@@ -1,0 +1,112 @@
+"""State that training changes outside of parameters: metrics, attributes, buffers of a rank."""
+
+from collections import defaultdict
+from typing import Any, Dict, List, Tuple
+
+import torch
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+__all__ = [
+    "ChangedAttributes",
+    "buffers_of",
+    "copy_into_buffers",
+    "load_storage",
+    "storage_state",
+    "without_repeats",
+]
+
+# Longer than any window over which figures are smoothed (the time left uses 1000 steps).
+_HISTORY = 1000
+
+
+def storage_state(storage: EventStorage) -> Dict[str, Any]:
+    """The recent history of all figures, as plain values."""
+    histories = {}
+    for name, history in storage.histories().items():
+        histories[name] = {
+            "values": [[float(v), int(i)] for v, i in history.values()[-_HISTORY:]],
+            "count": int(history._count),
+            "average": float(history._global_avg),
+        }
+    return {
+        "histories": histories,
+        "latest": {k: [float(v), int(i)] for k, (v, i) in storage.latest().items()},
+        "hints": dict(storage.smoothing_hints()),
+    }
+
+
+def load_storage(storage: EventStorage, state: Dict[str, Any]) -> None:
+    """Restore what :func:`storage_state` returned."""
+    for name, saved in state["histories"].items():
+        history = storage._history[name]
+        history._data = [(v, i) for v, i in saved["values"]]
+        history._count, history._global_avg = saved["count"], saved["average"]
+    storage._latest_scalars.update({k: (v, i) for k, (v, i) in state["latest"].items()})
+    storage._smoothing_hints.update(state["hints"])
+
+
+class ChangedAttributes:
+    """Plain numbers on modules that training has changed.
+
+    Detectron2's dense detectors keep the running normaliser of their losses in a Python float,
+    which no state dict holds. Our own models have none of these.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+        self._initial = _numbers(model)
+
+    def state_dict(self) -> Dict[str, Any]:
+        now = _numbers(self._model)
+        return {
+            f"{name}:{attribute}": value
+            for (name, attribute), value in now.items()
+            if self._initial.get((name, attribute)) != value
+        }
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        modules = dict(self._model.named_modules())
+        for key, value in state.items():
+            name, attribute = key.rsplit(":", 1)
+            if name in modules:
+                setattr(modules[name], attribute, value)
+
+
+def _numbers(model: nn.Module) -> Dict[Tuple[str, str], Any]:
+    return {
+        (name, key): value
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if type(value) in (int, float)
+    }
+
+
+def buffers_of(model: nn.Module) -> Dict[str, torch.Tensor]:
+    """Copies on the CPU of the buffers that a checkpoint holds."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return {
+        name: value.detach().cpu().clone()
+        for name, value in model.state_dict().items()
+        if name not in parameters
+    }
+
+
+@torch.no_grad()
+def copy_into_buffers(model: nn.Module, values: Dict[str, torch.Tensor]) -> None:
+    """Set some of a model's buffers."""
+    state = model.state_dict()
+    for name, value in values.items():
+        if name in state:
+            state[name].copy_(value)
+
+
+def without_repeats(ranks: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Drop the buffers of a rank that equal rank 0's, which the model in the checkpoint has."""
+    first = ranks[0]["buffers"]
+    kept = defaultdict(dict)
+    for rank, state in enumerate(ranks):
+        for name, value in state["buffers"].items():
+            if rank and not torch.equal(value, first[name]):
+                kept[rank][name] = value
+    return [{**state, "buffers": kept[rank]} for rank, state in enumerate(ranks)]

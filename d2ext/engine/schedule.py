@@ -1,0 +1,131 @@
+"""What a config's schedule means for this run: real batch, epochs, dry run."""
+
+import logging
+import math
+from typing import Callable, Dict, List
+
+from detectron2.config import CfgNode
+
+__all__ = ["apply_fast_dev_run", "resolve_schedule", "schedule_keys"]
+
+logger = logging.getLogger(__name__)
+
+FAST_DEV_RUN_STEPS = 4
+FAST_DEV_RUN_IMAGES = 4
+
+
+def resolve_schedule(cfg: CfgNode, epoch_size: float) -> CfgNode:
+    """A copy of ``cfg`` in which the iteration keys say what will be done.
+
+    Args:
+        cfg: the config.
+        epoch_size: images in an epoch, repeats of repeat-factor sampling included.
+    """
+    frozen = cfg.is_frozen()
+    cfg = cfg.clone()
+    cfg.defrost()
+    _scale_to_batch(cfg)
+    _from_epochs(cfg, epoch_size)
+    if cfg.ENGINE.FAST_DEV_RUN:
+        apply_fast_dev_run(cfg)
+    if frozen:
+        cfg.freeze()
+    return cfg
+
+
+def _scale_to_batch(cfg: CfgNode) -> None:
+    """Scale lr and iterations by the real batch over the one the config was written for."""
+    solver, reference = cfg.SOLVER, cfg.SOLVER.REFERENCE_BATCH
+    if reference <= 0 or reference == solver.IMS_PER_BATCH:
+        return
+    factor = solver.IMS_PER_BATCH / reference
+    if not solver.AUTO_SCALE:
+        logger.warning(
+            f"The schedule was written for {reference} images a step, and this run has "
+            f"{solver.IMS_PER_BATCH}: its learning rate would be {solver.BASE_LR * factor:.6g} "
+            f"and not {solver.BASE_LR:.6g}. Set SOLVER.AUTO_SCALE True to scale it."
+        )
+        return
+    before = {key: solver[key] for key in ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")}
+    solver.BASE_LR *= factor
+    solver.BASE_LR_END *= factor
+    _map_iterations(cfg, lambda n: int(round(n / factor)))
+    # The batch is now what the schedule is for, so a second call changes nothing.
+    solver.REFERENCE_BATCH = solver.IMS_PER_BATCH
+    changes = ", ".join(f"{key} {value} -> {solver[key]}" for key, value in before.items())
+    logger.info(f"Scaled from {reference} to {solver.IMS_PER_BATCH} images a step: {changes}.")
+
+
+def _map_iterations(cfg: CfgNode, change: Callable[[int], int]) -> None:
+    def at_least_one(n: int) -> int:
+        return max(change(n), 1) if n > 0 else n
+
+    solver = cfg.SOLVER
+    solver.MAX_ITER = at_least_one(solver.MAX_ITER)
+    solver.STEPS = tuple(at_least_one(step) for step in solver.STEPS)
+    solver.WARMUP_ITERS = at_least_one(solver.WARMUP_ITERS)
+    solver.CHECKPOINT_PERIOD = at_least_one(solver.CHECKPOINT_PERIOD)
+    cfg.TEST.EVAL_PERIOD = at_least_one(cfg.TEST.EVAL_PERIOD)
+    cfg.TEST.VAL_LOSS.PERIOD = at_least_one(cfg.TEST.VAL_LOSS.PERIOD)
+
+
+def _from_epochs(cfg: CfgNode, epoch_size: float) -> None:
+    """Replace the iteration keys by those given in epochs."""
+    solver = cfg.SOLVER
+    given = (solver.EPOCHS, solver.WARMUP_EPOCHS, solver.CHECKPOINT_EPOCHS, cfg.TEST.EVAL_EPOCHS)
+    if not any(epochs > 0 for epochs in given) and not len(solver.EPOCH_STEPS):
+        return
+    if epoch_size <= 0:
+        raise ValueError(
+            "A schedule in epochs needs a training loader with an epoch_size (images); "
+            "give the loader one, or give the schedule in iterations."
+        )
+    per_epoch = epoch_size / solver.IMS_PER_BATCH
+    said: List[str] = []
+
+    def iterations(epochs: float, key: str) -> int:
+        count = max(1, math.ceil(epochs * per_epoch - 1e-9))
+        said.append(f"{key} {count}")
+        return count
+
+    if solver.EPOCHS > 0:
+        solver.MAX_ITER = iterations(solver.EPOCHS, "MAX_ITER")
+    if len(solver.EPOCH_STEPS):
+        solver.STEPS = tuple(iterations(epoch, "STEP") for epoch in solver.EPOCH_STEPS)
+    if solver.WARMUP_EPOCHS > 0:
+        solver.WARMUP_ITERS = iterations(solver.WARMUP_EPOCHS, "WARMUP_ITERS")
+    if solver.CHECKPOINT_EPOCHS > 0:
+        solver.CHECKPOINT_PERIOD = iterations(solver.CHECKPOINT_EPOCHS, "CHECKPOINT_PERIOD")
+    if cfg.TEST.EVAL_EPOCHS > 0:
+        cfg.TEST.EVAL_PERIOD = iterations(cfg.TEST.EVAL_EPOCHS, "EVAL_PERIOD")
+    logger.info(f"An epoch is {epoch_size:.0f} images, {per_epoch:.2f} steps: {', '.join(said)}.")
+
+
+def apply_fast_dev_run(cfg: CfgNode) -> None:
+    """A handful of steps, one checkpoint and one evaluation of a few images, in place."""
+    cfg.SOLVER.MAX_ITER = FAST_DEV_RUN_STEPS
+    cfg.SOLVER.STEPS = ()
+    cfg.SOLVER.WARMUP_ITERS = 0
+    # Both happen at the end in any case.
+    cfg.SOLVER.CHECKPOINT_PERIOD = FAST_DEV_RUN_STEPS
+    cfg.TEST.EVAL_PERIOD = FAST_DEV_RUN_STEPS
+    if cfg.TEST.VAL_LOSS.PERIOD > 0:
+        cfg.TEST.VAL_LOSS.PERIOD = FAST_DEV_RUN_STEPS
+        cfg.TEST.VAL_LOSS.MAX_BATCHES = 2
+    cfg.TEST.EXPECTED_RESULTS = []
+    cfg.TEST.PRECISE_BN.NUM_ITER = min(cfg.TEST.PRECISE_BN.NUM_ITER, 2)
+    cfg.ENGINE.EARLY_STOPPING.PATIENCE = 0
+    cfg.ENGINE.LOG_PERIOD = 1
+    logger.info(f"Fast development run: {FAST_DEV_RUN_STEPS} steps, whatever the config says.")
+
+
+def schedule_keys(cfg: CfgNode) -> Dict[str, object]:
+    """What determines the learning rate of an iteration; saved to notice a change on resume."""
+    names = (
+        "LR_SCHEDULER_NAME", "BASE_LR", "BASE_LR_END", "MAX_ITER", "STEPS", "GAMMA",
+        "WARMUP_ITERS", "WARMUP_FACTOR", "WARMUP_METHOD", "IMS_PER_BATCH",
+    )  # fmt: skip
+    return {
+        name: list(value) if isinstance(value := cfg.SOLVER[name], (tuple, list)) else value
+        for name in names
+    }

@@ -1,0 +1,59 @@
+"""The command line, the log files and the seed of a run."""
+
+import argparse
+import importlib
+import logging
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser
+from detectron2.engine import default_setup as upstream_default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from .random_state import set_deterministic
+
+__all__ = ["argument_parser", "default_setup", "import_modules"]
+
+logger = logging.getLogger(__name__)
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's command line, and the flags of this trainer."""
+    parser = default_argument_parser()
+    add = parser.add_argument
+    add("--init-from", default="", metavar="FILE", help="start from these weights, at step 0")
+    add(
+        "--reset-schedule",
+        action="store_true",
+        help="resume model, optimiser and data, but begin the config's schedule at step 0",
+    )
+    add("--fast-dev-run", action="store_true", help="a few steps, one checkpoint, one evaluation")
+    add(
+        "--import",
+        action="append",
+        default=[],
+        dest="modules",
+        metavar="MODULE",
+        help="import a Python module first, for what it registers; may be repeated",
+    )
+    for action in parser._actions:
+        if action.dest == "num_gpus":
+            action.help = "number of processes per machine, one a GPU (or on CPU, through gloo)"
+        elif action.dest == "resume":
+            action.help = "go on from the last checkpoint in OUTPUT_DIR as if nothing had happened"
+        elif action.dest == "dist_url":
+            action.default = "auto"
+    return parser
+
+
+def import_modules(names: list) -> None:
+    """Import the modules named on the command line."""
+    for name in names:
+        importlib.import_module(name)
+
+
+def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Detectron2's set-up (log files, environment, ``config.yaml``, seed) and determinism."""
+    upstream_default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2ext")
+    set_deterministic(cfg.SOLVER.DETERMINISTIC)

@@ -1,0 +1,279 @@
+"""What a trainer saves and restores."""
+
+import logging
+from typing import Any, Dict, List, Optional
+
+from detectron2.engine import HookBase as UpstreamHookBase
+from detectron2.utils import comm
+
+from .checkpoint import plain
+from .module_state import (
+    buffers_of,
+    copy_into_buffers,
+    load_storage,
+    storage_state,
+    without_repeats,
+)
+from .random_state import get_random_state, set_random_state
+from .schedule import schedule_keys
+
+__all__ = ["TrainerState"]
+
+logger = logging.getLogger(__name__)
+
+# A new schedule starts these anew.
+_SCHEDULE_HOOKS = ("LRScheduler", "PeriodicWriter", "IterationTimer")
+
+
+class TrainerState:
+    """The part of :class:`Trainer` that saves and restores it; no class of its own."""
+
+    def _init_state(self) -> None:
+        self.completed_steps = 0
+        self.resumed = False
+        self.schedule_is_new = False
+        self.last_save_succeeded = True
+        self._random_state: Optional[Dict[str, Any]] = None
+        self._storage_state: Optional[Dict[str, Any]] = None
+        self._interrupted_at = self._interrupted_at_load = ""
+        self._restored: List[str] = []
+        self._missing: List[str] = []
+
+    # --------------------------------------------------------------- saving
+
+    def hook_keys(self) -> Dict[str, UpstreamHookBase]:
+        """Hooks by the key of their state: the class's name, "#1" behind it for the second."""
+        keys: Dict[str, UpstreamHookBase] = {}
+        for hook in self._hooks:
+            name = getattr(hook, "name", None) or type(hook).__qualname__
+            count = 0
+            while (f"{name}#{count}" if count else name) in keys:
+                count += 1
+            keys[f"{name}#{count}" if count else name] = hook
+        return keys
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Everything but the model and what differs among ranks."""
+        hooks = {key: hook.state_dict() for key, hook in self.hook_keys().items()}
+        state = {
+            "iteration": self.completed_steps - 1,
+            "hooks": {key: value for key, value in hooks.items() if value},
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.precision.state_dict(),
+            "guard": self.guard.state_dict(),
+            "attributes": self._attributes.state_dict(),
+            "interrupted_at": self._interrupted_at,
+        }
+        if hasattr(self, "storage"):
+            state["storage"] = storage_state(self.storage)
+        if hasattr(self.data_loader, "state_dict"):
+            state["data"] = self.data_loader.state_dict()
+        if self.cfg is not None:
+            state["schedule"] = schedule_keys(self.cfg)
+        return state
+
+    def check_states(self) -> None:
+        """Fail before the first step, not at the first checkpoint, if a state cannot be saved."""
+        for key, hook in self.hook_keys().items():
+            plain(hook.state_dict(), f"The state of the hook {key}")
+
+    def save_checkpoint(self, name: str, *, tag: bool = True) -> bool:
+        """Write ``{name}.pth`` with the state of all ranks. Every rank must call it.
+
+        Args:
+            name: the file's name without ".pth".
+            tag: whether a resumed run starts from this file.
+
+        Returns:
+            Whether it could be written, on every rank.
+        """
+        self.flush_metrics()
+        per_rank = {k: h for k, h in self.hook_keys().items() if _differs_among_ranks(h)}
+        ranks = comm.gather(
+            {
+                "random": get_random_state(),
+                "hooks": {key: plain(hook.state_dict(), key) for key, hook in per_rank.items()},
+                "buffers": buffers_of(self.raw_model),
+            }
+        )
+        saved = True
+        if comm.is_main_process():
+            saved = self.checkpointer.save(
+                name,
+                tag=tag,
+                iteration=self.completed_steps - 1,
+                ranks=without_repeats(ranks),
+            )
+        saved = comm.all_gather(saved)[0]
+        self.last_save_succeeded = saved
+        return saved
+
+    def save_before(self, hook: UpstreamHookBase) -> None:
+        """Called by a slow hook: if this step ends with a checkpoint, write one now as well.
+
+        A run resumed from it begins with ``after_step`` of this hook and of those behind it.
+        """
+        names = [h.name_if_due() for h in self._hooks if hasattr(h, "name_if_due")]
+        for name in filter(None, names):
+            keys = self.hook_keys()
+            self._interrupted_at = next(key for key, h in keys.items() if h is hook)
+            try:
+                self.save_checkpoint(name)
+            finally:
+                self._interrupted_at = ""
+
+    # ------------------------------------------------------------ restoring
+
+    def resume_or_load(self, resume: bool = True, *, new_schedule: bool = False) -> None:
+        """Resume from the last checkpoint in ``output_dir``, or start from weights.
+
+        * ``resume``: everything goes on as if it had not stopped.
+        * ``new_schedule``: model, optimiser, hooks and the order of the data are restored, but the
+          count of steps and the learning rate start anew, as the config has them.
+        * neither, or no checkpoint there: only the weights of MODEL.WEIGHTS are loaded.
+        """
+        path = self.checkpointer.get_checkpoint_file() if resume or new_schedule else ""
+        if not path:
+            self._start_from_weights(resume or new_schedule)
+            return
+        self.schedule_is_new = new_schedule
+        self._restored, self._missing = [], []
+        extra = self.checkpointer.load(path)
+        if not self._restored:
+            self._missing.append("the trainer's state")
+        self._load_rank_state(extra.get("ranks"))
+        self.resumed = True
+        self.start_iter = 0 if new_schedule else self.completed_steps
+        self._report(path)
+
+    def _start_from_weights(self, wanted_resume: bool) -> None:
+        weights = self.cfg.MODEL.WEIGHTS if self.cfg is not None else ""
+        if wanted_resume:
+            logger.warning(f"No checkpoint to resume from in '{self.output_dir}'; starting anew.")
+        elif self.checkpointer.has_checkpoint():
+            logger.warning(
+                f"'{self.output_dir}' holds checkpoints, which this new run will overwrite; "
+                "--resume would go on from them."
+            )
+        self.checkpointer.load(weights, checkpointables=[])
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned, or what Detectron2's trainer saved."""
+        state = {**state_dict.get("_trainer", {}), **state_dict}
+        if not self.schedule_is_new:
+            self.completed_steps = int(state["iteration"]) + 1
+            self._storage_state = state.get("storage")
+            self._interrupted_at_load = state.get("interrupted_at", "")
+        self._load_optimizer(state)
+        self._load_hooks(state.get("hooks", {}))
+        for key, part in (
+            ("precision", self.precision),
+            ("guard", self.guard),
+            ("attributes", self._attributes),
+            ("data", self.data_loader),
+        ):
+            if key in state and hasattr(part, "load_state_dict"):
+                part.load_state_dict(state[key])
+                self._restored.append(key)
+            elif key in state or hasattr(part, "load_state_dict"):
+                self._missing.append(key)
+        if not hasattr(self.data_loader, "load_state_dict"):
+            logger.warning("The data loader has no state: the order of the data starts anew.")
+        self._compare_schedules(state.get("schedule"))
+
+    def _load_optimizer(self, state: Dict[str, Any]) -> None:
+        if "optimizer" not in state:
+            self._missing.append("optimizer")
+            return
+        saved = state["optimizer"]
+        if self.schedule_is_new:
+            saved = {**saved, "param_groups": self.optimizer.state_dict()["param_groups"]}
+        self.optimizer.load_state_dict(saved)
+        self._restored.append("optimizer")
+
+    def _load_hooks(self, states: Dict[str, Any]) -> None:
+        hooks = self.hook_keys()
+        for key, saved in states.items():
+            if self.schedule_is_new and key.split("#")[0] in _SCHEDULE_HOOKS:
+                continue
+            if key in hooks and hasattr(hooks[key], "load_state_dict"):
+                hooks[key].load_state_dict(saved)
+                self._restored.append(f"hook {key}")
+            else:
+                self._missing.append(f"a hook for the saved state of {key}")
+        for key, hook in hooks.items():
+            if key not in states and hook.state_dict():
+                self._missing.append(f"a saved state of the hook {key}")
+
+    def _load_rank_state(self, ranks: Optional[List[Dict[str, Any]]]) -> None:
+        if ranks is None:
+            self._missing.append("random states")
+            return
+        if len(ranks) != comm.get_world_size():
+            self._missing.append(
+                f"random states (saved by {len(ranks)} processes, now {comm.get_world_size()})"
+            )
+            return
+        mine = ranks[comm.get_rank()]
+        self._random_state = mine["random"]
+        copy_into_buffers(self.raw_model, mine["buffers"])
+        hooks = self.hook_keys()
+        for key, saved in mine["hooks"].items():
+            if key in hooks:
+                hooks[key].load_state_dict(saved)
+        self._restored.append(f"random states of {len(ranks)} process(es)")
+
+    def _compare_schedules(self, saved: Optional[Dict[str, Any]]) -> None:
+        if saved is None or self.cfg is None or self.schedule_is_new:
+            return
+        now = schedule_keys(self.cfg)
+        changed = [f"{k} {saved[k]} -> {now[k]}" for k in now if saved.get(k) != now[k]]
+        if changed:
+            logger.warning(
+                f"The schedule is not the checkpoint's: {', '.join(changed)}. The count of steps "
+                "goes on; --reset-schedule would start the new schedule at its first step."
+            )
+
+    def _report(self, path: str) -> None:
+        incompatible = self.checkpointer.last_incompatible
+        if incompatible is not None:
+            self._missing += [f"model key {k}" for k in incompatible.missing_keys]
+            self._missing += [f"a place for {k}" for k in incompatible.unexpected_keys]
+            self._missing += [
+                f"model key {k[0]} (its shape)" for k in incompatible.incorrect_shapes
+            ]
+        what = "with a new schedule" if self.schedule_is_new else f"at step {self.start_iter}"
+        logger.info(f"Resumed {what} from {path}; restored: model, {', '.join(self._restored)}.")
+        if self._missing:
+            logger.warning(f"Missing on resume: {', '.join(self._missing)}.")
+        else:
+            logger.info("Missing on resume: nothing.")
+
+    # -------------------------------------------- restoring inside of train
+
+    def _restore_storage(self) -> None:
+        if self._storage_state is not None:
+            load_storage(self.storage, self._storage_state)
+            self._storage_state = None
+
+    def _restore_random_state(self) -> None:
+        """After ``before_train``, whose hooks may draw: the uninterrupted run drew before, too."""
+        if self._random_state is not None:
+            set_random_state(self._random_state)
+            self._random_state = None
+
+    def _run_interrupted_hooks(self) -> None:
+        """Finish ``after_step`` where a kill interrupted it."""
+        key, self._interrupted_at_load = self._interrupted_at_load, ""
+        if not key:
+            return
+        hooks = self._hooks[: len(self._hooks) - len(self._last_hooks)]
+        keys = self.hook_keys()
+        if keys.get(key) in hooks:
+            logger.info(f"The last run was interrupted at {key}; doing that first.")
+            self.iter = self.storage.iter = self.start_iter - 1
+            self._after_step(hooks[hooks.index(keys[key]) :])
+
+
+def _differs_among_ranks(hook: UpstreamHookBase) -> bool:
+    return getattr(hook, "per_rank_state", False) and hasattr(hook, "load_state_dict")

@@ -1,0 +1,214 @@
+"""Where the figures go: a JSON file, TensorBoard, Weights & Biases, a bar on the terminal."""
+
+import json
+import logging
+import os
+import sys
+import time
+from typing import Any, Dict, List, Optional, TextIO
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventWriter,
+    JSONWriter,
+    TensorboardXWriter,
+    get_event_storage,
+)
+
+__all__ = ["MetricsWriter", "ProgressBar", "WandbWriter", "build_writers"]
+
+logger = logging.getLogger(__name__)
+
+
+def build_writers(cfg: CfgNode, max_iter: int, new_schedule: bool = False) -> List[EventWriter]:
+    """The writers a config asks for."""
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    writers: List[EventWriter] = [
+        CommonMetricPrinter(max_iter),
+        MetricsWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
+    ]
+    if cfg.ENGINE.TENSORBOARD:
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+
+            writers.append(TensorboardXWriter(cfg.OUTPUT_DIR))
+        except ImportError:
+            logger.warning("No TensorBoard log: the package tensorboard is not installed.")
+    if cfg.ENGINE.WANDB.ENABLED:
+        writers.append(WandbWriter(cfg))
+    choice = cfg.ENGINE.PROGRESS_BAR
+    if choice not in ("auto", "on", "off"):
+        raise ValueError(f"ENGINE.PROGRESS_BAR is '{choice}'; choose auto, on or off.")
+    if choice == "on" or (choice == "auto" and sys.stderr.isatty()):
+        writers.append(ProgressBar(max_iter))
+    return writers
+
+
+class MetricsWriter(JSONWriter):
+    """``metrics.json``, one object a line, which stays true over kills and resumes.
+
+    A killed run may have written lines beyond its last checkpoint. They are removed when it is
+    resumed, because the steps are done, and logged, again.
+    """
+
+    def __init__(self, json_file: str, window_size: int = 20):
+        self._path = json_file
+        super().__init__(json_file, window_size)
+
+    def start(self, trainer: Any) -> None:
+        """Called before the first step of a run."""
+        if trainer.resumed and not trainer.schedule_is_new:
+            self._remove_lines_from(trainer.start_iter)
+
+    def _remove_lines_from(self, iteration: int) -> None:
+        self._file_handle.close()
+        kept: List[str] = []
+        if os.path.isfile(self._path):
+            with open(self._path) as stream:
+                kept = [line for line in stream if _iteration(line) < iteration]
+        aside = f"{self._path}.part"
+        with open(aside, "w") as stream:
+            stream.writelines(kept)
+        os.replace(aside, self._path)
+        self._file_handle = open(self._path, "a")  # noqa: SIM115  (closed by close())
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {"last_write": self._last_write}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        self._last_write = state["last_write"]
+
+
+def _iteration(line: str) -> float:
+    try:
+        return json.loads(line)["iteration"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line cut off by the kill
+
+
+class WandbWriter(EventWriter):
+    """Logs to Weights & Biases; a resumed run goes on in the same one."""
+
+    def __init__(self, cfg: CfgNode, window_size: int = 20):
+        try:
+            import wandb
+        except ImportError as error:
+            raise ImportError(
+                "ENGINE.WANDB.ENABLED needs the package wandb: run 'pip install wandb', "
+                "or set it to False."
+            ) from error
+        self._wandb, self._run, self._run_id = wandb, None, None
+        self._window_size, self._last_write = window_size, -1
+        self._arguments = {
+            "project": cfg.ENGINE.WANDB.PROJECT,
+            "name": cfg.ENGINE.WANDB.NAME or None,
+            "dir": cfg.OUTPUT_DIR,
+            "config": {"cfg": cfg.dump()},
+        }
+
+    def start(self, trainer: Any) -> None:
+        """Called before the first step of a run."""
+        self._run = self._wandb.init(id=self._run_id, resume="allow", **self._arguments)
+        self._run_id = self._run.id
+
+    def write(self) -> None:
+        by_step: Dict[int, Dict[str, float]] = {}
+        newest = get_event_storage().latest_with_smoothing_hint(self._window_size)
+        for name, (value, step) in newest.items():
+            if step > self._last_write:
+                by_step.setdefault(step, {})[name] = value
+        for step in sorted(by_step):
+            self._run.log(by_step[step], step=step)
+            self._last_write = step
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.finish()
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {"run_id": self._run_id, "last_write": self._last_write}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        self._run_id, self._last_write = state["run_id"], state["last_write"]
+
+
+class ProgressBar(EventWriter):
+    """One line on the terminal: steps, loss, learning rate, time left, memory.
+
+    While it is there, the periodic lines of figures go to the log file only.
+    """
+
+    def __init__(self, max_iter: int, stream: Optional[TextIO] = None, interval: float = 0.2):
+        self._max_iter, self._stream = max_iter, stream or sys.stderr
+        self._interval, self._drawn_at = interval, 0.0
+        self._filtered: List[logging.Handler] = []
+
+    def start(self, trainer: Any) -> None:
+        """Called before the first step of a run."""
+        names = ("", "detectron2", "fvcore", "d2ext")
+        for handler in {h for name in names for h in logging.getLogger(name).handlers}:
+            is_terminal = isinstance(handler, logging.StreamHandler) and not isinstance(
+                handler, logging.FileHandler
+            )
+            if is_terminal and getattr(handler.stream, "isatty", lambda: False)():
+                handler.addFilter(self._make_room)
+                self._filtered.append(handler)
+
+    def _make_room(self, record: logging.LogRecord) -> bool:
+        if record.name == "detectron2.utils.events":
+            return False
+        self._stream.write("\r\x1b[K")
+        return True
+
+    def step(self, trainer: Any) -> None:
+        """Called after each step."""
+        now = time.monotonic()
+        if now - self._drawn_at >= self._interval or trainer.is_last_step:
+            self._drawn_at = now
+            self._stream.write("\r" + self._line(trainer) + "\x1b[K")
+            self._stream.flush()
+
+    def _line(self, trainer: Any) -> str:
+        storage, done = trainer.storage, trainer.iter + 1
+        width = 20
+        filled = int(width * done / max(self._max_iter, 1))
+        words = [f"[{'#' * filled}{'.' * (width - filled)}] {done}/{self._max_iter}"]
+        newest = storage.latest()
+        if "total_loss" in newest:
+            window = storage.count_samples("total_loss", 20)
+            words.append(f"loss {storage.history('total_loss').median(window):.4g}")
+        if "lr" in newest:
+            words.append(f"lr {newest['lr'][0]:.3g}")
+        if "time" in newest:
+            left = storage.history("time").median(100) * (self._max_iter - done)
+            words.append(f"eta {_clock(left)}")
+        words.append(f"mem {_memory_mb():.0f}M")
+        return "  ".join(words)
+
+    def write(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._stream.write("\n")
+        for handler in self._filtered:
+            handler.removeFilter(self._make_room)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _memory_mb() -> float:
+    """The most memory used so far: of the GPU if there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
