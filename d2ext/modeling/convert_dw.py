@@ -3,12 +3,13 @@
 Their detector is mmdetection's FCOS with a ResNet, an FPN and a head of its own.
 """
 
+import pickle
 import re
-from typing import Dict, List, Tuple
+from typing import Dict, List, Mapping, Tuple
 
 import torch
 
-__all__ = ["convert_dw_state_dict"]
+__all__ = ["check_fits", "convert_dw_state_dict", "load_authors_checkpoint"]
 
 # Layers of the towers: conv, norm, ReLU, conv, ...
 _PER_CONV = 3
@@ -58,6 +59,43 @@ def convert_dw_state_dict(state_dict: Dict[str, torch.Tensor]) -> Dict[str, torc
     if scales:
         converted["head.scales"] = torch.stack([scales[i] for i in sorted(scales)])
     return converted
+
+
+def load_authors_checkpoint(path: str) -> Dict[str, torch.Tensor]:
+    """The state dict of a file, which may only hold tensors: nothing in it is executed."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors and plain values, which could run code on loading; "
+            "save its 'state_dict' alone with torch.save and convert that."
+        ) from error
+    state_dict = checkpoint.get("state_dict", checkpoint)
+    return {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
+
+
+def check_fits(converted: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Size]) -> None:
+    """Refuse a converted checkpoint that does not fill a model.
+
+    Args:
+        converted: result of :func:`convert_dw_state_dict`.
+        shapes: the shapes in the model's state dict.
+    """
+    # Detectron2's frozen BatchNorm does not count batches.
+    left = {n for n in converted if n not in shapes and not n.endswith("num_batches_tracked")}
+    missing = {n for n in shapes if n not in converted and not n.endswith("num_batches_tracked")}
+    wrong = {n for n in converted if n in shapes and converted[n].shape != shapes[n]}
+    for names, what in (
+        (left, "has no place in the model"),
+        (missing, "is not in the checkpoint"),
+        (wrong, "has another shape in the model"),
+    ):
+        if names:
+            raise ValueError(
+                f"{sorted(names)[0]} {what} ({len(names)} such); choose the config of this "
+                "checkpoint: with or without refinement, deformable convolutions, the same depth "
+                "and number of classes."
+            )
 
 
 def _check_prior(name: str, value: torch.Tensor, expected: float) -> None:
