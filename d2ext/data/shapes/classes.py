@@ -66,8 +66,8 @@ def fill_distance(fill: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """
     if fill == "striped":  # oblique stripes
         return _wave((u + v) * 0.7071, 0.56)
-    if fill == "barred":  # two broad upright bars: few edges, so it still shows on small objects
-        return _wave(u + 0.5, 1.0) - 0.04
+    if fill == "barred":  # one broad upright bar: few edges, so it still shows on small objects
+        return _wave(u, 1.1)
     if fill == "ringed":
         return _wave(np.hypot(u, v) + 0.14, 0.56)
     if fill == "dotted":

@@ -1,5 +1,6 @@
 """Generate a whole data set: draw its images, on several cores, and write its files."""
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -91,10 +92,11 @@ def write_dataset(
         os.makedirs(f"{root}/{folder}", exist_ok=True)
     num_workers = _usable_workers(num_workers, len(jobs))
     results: List[Optional[DrawnImage]] = [None] * len(jobs)
-    drawn = _draw_all(spec, root, jobs, num_workers)
-    bar = tqdm(drawn, f"Drawing {spec.folder}", len(jobs), unit="image", disable=not progress)
-    for index, image in bar:
-        results[index] = image
+    # Closing ends the processes at once if we are interrupted, not when memory is collected.
+    with contextlib.closing(_draw_all(spec, root, jobs, num_workers)) as drawn:
+        title = f"Drawing {spec.folder}"
+        for index, image in tqdm(drawn, title, len(jobs), unit="image", disable=not progress):
+            results[index] = image
     split_images: Dict[str, List[DrawnImage]] = {name: [] for name, _ in spec.splits}
     for job, image in zip(jobs, results):
         split_images[job.split].append(image)
@@ -166,7 +168,9 @@ def _draw_all(spec, root, jobs, num_workers: int) -> Iterator[Tuple[int, DrawnIm
             reader, writer = context.Pipe(duplex=False)
             readers.append(reader)
             process = context.Process(
-                target=_worker, args=(writer, spec, root, jobs, first, num_workers), daemon=True
+                target=_worker,
+                args=(writer, list(readers), spec, root, jobs, first, num_workers),
+                daemon=True,
             )
             with warnings.catch_warnings():
                 # The children only run NumPy and Pillow: other threads' locks do not matter.
@@ -203,15 +207,18 @@ def _collect(readers) -> Iterator[Tuple[int, DrawnImage]]:
                 yield index, result
 
 
-def _worker(writer, spec, root, jobs, first: int, step: int) -> None:
+def _worker(writer, readers, spec, root, jobs, first: int, step: int) -> None:
     """Draw every ``step``-th image; sends (index, image), at the end (None, error or None)."""
+    # Inherited copies of the other ends: open, they would keep us waiting for a dead parent.
+    for reader in readers:
+        reader.close()
     try:
         for index in range(first, len(jobs), step):
             writer.send((index, _draw(spec, root, jobs[index])))
         writer.send((None, None))
+    except (BrokenPipeError, KeyboardInterrupt):
+        pass
     except OSError as error:
         writer.send((None, error))
-    except KeyboardInterrupt:
-        pass
     except Exception:
         writer.send((None, traceback.format_exc()))

@@ -45,8 +45,8 @@ class SceneConfig:
     num_objects: Tuple[int, int] = (2, 15)
     mean_objects: float = 5.5
     object_size: Tuple[float, float] = (10.0, 200.0)
-    typical_size: float = 54.0
-    size_spread: float = 0.48
+    typical_size: float = 62.0
+    size_spread: float = 0.5
     max_rotation: float = 40.0
     max_stretch: float = 1.25
     max_shear: float = 0.12
