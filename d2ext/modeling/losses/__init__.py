@@ -5,6 +5,7 @@ from .build import build_box_loss, build_cls_loss, build_criterion
 from .cls_losses import BCELoss, ClsLoss, FocalLoss, QualityFocalLoss, SoftmaxLoss
 from .criterion import CoupledTerms, Criterion
 from .equalized_focal import EqualizedFocalLoss, EqualizedQualityFocalLoss, frequency_groups
+from .harmonic import HarmonicCoupling, HarmonicIoULoss, build_harmonic_coupling
 from .normalizers import NORMALIZER_REGISTRY, EMANormalizer, PositiveNormalizer
 from .positives import Positives
 from .registry import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
@@ -24,6 +25,8 @@ __all__ = [
     "EqualizedQualityFocalLoss",
     "FocalLoss",
     "GIoULoss",
+    "HarmonicCoupling",
+    "HarmonicIoULoss",
     "IoULoss",
     "NORMALIZER_REGISTRY",
     "PositiveNormalizer",
@@ -34,5 +37,6 @@ __all__ = [
     "build_box_loss",
     "build_cls_loss",
     "build_criterion",
+    "build_harmonic_coupling",
     "frequency_groups",
 ]

@@ -5,6 +5,7 @@ from typing import Any, Optional
 from .box_losses import BoxLoss
 from .cls_losses import ClsLoss
 from .criterion import Criterion
+from .harmonic import build_harmonic_coupling
 from .registry import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
 
 __all__ = ["build_box_loss", "build_cls_loss", "build_criterion"]
@@ -62,13 +63,18 @@ def build_criterion(
         place: "dense", "rpn" or "roi".
         cls_loss, box_loss: names in the registries.
         alpha, gamma, smooth_l1_beta: parameters of that place's losses.
-        coupling, guide: see :class:`Criterion`.
+        coupling: see :class:`Criterion`; None: what ``MODEL.HARMONIC`` says.
+        guide: see :class:`Criterion`.
     """
+    cls_part = build_cls_loss(
+        cfg, cls_loss, place=place, num_classes=num_classes, alpha=alpha, gamma=gamma
+    )
+    box_part = build_box_loss(cfg, box_loss, smooth_l1_beta=smooth_l1_beta)
+    if coupling is None:
+        coupling = build_harmonic_coupling(cfg, place=place, cls_loss=cls_part, box_loss=box_part)
     return Criterion(
-        cls_loss=build_cls_loss(
-            cfg, cls_loss, place=place, num_classes=num_classes, alpha=alpha, gamma=gamma
-        ),
-        box_loss=build_box_loss(cfg, box_loss, smooth_l1_beta=smooth_l1_beta),
+        cls_loss=cls_part,
+        box_loss=box_part,
         coupling=coupling,
         guide=guide,
     )

@@ -88,13 +88,14 @@ class Criterion(nn.Module):
         with torch.autocast(device_type=logits.device.type, enabled=False):
             if logits.dtype in (torch.half, torch.bfloat16):
                 logits = logits.float()
+            # The coupling first: a class loss that keeps statistics moves them when it is called,
+            # and the coupling must see what the class loss itself sees.
+            terms = None if self.coupling is None else self._couple(logits, labels, positives)
             cls = self.cls_loss(logits, labels, cls_normalizer, self._quality(labels, positives))
-            box = self.box_loss(positives)
+            box = self.box_loss(positives) if terms is None else terms.box
             more: Dict[str, torch.Tensor] = {}
-            if self.coupling is not None:
-                terms = self._couple(logits, labels, box, positives)
+            if terms is not None:
                 cls = cls + terms.cls_extra.sum() / cls_normalizer
-                box = terms.box
                 more = {name: rows.sum() / cls_normalizer for name, rows in terms.more.items()}
             if box_weights is not None:
                 box = box * (box_weights if box.dim() == 1 else box_weights[:, None])
@@ -113,7 +114,8 @@ class Criterion(nn.Module):
         iou = positives.iou.detach()
         return iou.new_zeros(labels.shape).index_copy(0, positives.index, iou)
 
-    def _couple(self, logits, labels, box, positives) -> CoupledTerms:
+    def _couple(self, logits, labels, positives) -> CoupledTerms:
         rows, row_labels = logits[positives.index], labels[positives.index]
+        box = self.box_loss(positives)
         box = box if box.dim() == 1 else box.sum(dim=1)
         return self.coupling(self.cls_loss, rows, row_labels, box, positives)
