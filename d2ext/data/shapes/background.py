@@ -29,7 +29,7 @@ def draw_background(
     blend = _soft_noise(rng, height, width)
     blend += _pattern(rng, height, width)
     canvas = first + (second - first) * np.clip(blend, 0.0, 1.0)[..., None]
-    image = Image.fromarray(canvas.astype(np.uint8), "RGB")
+    image = Image.fromarray(canvas.astype(np.uint8))
     draw = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(clutter[0], clutter[1] + 1))):
         _scribble(rng, draw, height, width)
