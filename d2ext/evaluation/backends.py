@@ -1,9 +1,9 @@
 """Precision and recall by faster-coco-eval, pycocotools or lvis, all fed the same numbers.
 
 These packages take one dictionary an object and build a table over all images and categories,
-24 million cells for LVIS. But the precision of a category depends on no other category, so they
-are handed over in groups, each with only the images that have an object or a detection of the
-group. The result is the same, and dictionaries and tables exist for one group at a time.
+24 million cells for LVIS. But the precision of a category depends on no other category. So they are
+called for one category after the other, with only the images that have an object or a detection of
+it: the result is the same, it takes less time, and dictionaries exist for one category at a time.
 
 Shapes: N images, C categories, M detections, T IoU thresholds, R recall thresholds, A area ranges.
 """
@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import io
 import logging
-from typing import Iterator, List, Optional, Tuple
+from typing import List, Optional, Tuple
 
 import numpy as np
 
@@ -21,10 +21,6 @@ from .ground_truth import GroundTruth
 __all__ = ["Detections", "PrecisionRecall", "evaluate_precision_recall", "resolve_backend"]
 
 logger = logging.getLogger(__name__)
-
-# Limits of one group: table cells (images x categories) and dictionaries (objects + detections).
-_MAX_CELLS = 400_000
-_MAX_DICTS = 400_000
 
 
 @dataclasses.dataclass
@@ -133,14 +129,24 @@ def evaluate_precision_recall(
         ("coco", "reference"): _run_pycocotools,
         ("lvis", "reference"): _run_lvis,
     }[style, backend]
-    parts = [
-        run(_Group(truth, *group, detections, iou_type, style, max_dets))
-        for group in _category_groups(truth, objects, detections)
-    ]
-    return PrecisionRecall(
-        precision=np.concatenate([part.precision for part in parts], axis=2),
-        recall=np.concatenate([part.recall for part in parts], axis=1),
-    )
+    num_categories = len(truth.category_ids)
+    precision = np.full((10, 101, num_categories, 4), -1.0)
+    recall = np.full((10, num_categories, 4), -1.0)
+    own_objects = _by_category(objects, truth.category[objects], num_categories)
+    own_detections = _by_category(np.arange(len(detections)), detections.category, num_categories)
+    for c, (own, chosen) in enumerate(zip(own_objects, own_detections)):
+        if len(own):
+            part = detections.select(chosen)
+            result = run(_Category(truth, c, own, part, iou_type, style, max_dets))
+            precision[:, :, c], recall[:, c] = result.precision[:, :, 0], result.recall[:, 0]
+    return PrecisionRecall(precision, recall)
+
+
+def _by_category(positions, category, num_categories) -> List[np.ndarray]:
+    """Split positions by category, in their order, which decides between equal scores."""
+    order = np.argsort(category, kind="stable")
+    bounds = np.searchsorted(category[order], np.arange(1, num_categories))
+    return np.split(positions[order], bounds)
 
 
 def _apply_lvis_rules(truth, detections, max_dets) -> Tuple[np.ndarray, Detections]:
@@ -168,72 +174,27 @@ def _apply_lvis_rules(truth, detections, max_dets) -> Tuple[np.ndarray, Detectio
     return objects, detections.select(kept[np.isin(cell, np.concatenate(judged))])
 
 
-def _category_groups(truth, objects, detections) -> Iterator[tuple]:
-    """Yield (first category, last + 1, objects, detections) in groups of bounded size.
-
-    Positions within a category keep their original order, which decides between equal scores.
-    """
-    num_categories = len(truth.category_ids)
-    objects = objects[np.argsort(truth.category[objects], kind="stable")]
-    order = np.argsort(detections.category, kind="stable")
-    bounds = np.arange(num_categories + 1)
-    object_bounds = np.searchsorted(truth.category[objects], bounds)
-    order_bounds = np.searchsorted(detections.category[order], bounds)
-
-    def group(first, last):
-        return (
-            first,
-            last,
-            objects[object_bounds[first] : object_bounds[last]],
-            order[order_bounds[first] : order_bounds[last]],
-        )
-
-    first, images = 0, set()
-    for c in range(num_categories):
-        own = _images_of(truth, detections, *group(c, c + 1)[2:])
-        images_with_c = images.union(own)
-        num_dicts = sum(len(part) for part in group(first, c + 1)[2:])
-        num_cells = len(images_with_c) * (c + 1 - first)
-        if c > first and (num_cells > _MAX_CELLS or num_dicts > _MAX_DICTS):
-            yield group(first, c)
-            first, images_with_c = c, set(own)
-        images = images_with_c
-    yield group(first, num_categories)
-
-
-def _images_of(truth, detections, objects, chosen) -> List[int]:
-    """Sorted ranks of the images with one of these objects or detections."""
-    return np.union1d(truth.image[objects], detections.image[chosen]).tolist()
-
-
 @dataclasses.dataclass
-class _Group:
-    """One group of categories as the packages want it: fresh dictionaries, ids from 1."""
+class _Category:
+    """One category as the packages want it: fresh dictionaries, ids from 1."""
 
     truth: GroundTruth
-    first: int
-    last: int
+    category: int
     objects: np.ndarray
-    chosen: np.ndarray
     detections: Detections
     iou_type: str
     style: str
     max_dets: int
 
-    @property
-    def num_categories(self) -> int:
-        return self.last - self.first
-
     def datasets(self) -> Tuple[dict, dict]:
         """The annotations and the results, each as the content of a COCO file."""
-        categories = [
-            # Rare, common and frequent are averaged by us; the packages only want a value.
-            {"id": c, "name": self.truth.category_names[c], "frequency": "f"}
-            for c in range(self.first, self.last)
-        ]
-        ranks = _images_of(self.truth, self.detections, self.objects, self.chosen)
-        images = [self._image(rank) for rank in ranks]
-        shared = {"images": images, "categories": categories}
+        images = np.union1d(self.truth.image[self.objects], self.detections.image)
+        # Rare, common and frequent are averaged by us; the packages only want a value.
+        category = {"id": self.category, "name": str(self.category), "frequency": "f"}
+        shared = {
+            "images": [self._image(rank) for rank in images.tolist()],
+            "categories": [category],
+        }
         return (
             {**shared, "annotations": self._truth_annotations()},
             {**shared, "annotations": self._result_annotations()},
@@ -254,7 +215,7 @@ class _Group:
             annotation = {
                 "id": number,
                 "image_id": int(truth.image[k]),
-                "category_id": int(truth.category[k]),
+                "category_id": self.category,
                 "bbox": truth.boxes[k],
                 "area": float(truth.area[k]),
                 # lvis-api knows no crowds.
@@ -268,19 +229,19 @@ class _Group:
         return annotations
 
     def _result_annotations(self) -> List[dict]:
-        part = self.detections.select(self.chosen)
-        columns = (part.image, part.category, part.boxes, part.scores, part.area)
+        part = self.detections
+        columns = (part.image, part.boxes, part.scores, part.area)
         annotations = [
             {
                 "id": number,
                 "image_id": image,
-                "category_id": category,
+                "category_id": self.category,
                 "bbox": box,
                 "score": score,
                 "area": area,
                 "iscrowd": 0,
             }
-            for number, (image, category, box, score, area) in enumerate(
+            for number, (image, box, score, area) in enumerate(
                 zip(*(column.tolist() for column in columns)), start=1
             )
         ]
@@ -290,21 +251,19 @@ class _Group:
         return annotations
 
 
-def _run_faster(group: _Group) -> PrecisionRecall:
+def _run_faster(task: _Category) -> PrecisionRecall:
     """COCO or LVIS style by faster-coco-eval."""
     from faster_coco_eval import COCO, COCOeval_faster
 
-    truth, results = (COCO(dataset) for dataset in group.datasets())
-    if not truth.imgs:
-        return _nothing(group)
+    truth, results = (COCO(dataset) for dataset in task.datasets())
     evaluation = COCOeval_faster(
         truth,
         results,
-        iouType=group.iou_type,
+        iouType=task.iou_type,
         print_function=logger.debug,
-        lvis_style=group.style == "lvis",
+        lvis_style=task.style == "lvis",
     )
-    evaluation.params.maxDets = [group.max_dets]
+    evaluation.params.maxDets = [task.max_dets]
     evaluation.evaluate()
     evaluation.accumulate()
     return PrecisionRecall(
@@ -313,20 +272,18 @@ def _run_faster(group: _Group) -> PrecisionRecall:
     )
 
 
-def _run_pycocotools(group: _Group) -> PrecisionRecall:
+def _run_pycocotools(task: _Category) -> PrecisionRecall:
     """COCO style by pycocotools."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
         truth, results = COCO(), COCO()
-        truth.dataset, results.dataset = group.datasets()
+        truth.dataset, results.dataset = task.datasets()
         truth.createIndex()
         results.createIndex()
-        if not truth.imgs:
-            return _nothing(group)
-        evaluation = COCOeval(truth, results, iouType=group.iou_type)
-        evaluation.params.maxDets = [group.max_dets]
+        evaluation = COCOeval(truth, results, iouType=task.iou_type)
+        evaluation.params.maxDets = [task.max_dets]
         evaluation.evaluate()
         evaluation.accumulate()
     return PrecisionRecall(
@@ -335,32 +292,22 @@ def _run_pycocotools(group: _Group) -> PrecisionRecall:
     )
 
 
-def _run_lvis(group: _Group) -> PrecisionRecall:
+def _run_lvis(task: _Category) -> PrecisionRecall:
     """LVIS style by lvis-api."""
     from lvis import LVIS, LVISEval, LVISResults
 
     # The constructors only read files, and copy the data set once more for the results.
     truth, results = LVIS.__new__(LVIS), LVISResults.__new__(LVISResults)
-    for api, dataset in zip((truth, results), group.datasets()):
+    for api, dataset in zip((truth, results), task.datasets()):
         api.logger = logging.getLogger("lvis")
         api.dataset = dataset
         api._create_index()
-    if not truth.imgs:
-        return _nothing(group)
-    evaluation = LVISEval(truth, results, iou_type=group.iou_type)
-    evaluation.params.max_dets = group.max_dets
+    evaluation = LVISEval(truth, results, iou_type=task.iou_type)
+    evaluation.params.max_dets = task.max_dets
     with _lvis_on_numpy2():
         evaluation.evaluate()
         evaluation.accumulate()
     return PrecisionRecall(evaluation.eval["precision"], evaluation.eval["recall"])
-
-
-def _nothing(group: _Group) -> PrecisionRecall:
-    """Categories with neither objects nor detections."""
-    return PrecisionRecall(
-        precision=np.full((10, 101, group.num_categories, 4), -1.0),
-        recall=np.full((10, group.num_categories, 4), -1.0),
-    )
 
 
 class _NumpyWithFloat:

@@ -93,22 +93,6 @@ def test_more_detections_than_count(register, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_groups_of_categories_do_not_change_figures(register, backend, monkeypatch):
-    rng = np.random.default_rng(4)
-    dataset = make_dataset(rng, category_ids=tuple(range(1, 9)))
-    inputs, outputs = make_predictions(rng, dataset, masks=True)
-    name = register(dataset)
-    whole = run(COCOEvaluator(name, backend=backend), inputs, outputs)
-    monkeypatch.setattr(backends, "_MAX_DICTS", 60)
-    parts = run(COCOEvaluator(name, backend=backend), inputs, outputs)
-    monkeypatch.setattr(backends, "_MAX_CELLS", 1)
-    single = run(COCOEvaluator(name, backend=backend), inputs, outputs)
-    for task in ("bbox", "segm"):
-        np.testing.assert_equal(parts[task], whole[task])
-        np.testing.assert_equal(single[task], whole[task])
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_some_of_the_images(register, backend):
     rng = np.random.default_rng(5)
     dataset = make_dataset(rng)
