@@ -111,7 +111,8 @@ def download_donor(folder):
         else:
             why = f"pip says '{_last_line(done)}'; check which package index pip is set to use"
         raise InstallError(
-            f"Could not download {DONOR}: {why}, or install Detectron2 yourself, and run this again."
+            f"Could not download {DONOR}: {why}, or install Detectron2 yourself, "
+            "and run this again."
         )
     verify(wheels[0])
     return wheels[0]
