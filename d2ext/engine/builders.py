@@ -13,7 +13,7 @@ from detectron2.engine import HookBase as UpstreamHookBase
 from detectron2.engine import hooks as upstream
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.modeling import build_model
-from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter
@@ -24,6 +24,7 @@ from . import hooks
 from .build_data import build_train_loader
 from .data_loader import ignore_stop_signals
 from .nonfinite import NonFiniteGuard
+from .optimizer import build_optimizer
 from .precision import GlobalNormClipper, Precision
 from .schedule import FAST_DEV_RUN_IMAGES, resolve_schedule
 from .validation_data import ValidationBatches
@@ -72,8 +73,8 @@ class Builders:
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Detectron2's optimiser. Its per-parameter clipping is part of it; clipping all
-        gradients together is the trainer's."""
+        """The optimiser ``SOLVER.OPTIMIZER``. Its per-parameter clipping is part of it; clipping
+        all gradients together is the trainer's."""
         if cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE in GlobalNormClipper.TYPES:
             cfg = cfg.clone()
             cfg.defrost()

@@ -28,9 +28,22 @@ def resolve_schedule(cfg: CfgNode, epoch_size: float) -> CfgNode:
     _from_epochs(cfg, epoch_size)
     if cfg.ENGINE.FAST_DEV_RUN:
         apply_fast_dev_run(cfg)
+    _drop_late_steps(cfg)
     if frozen:
         cfg.freeze()
     return cfg
+
+
+def _drop_late_steps(cfg: CfgNode) -> None:
+    """Learning-rate steps that never come. Detectron2 warns of those behind MAX_ITER and fails
+    on one that equals it, which scaling or epochs easily give."""
+    steps = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)
+    if len(steps) != len(cfg.SOLVER.STEPS):
+        logger.warning(
+            f"SOLVER.STEPS {cfg.SOLVER.STEPS} go up to SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER} "
+            f"or beyond; only {steps} will come."
+        )
+        cfg.SOLVER.STEPS = steps
 
 
 def _scale_to_batch(cfg: CfgNode) -> None:

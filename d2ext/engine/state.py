@@ -61,7 +61,6 @@ class TrainerState:
             "optimizer": self.optimizer.state_dict(),
             "precision": self.precision.state_dict(),
             "guard": self.guard.state_dict(),
-            "attributes": self._attributes.state_dict(),
             "interrupted_at": self._interrupted_at,
         }
         if hasattr(self, "storage"):
@@ -94,6 +93,7 @@ class TrainerState:
                 "random": get_random_state(),
                 "hooks": {key: plain(hook.state_dict(), key) for key, hook in per_rank.items()},
                 "buffers": buffers_of(self.raw_model),
+                "attributes": self._attributes.state_dict(),
             }
         )
         saved = True
@@ -169,7 +169,6 @@ class TrainerState:
         for key, part in (
             ("precision", self.precision),
             ("guard", self.guard),
-            ("attributes", self._attributes),
             ("data", self.data_loader),
         ):
             if key in state and hasattr(part, "load_state_dict"):
@@ -217,6 +216,7 @@ class TrainerState:
         mine = ranks[comm.get_rank()]
         self._random_state = mine["random"]
         copy_into_buffers(self.raw_model, mine["buffers"])
+        self._attributes.load_state_dict(mine["attributes"])
         hooks = self.hook_keys()
         for key, saved in mine["hooks"].items():
             if key in hooks:

@@ -54,20 +54,21 @@ class MetricsWriter(JSONWriter):
     """
 
     def __init__(self, json_file: str, window_size: int = 20):
-        self._path = json_file
+        self._path, self._restored = json_file, False
         super().__init__(json_file, window_size)
 
     def start(self, trainer: Any) -> None:
         """Called before the first step of a run."""
         if trainer.resumed and not trainer.schedule_is_new:
-            self._remove_lines_from(trainer.start_iter)
+            # Figures of earlier steps that the checkpoint has and the file may have as well.
+            self._remove_lines_after(self._last_write if self._restored else trainer.start_iter - 1)
 
-    def _remove_lines_from(self, iteration: int) -> None:
+    def _remove_lines_after(self, iteration: int) -> None:
         self._file_handle.close()
         kept: List[str] = []
         if os.path.isfile(self._path):
             with open(self._path) as stream:
-                kept = [line for line in stream if _iteration(line) < iteration]
+                kept = [line for line in stream if _iteration(line) <= iteration]
         aside = f"{self._path}.part"
         with open(aside, "w") as stream:
             stream.writelines(kept)
@@ -78,7 +79,7 @@ class MetricsWriter(JSONWriter):
         return {"last_write": self._last_write}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        self._last_write = state["last_write"]
+        self._last_write, self._restored = state["last_write"], True
 
 
 def _iteration(line: str) -> float:
