@@ -33,7 +33,8 @@ def add_loss_weights_config(cfg: CN) -> None:
     cfg.SOLVER.ALWA.INIT_CLS = 1.0
     cfg.SOLVER.ALWA.INIT_BOX = 1.0
     # Measure X and Y on the "weighted" losses (the authors' code) or on the "raw" ones. Recommended
-    # for new work: "raw" with MIN_WEIGHT 0.1; "weighted" swings and can lock at a small weight.
+    # for new work: "raw" with MIN_WEIGHT 0.1 and a START_ITER; "weighted" swings, and locks at a
+    # small weight more easily.
     cfg.SOLVER.ALWA.STATS_ON = "weighted"
     # Y / X "replace"s the weight (the authors' code), or "multiply": the weight is multiplied.
     cfg.SOLVER.ALWA.COMPOSE = "replace"

@@ -154,9 +154,11 @@ class AdaptiveLossWeight(LossWeighting):
     weight becomes ``Y / X``; otherwise it keeps its value. The box weight never changes.
 
     The defaults are the authors' rule: X is measured on the *weighted* loss but *replaces* the
-    weight. Under noise the weight then swings between two values, an early large X/Y can lock it at
-    a small value for the whole training, and a window without variation in the box loss sets it to
-    0 for ever. ``stats_on="raw"`` with ``min_weight=0.1`` has none of the three.
+    weight. Under noise the weight then swings between two values, an early large X / Y can lock it
+    at a small value for the whole training, and a window without variation in the box loss sets it
+    to 0 for ever. With ``stats_on="raw"`` and ``min_weight=0.1`` it is Y / X of the last window in
+    which X exceeded Y, within limits. Where X never does so again after an early transient, only a
+    ``start_iter`` behind the transient helps: no rule raises a weight while ``X <= Y``.
 
     Args:
         variant: 1 or 2.
@@ -239,9 +241,7 @@ class AdaptiveLossWeight(LossWeighting):
             new = ratio if self.compose == "replace" else self.weight * ratio
             self.weight = min(max(new, self.min_weight), self.max_weight)
         self.last_update = {"X": x, "Y": y, "fired": float(fired)}
-        # Measured on raw losses a small weight is no sign of being stuck: any window may lift it.
-        far_below = self.stats_on == "weighted" and x < 0.5 * y
-        self.windows_far_below = self.windows_far_below + 1 if far_below else 0
+        self.windows_far_below = self.windows_far_below + 1 if x < 0.5 * y else 0
         return fired
 
     def _statistic(self, values: List[float]) -> float:

@@ -196,6 +196,19 @@ def test_stuck_after_an_early_collapse():
     assert not recommended.stuck
 
 
+def test_only_a_late_start_helps_when_the_class_loss_stays_the_quieter_one():
+    rng = np.random.default_rng(0)
+    step = np.arange(2000)
+    cls = (0.05 + 2 * np.exp(-step / 30)) * rng.gamma(16, 1 / 16, 2000)
+    box = 0.2 * rng.gamma(16, 1 / 16, 2000)
+    raw = AdaptiveLossWeight(stats_on="raw", min_weight=0.1)
+    late = AdaptiveLossWeight(stats_on="raw", min_weight=0.1, start_iter=500)
+    feed(raw, cls, box)
+    feed(late, cls, box)
+    assert raw.stuck and raw.weight < 0.25
+    assert not late.stuck and late.weight == 1.0
+
+
 def test_zero_is_absorbing_for_the_authors_rule_only():
     data = np.load(GOLDEN / "dead_box.npz")
     cls, box = data["raw_cls_sum_f64"], data["raw_box_sum_f64"]

@@ -162,9 +162,9 @@ class LossWeights(HookBase):
             self._warned.add(group.name)
             logger.warning(
                 f"The weight of {' + '.join(group.cls)} is {machine.weights[0]:.3g} and unlikely "
-                "to rise again: statistics of the already weighted loss stay below those of the "
-                "box loss. An early transient does this; SOLVER.ALWA.STATS_ON raw, MIN_WEIGHT 0.1 "
-                "or a START_ITER after the warm-up helps."
+                "to rise again: since an early transient its statistics have stayed far below "
+                "those of the box loss. SOLVER.ALWA.STATS_ON raw with MIN_WEIGHT 0.1 helps, and a "
+                "START_ITER behind the transient."
             )
 
     def state_dict(self) -> Dict[str, Any]:
