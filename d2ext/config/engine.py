@@ -17,6 +17,9 @@ def _add_solver_keys(cfg: CN) -> None:
     # SOLVER.AMP.ENABLED is Detectron2's.
     cfg.SOLVER.AMP.DTYPE = "fp16"
 
+    # "SGD" (Detectron2's) or "AdamW". Both take BASE_LR, WEIGHT_DECAY and their per-layer keys.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+
     # Micro-steps in one step. SOLVER.IMS_PER_BATCH stays the number of images in one *step*, over
     # all ranks and micro-steps: raising ACCUMULATE saves memory and changes no learning rate.
     cfg.SOLVER.ACCUMULATE = 1
