@@ -20,3 +20,17 @@ def add_equalized_focal_config(cfg: CN) -> None:
     # Factor of the loss, which the collected gradients contain. Prefer SOLVER.LOSS_WEIGHTS: the
     # ratio g_j does not depend on constant factors.
     cfg.MODEL.EFL.LOSS_WEIGHT = 1.0
+
+    # EQL v2, CLS_LOSS "eqlv2": f(g) = 1 / (1 + exp(-gamma (g - mu))) weighs the negatives of a
+    # class, and 1 + alpha (1 - f(g)) its positives.
+    cfg.MODEL.EQLV2 = CN()
+    cfg.MODEL.EQLV2.GAMMA = 12.0
+    cfg.MODEL.EQLV2.MU = 0.8
+    cfg.MODEL.EQLV2.ALPHA = 4.0
+
+    # Seesaw loss, CLS_LOSS "seesaw": exponents of the mitigation (p, by class frequency) and of the
+    # compensation (q, by score), and the least score that a compensation divides by.
+    cfg.MODEL.SEESAW = CN()
+    cfg.MODEL.SEESAW.P = 0.8
+    cfg.MODEL.SEESAW.Q = 2.0
+    cfg.MODEL.SEESAW.MIN_SCORE = 0.01

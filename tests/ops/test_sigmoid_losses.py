@@ -7,11 +7,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from d2ext.ops import sigmoid_losses
+from d2ext.ops import sigmoid_kernel
+from d2ext.ops.sigmoid_kernel import negative_terms
 from d2ext.ops.sigmoid_losses import (
     equalized_focal_loss,
     equalized_quality_focal_loss,
-    negative_terms,
     quality_focal_loss,
     sigmoid_bce_loss,
     sigmoid_focal_loss,
@@ -74,7 +74,7 @@ def close(got, want, tolerance):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows,classes", [(40, 7), (23, 1), (1, 5), (0, 3), (300, 2)])
 def test_loss_gradient_and_sums_equal_the_plain_form(kind, rows, classes, monkeypatch):
-    monkeypatch.setattr(sigmoid_losses, "_CHUNK_CPU", 64)  # several chunks, the last one short
+    monkeypatch.setattr(sigmoid_kernel, "_CHUNK_CPU", 64)  # several chunks, the last one short
     logits, labels, quality, ratio = make_inputs(rows, classes, seed=rows)
     logits.requires_grad_()
     want = plain_rows(kind, logits, labels, quality, ratio).sum()

@@ -4,11 +4,14 @@ from .box_losses import BoxLoss, CIoULoss, DIoULoss, GIoULoss, IoULoss, SmoothL1
 from .build import build_box_loss, build_cls_loss, build_criterion
 from .cls_losses import BCELoss, ClsLoss, FocalLoss, QualityFocalLoss, SoftmaxLoss
 from .criterion import CoupledTerms, Criterion
-from .equalized_focal import EqualizedFocalLoss, EqualizedQualityFocalLoss, frequency_groups
+from .eqlv2 import EQLv2Loss
+from .equalized_focal import EqualizedFocalLoss, EqualizedQualityFocalLoss
+from .gradient_balanced import GradientBalancedLoss, frequency_groups
 from .harmonic import HarmonicCoupling, HarmonicIoULoss, build_harmonic_coupling
 from .normalizers import NORMALIZER_REGISTRY, EMANormalizer, PositiveNormalizer
 from .positives import Positives
 from .registry import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
+from .seesaw import SeesawLoss
 
 __all__ = [
     "BOX_LOSS_REGISTRY",
@@ -21,10 +24,12 @@ __all__ = [
     "Criterion",
     "DIoULoss",
     "EMANormalizer",
+    "EQLv2Loss",
     "EqualizedFocalLoss",
     "EqualizedQualityFocalLoss",
     "FocalLoss",
     "GIoULoss",
+    "GradientBalancedLoss",
     "HarmonicCoupling",
     "HarmonicIoULoss",
     "IoULoss",
@@ -32,6 +37,7 @@ __all__ = [
     "PositiveNormalizer",
     "Positives",
     "QualityFocalLoss",
+    "SeesawLoss",
     "SmoothL1Loss",
     "SoftmaxLoss",
     "build_box_loss",

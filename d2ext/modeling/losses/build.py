@@ -15,6 +15,8 @@ __all__ = ["build_box_loss", "build_cls_loss", "build_criterion"]
 _REFUSED_CLS = {
     ("dense", "softmax"): "a dense head has no background output",
     ("rpn", "softmax"): "the RPN has one output an anchor",
+    ("dense", "seesaw"): "a dense head has no background output",
+    ("rpn", "seesaw"): "the RPN has one output an anchor",
     ("rpn", "qfl"): "the RPN has no quality target",
     ("rpn", "eqfl"): "the RPN has no quality target",
     ("roi", "qfl"): "the score of an ROI head is trained with hard labels",

@@ -1,0 +1,252 @@
+"""Class losses that follow the balance of positive and negative gradients of each class.
+
+Shapes: M samples (anchors, points or proposals of all images), C classes. Labels are Detectron2's:
+0..C-1 classes, C background, -1 ignored.
+"""
+
+import logging
+from typing import Dict, Mapping, Optional, Sequence, Tuple, Union
+
+import torch
+
+from ..reduce import reduce_sum
+from .cls_losses import ClsLoss
+
+__all__ = ["GradientBalancedLoss", "frequency_groups"]
+
+logger = logging.getLogger(__name__)
+
+_EPS = 1e-10  # the authors' guard of the division
+
+
+class GradientBalancedLoss(ClsLoss):
+    """Base of losses that weigh classes by the gradients that they collected so far.
+
+    The statistics are buffers, so they are in every checkpoint, and are identical on all ranks:
+
+    * ``pos_grad``, ``neg_grad``: (C,) sums of ``|d loss / d logit|`` over positive and over
+      negative entries, since the first iteration. They are computed with the loss, in float32,
+      before any outer loss weight and before an AMP scale.
+    * ``pos_neg``: (C,) g_j, ``pos_grad / neg_grad``, cut at ``max_ratio``.
+
+    A forward pass first reads g and then collects, if the module is in training mode and gradients
+    are enabled. Evaluation and passes under ``no_grad`` leave no trace, a forward pass that
+    activation checkpointing repeats is counted once, and with gradient accumulation each of the
+    forward passes counts and sees what the earlier ones collected. If any sum is not finite on any
+    rank, that forward pass is not counted at all.
+
+    Every rank must run as many counted forward passes as the others, because each ends in one
+    all-reduce of a (2, C) tensor; ranks without samples take part with an empty ``logits``.
+
+    Args:
+        num_classes: C, without background.
+        loss_weight: factor of the loss.
+        initial_ratio: g of every class before the first iteration.
+        max_ratio: what g is cut at; None: not at all.
+    """
+
+    collects_normalized = True
+    """Whether the statistics are of the loss after normalizer and ``loss_weight``."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        loss_weight: float = 1.0,
+        initial_ratio: float = 1.0,
+        max_ratio: Optional[float] = 1.0,
+    ):
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be 1 or more, not {num_classes}.")
+        self.num_classes = num_classes
+        self.loss_weight = loss_weight
+        self.max_ratio = max_ratio
+        self.register_buffer("pos_grad", torch.zeros(num_classes))
+        self.register_buffer("neg_grad", torch.zeros(num_classes))
+        self.register_buffer("pos_neg", torch.full((num_classes,), float(initial_ratio)))
+        # g as the last counted forward pass read it: what a recomputation of that pass must see.
+        self.register_buffer("_ratio_read", self.pos_neg.clone(), persistent=False)
+        self.register_buffer("_num_skipped", torch.zeros((), dtype=torch.long), persistent=False)
+        self._counted_last_forward = False
+        self._warned = False
+
+    def compute(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        quality: Optional[torch.Tensor],
+        ratio: torch.Tensor,
+    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The loss summed, and the (C,) sums of gradients over positive and negative entries."""
+        raise NotImplementedError(f"{type(self).__name__} must define compute.")
+
+    def compute_rows(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        quality: Optional[torch.Tensor],
+        ratio: torch.Tensor,
+    ) -> torch.Tensor:
+        """The loss of each row, (M,), in plain differentiable operations."""
+        raise NotImplementedError(f"{type(self).__name__} must define compute_rows.")
+
+    def forward(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        normalizer: Union[float, torch.Tensor] = 1.0,
+        quality: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
+        """Sum over all valid samples times ``loss_weight / normalizer``.
+
+        Args:
+            logits: (M, C); M may be 0.
+            labels: (M,).
+            normalizer: usually the number of positives, averaged over ranks; never 0.
+            quality: (M,) IoU of each positive's predicted box with its object, without gradient;
+                only for losses with ``needs_quality``.
+
+        Returns:
+            A scalar.
+        """
+        self._check_quality(quality)
+        ratio, counts = self._ratio_and_whether_to_count()
+        total, pos, neg = self.compute(logits, labels, quality, ratio)
+        if torch.is_tensor(normalizer):
+            normalizer = normalizer.detach().to(device=total.device, dtype=total.dtype)
+        factor = self.loss_weight / normalizer
+        if counts:
+            sums = torch.stack((pos, neg))
+            self._collect(sums * factor if self.collects_normalized else sums)
+        return total * factor
+
+    def per_row(
+        self, logits: torch.Tensor, labels: torch.Tensor, quality: Optional[torch.Tensor] = None
+    ) -> torch.Tensor:
+        """Loss of each of a few samples with the statistics as they are, which are not updated.
+
+        Call it before :meth:`forward`, so that both see the same statistics.
+
+        Returns:
+            (M,) losses times ``loss_weight``, not normalized, differentiable.
+        """
+        self._check_quality(quality)
+        ratio = self._ratio_read if self._is_recomputation() else self.pos_neg
+        return self.compute_rows(logits, labels, quality, ratio) * self.loss_weight
+
+    def stats(self, groups: Optional[Mapping[str, Sequence[int]]] = None) -> Dict[str, float]:
+        """What there is to log: whether the loss is at work, and on which classes.
+
+        Args:
+            groups: class indices by group name, such as :func:`frequency_groups` makes.
+
+        Returns:
+            The mean of g over all classes, the fraction of classes with g = 0 and with g of 1 or
+            more, the number of forward passes that were not counted because a sum was not finite,
+            and ``ratio_<group>``, the mean of each group that has a class.
+        """
+        self._warn_of_skipped(int(self._num_skipped))
+        ratio = self.pos_neg.detach().double().cpu()
+        result = {
+            "ratio_mean": float(ratio.mean()),
+            "fraction_ratio_0": float((ratio == 0).double().mean()),
+            "fraction_ratio_1": float((ratio >= 1).double().mean()),
+            "num_skipped": float(self._num_skipped),
+        }
+        result.update(self._group_means("ratio", ratio, groups))
+        return result
+
+    @staticmethod
+    def _group_means(name, values: torch.Tensor, groups) -> Dict[str, float]:
+        index = {k: torch.as_tensor(v, dtype=torch.long) for k, v in (groups or {}).items()}
+        return {f"{name}_{k}": float(values[i].mean()) for k, i in index.items() if i.numel()}
+
+    def _check_quality(self, quality: Optional[torch.Tensor]) -> None:
+        name = type(self).__name__
+        if self.needs_quality and quality is None:
+            raise ValueError(f"This {name} needs quality, the IoU of each positive.")
+        if quality is not None and not self.needs_quality:
+            raise ValueError(f"This {name} takes no quality; its targets are hard labels.")
+
+    def _is_recomputation(self) -> bool:
+        """Whether activation checkpointing is repeating a forward pass that was counted.
+
+        A forward pass inside a backward pass is checkpointing at work. In its non-reentrant form
+        the first pass had gradients enabled and was counted. In its reentrant form the first pass
+        ran under no_grad, so that the repetition is the one to count.
+        """
+        in_backward = torch._C._current_graph_task_id() != -1
+        return in_backward and torch.is_grad_enabled() and self._counted_last_forward
+
+    def _ratio_and_whether_to_count(self) -> Tuple[torch.Tensor, bool]:
+        if self._is_recomputation():
+            return self._ratio_read, False
+        counts = self.training and torch.is_grad_enabled()
+        if self.training and torch._C._current_graph_task_id() == -1:
+            self._counted_last_forward = counts
+        if counts:
+            self._ratio_read.copy_(self.pos_neg)
+        return self.pos_neg, counts
+
+    @torch.no_grad()
+    def _collect(self, sums: torch.Tensor) -> None:
+        """Add this pass's (2, C) positive and negative sums of all ranks; updates in place.
+
+        In place because whatever holds the buffers (DDP, an average of the weights) keeps doing so.
+        """
+        sums = reduce_sum(sums.to(self.pos_grad.dtype))
+        finite = sums.isfinite().all()
+        sums = torch.where(finite, sums, torch.zeros_like(sums))
+        self.pos_grad.add_(sums[0])
+        self.neg_grad.add_(sums[1])
+        ratio = self.pos_grad / (self.neg_grad + _EPS)
+        if self.max_ratio is not None:
+            ratio.clamp_(max=self.max_ratio)
+        self.pos_neg.copy_(torch.where(finite, ratio, self.pos_neg))
+        self._num_skipped.add_(~finite)
+        # Reading a value waits for the device, so elsewhere than on the CPU stats() looks at it.
+        if self._num_skipped.device.type == "cpu":
+            self._warn_of_skipped(int(self._num_skipped))
+
+    def _warn_of_skipped(self, num_skipped: int) -> None:
+        if num_skipped and not self._warned:
+            self._warned = True
+            logger.warning(
+                f"The gradients of {type(self).__name__} were not finite; its statistics leave out "
+                "such iterations. Said once; look for a diverging loss if it was not AMP."
+            )
+
+    def _apply(self, fn, *args, **kwargs):
+        """Move the module, but keep the statistics in float32 or wider.
+
+        A sum over a whole training would stop growing in half precision.
+        """
+        names = ("pos_grad", "neg_grad", "pos_neg", "_ratio_read")
+        kept = {name: getattr(self, name) for name in names}
+        super()._apply(fn, *args, **kwargs)
+        for name, before in kept.items():
+            now = getattr(self, name)
+            if now.dtype in (torch.float16, torch.bfloat16):
+                setattr(self, name, before.to(now.device))
+        return self
+
+
+def frequency_groups(
+    image_counts: Sequence[int], *, rare: int = 10, common: int = 100
+) -> Dict[str, Sequence[int]]:
+    """Class indices of LVIS' frequency groups.
+
+    Args:
+        image_counts: number of training images with each class.
+        rare: classes in at most so many images are rare.
+        common: classes in more, but at most so many, are common; the others are frequent.
+
+    Returns:
+        Indices by group name: "rare", "common" and "frequent".
+    """
+    groups: Dict[str, list] = {"rare": [], "common": [], "frequent": []}
+    for index, count in enumerate(image_counts):
+        name = "rare" if count <= rare else "common" if count <= common else "frequent"
+        groups[name].append(index)
+    return groups
