@@ -67,10 +67,13 @@ class CfgNode(_UpstreamCfgNode):
                 f"{' '.join(map(str, cfg_list))}."
             )
         known = set(self.dotted_keys())
-        for key in cfg_list[0::2]:
+        rest: List[Any] = []
+        for key, value in zip(cfg_list[0::2], cfg_list[1::2]):
             if key not in known and not _is_free_form(self, key):
                 raise KeyError(_unknown_message(key, self))
-        super().merge_from_list(cfg_list)
+            if not _set_free_form(self, key, value):
+                rest += [key, value]
+        super().merge_from_list(rest)
 
     def dotted_keys(self) -> List[str]:
         """All leaf keys as dotted paths."""
@@ -105,7 +108,30 @@ def _is_free_form(cfg: _YacsCfgNode, key: str) -> bool:
             return False
         if node.is_new_allowed():
             return True
+    last = node.get(key.split(".")[-1])
+    if isinstance(last, _YacsCfgNode) and last.is_new_allowed():
+        return True
     return cfg.key_is_deprecated(key) or cfg.key_is_renamed(key)
+
+
+def _set_free_form(cfg: _YacsCfgNode, key: str, value: Any) -> bool:
+    """Set a key of a node that takes new keys, or several by naming the node and giving a dict.
+
+    yacs merges such keys from a file, but not from KEY VALUE pairs.
+    """
+    node, words = cfg, key.split(".")
+    while words and isinstance(node, _YacsCfgNode) and not node.is_new_allowed():
+        node = node.get(words.pop(0))
+    if not isinstance(node, _YacsCfgNode) or not node.is_new_allowed():
+        return False
+    value = cfg._decode_cfg_value(value)
+    if words:
+        value = {".".join(words): value}
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} takes a dict such as \"{{'name': 1.0}}\", not {value!r}.")
+    for name, item in value.items():
+        setattr(node, name, item)
+    return True
 
 
 def _unknown_keys(cfg: _YacsCfgNode, other: _YacsCfgNode, prefix: str = "") -> List[str]:

@@ -402,3 +402,22 @@ class TestConfig:
         cfg.SOLVER.ALWA.COMPOSE = "multiply"
         with pytest.raises(ValueError, match="down to 0; use COMPOSE replace"):
             build_loss_weights(cfg)
+
+    @pytest.mark.parametrize(
+        "override",
+        [
+            ("SOLVER.LOSS_WEIGHTS", "{'loss_box_reg*': 2.0}"),
+            ("SOLVER.LOSS_WEIGHTS", {"loss_box_reg*": 2.0}),
+            ("SOLVER.LOSS_WEIGHTS.loss_box_reg*", "2.0"),
+        ],
+    )
+    def test_static_weights_from_the_command_line(self, override):
+        cfg = self.cfg(*override)
+        assert build_loss_weights(cfg).static == {"loss_box_reg*": 2.0}
+        cfg.freeze()
+        with pytest.raises(AttributeError, match="immutable"):
+            cfg.merge_from_list(list(override))
+
+    def test_static_weights_must_be_a_dict(self):
+        with pytest.raises(ValueError, match="takes a dict such as"):
+            self.cfg("SOLVER.LOSS_WEIGHTS", "2.0")
