@@ -31,8 +31,12 @@ def _add_model(node: CN) -> None:
     node.NORM = "GN"
     # Initial class score. The objectness starts at 0.5, so the joint score starts at 0.01.
     node.PRIOR_PROB = 0.02
-    # Initial distance to each side, in strides.
+    # "point": the box branch gives the distances to the four sides. "anchor": shifts and scales of
+    # one square anchor a location, as in ATSS; DW's weights do not care where boxes come from.
+    node.REGRESSION = "point"
+    # Initial distance to each side, in strides, for "point"; side of the anchor for "anchor".
     node.BOX_BIAS = 4.0
+    node.ANCHOR_SCALE = 8.0
     # Read each side's distance again at a learned point near that side.
     node.REFINE_BOXES = False
     # The last convolution of both towers is deformable, with learned modulation. For the backbone

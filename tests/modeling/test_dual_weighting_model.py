@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
@@ -43,7 +44,8 @@ class Features(nn.Module):
 def make_detector(strides, num_classes, channels=8, **kwargs):
     backbone = Features(channels, strides)
     shapes = list(backbone.output_shape().values())
-    head_args = {k: kwargs.pop(k) for k in ("refine", "deform_last_conv", "norm") if k in kwargs}
+    names = ("refine", "deform_last_conv", "norm", "regression")
+    head_args = {k: kwargs.pop(k) for k in names if k in kwargs}
     head_args.setdefault("norm", "")
     return DualWeightingFCOS(
         backbone=backbone,
@@ -112,6 +114,31 @@ def test_initial_outputs():
     assert ltrb[1].mean().item() == pytest.approx(4 * 16, rel=0.1)
 
 
+def test_anchor_regression_decodes_as_detectron2():
+    torch.manual_seed(0)
+    shape = ShapeSpec(8, stride=16)
+    head = DualWeightingHead(
+        input_shape=[shape], num_classes=3, conv_dims=[8], norm="", regression="anchor"
+    )
+    feature = torch.randn(1, 8, 4, 5)
+    (ltrb,) = head([feature])[1]
+    torch.testing.assert_close(ltrb, torch.full_like(ltrb, 64.0), rtol=0.05, atol=0)
+    nn.init.normal_(head.bbox_pred.weight, std=0.3)
+    (ltrb,) = head([feature])[1]
+    deltas = head.bbox_pred(head.bbox_subnet(feature))
+    anchors = torch.tensor([[-64.0, -64.0, 64.0, 64.0]]).expand(20, 4)
+    boxes = Box2BoxTransform((10.0, 10.0, 5.0, 5.0)).apply_deltas(deltas[0].flatten(1).t(), anchors)
+    expected = (boxes * torch.tensor([-1.0, -1.0, 1.0, 1.0])).relu()
+    torch.testing.assert_close(ltrb[0].flatten(1).t(), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_several_anchors_are_refused():
+    with pytest.raises(ValueError, match="several boxes"):
+        DualWeightingHead(
+            input_shape=[ShapeSpec(8, stride=8)], num_classes=3, conv_dims=[8], regression="anchors"
+        )
+
+
 def test_post_processing_equals_the_authors():
     data = np.load(GOLDEN / "i_infer_f32.npz")
     strides, num_classes = data["strides"].tolist(), int(data["num_classes"])
@@ -165,11 +192,15 @@ def test_low_threshold_makes_no_index_of_all_scores():
     assert torch.equal(ours.pred_classes, theirs.pred_classes)
 
 
-@pytest.mark.parametrize("refine", [False, True])
+@pytest.mark.parametrize(
+    "refine, regression", [(False, "point"), (True, "point"), (True, "anchor")]
+)
 @pytest.mark.parametrize("objects", [(0, 0), (0, 4), (3,)])
-def test_every_parameter_gets_a_gradient(objects, refine):
+def test_every_parameter_gets_a_gradient(objects, refine, regression):
     torch.manual_seed(0)
-    model = make_detector([8, 16, 32], 3, refine=refine, deform_last_conv=refine)
+    model = make_detector(
+        [8, 16, 32], 3, refine=refine, deform_last_conv=refine, regression=regression
+    )
     losses = model(make_inputs(objects))
     assert set(losses) == {"loss_cls_pos", "loss_cls_neg", "loss_loc"}
     sum(losses.values()).backward()

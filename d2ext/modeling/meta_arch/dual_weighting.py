@@ -89,7 +89,9 @@ class DualWeightingFCOS(FCOS):
             conv_dims=[shapes[0].channels] * node.NUM_CONVS,
             norm=node.NORM,
             prior_prob=node.PRIOR_PROB,
+            regression=node.REGRESSION,
             box_bias=node.BOX_BIAS,
+            anchor_scale=node.ANCHOR_SCALE,
             refine=node.REFINE_BOXES,
             deform_last_conv=node.DEFORM_LAST_CONV,
         )

@@ -3,6 +3,7 @@
 Shapes: N images, C classes, L levels, h and w the size of a level's map.
 """
 
+import math
 from typing import List, Tuple
 
 import torch
@@ -15,6 +16,9 @@ from d2ext.ops.box_refinement import refine_boxes
 from ..deform import ModulatedDeformConv
 
 __all__ = ["DualWeightingHead"]
+
+# Detectron2's bound, which keeps exp() finite.
+MAX_LOG_SIZE = math.log(1000.0 / 16)
 
 
 class DualWeightingHead(FCOSHead):
@@ -35,7 +39,9 @@ class DualWeightingHead(FCOSHead):
         conv_dims: List[int],
         norm: str = "GN",
         prior_prob: float = 0.02,
+        regression: str = "point",
         box_bias: float = 4.0,
+        anchor_scale: float = 8.0,
         refine: bool = False,
         deform_last_conv: bool = False,
     ):
@@ -45,10 +51,20 @@ class DualWeightingHead(FCOSHead):
             conv_dims: channels of each convolution of the towers.
             norm: normalisation in the towers.
             prior_prob: initial class score; the joint score starts at half of it.
-            box_bias: initial distance to each side, in strides.
+            regression: what the box branch means: "point", the distances to the four sides in
+                strides, as in the paper; "anchor", shifts of the centre and logarithms of the size
+                relative to a square anchor around the point, as in ATSS.
+            box_bias: initial distance to each side, in strides; for "point".
+            anchor_scale: side of the anchor, in strides; for "anchor".
             refine: refine the boxes.
             deform_last_conv: make the last convolution of both towers deformable.
         """
+        if regression not in ("point", "anchor"):
+            raise ValueError(
+                "The boxes of dual weighting are regressed from a 'point' or from one 'anchor' at "
+                f"each location, not from '{regression}'; other priors give a location several "
+                "boxes, which the weights do not provide for."
+            )
         super().__init__(
             input_shape=input_shape,
             conv_dims=conv_dims,
@@ -58,7 +74,8 @@ class DualWeightingHead(FCOSHead):
         )
         self.strides = [float(shape.stride) for shape in input_shape]
         self.scales = nn.Parameter(torch.ones(len(self.strides)))
-        nn.init.constant_(self.bbox_pred.bias, box_bias)
+        self.anchor_scale = anchor_scale if regression == "anchor" else 0.0
+        nn.init.constant_(self.bbox_pred.bias, 0.0 if self.anchor_scale else box_bias)
         if deform_last_conv:
             for tower in (self.cls_subnet, self.bbox_subnet):
                 _deform_last_conv(tower)
@@ -92,10 +109,29 @@ class DualWeightingHead(FCOSHead):
         raw = self.bbox_pred(feature)
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         stride = self.strides[level]
-        ltrb = (self.scales[level] * raw).relu() * stride
+        raw = self.scales[level] * raw
+        if self.anchor_scale:
+            raw = _sides_of_anchor(raw, self.anchor_scale)
+        # An anchor's box may lie beside its point; that side then ends at the point.
+        ltrb = raw.relu() * stride
         if self.reg_offset is None:
             return ltrb
         return refine_boxes(ltrb, self.reg_offset(feature), stride)
+
+
+def _sides_of_anchor(deltas: torch.Tensor, scale: float) -> torch.Tensor:
+    """Distances from a point to the sides of the box that deltas make of a square anchor there.
+
+    Args:
+        deltas: (N, 4, h, w), in Detectron2's convention with the weights (10, 10, 5, 5).
+        scale: side of the anchor, in strides.
+
+    Returns:
+        (N, 4, h, w) in strides.
+    """
+    shift = deltas[:, :2] / 10 * scale
+    half = (deltas[:, 2:] / 5).clamp(max=MAX_LOG_SIZE).exp() * (scale / 2)
+    return torch.cat((half - shift, half + shift), dim=1)
 
 
 def _deform_last_conv(tower: nn.Sequential) -> None:
