@@ -344,7 +344,7 @@ def test_models_train(path, overrides, names, monkeypatch):
         frequencies = torch.tensor([1.0, 5.0, 20.0, 3.0, 4.0, 9.0])
         monkeypatch.setattr(
             "detectron2.modeling.roi_heads.fast_rcnn.get_fed_loss_cls_weights",
-            lambda **kwargs: lambda: frequencies,
+            lambda **kwargs: frequencies,
         )
     num_classes = 6
     # Without a margin, since an untrained dense head has hardly a score or an overlap to differ.
