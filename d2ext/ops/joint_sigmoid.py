@@ -69,7 +69,7 @@ class _JointSigmoidLosses(torch.autograd.Function):
         num_classes = x.shape[1]
         point = torch.div(cell, num_classes, rounding_mode="floor")
         x_pair, y_pair = x.reshape(-1)[cell], y[point]
-        positive = -(pos_weight * (F.logsigmoid(x_pair) + F.logsigmoid(y_pair))).sum()
+        positive = (pos_weight * -(F.logsigmoid(x_pair) + F.logsigmoid(y_pair))).sum()
 
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         loss, grad = _negative(x, y, gamma, needs_grad)

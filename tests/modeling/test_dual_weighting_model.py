@@ -9,7 +9,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import EventStorage
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2ext.config import get_cfg
 from d2ext.modeling.convert_dw import convert_dw_state_dict
@@ -209,6 +211,46 @@ def test_every_parameter_gets_a_gradient(objects, refine, regression):
         assert torch.isfinite(parameter.grad).all(), name
     if sum(objects):
         assert float(model.head.scales.grad.abs().sum()) > 0
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that read a number off a device or have a result of unknown size."""
+
+    names = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.operations = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations += 1
+        self.count += func._schema.name in self.names
+        if func._schema.name in ("aten::index", "aten::index_put_"):
+            self.count += any(i is not None and i.dtype == torch.bool for i in args[1])
+        return func(*args, **(kwargs or {}))
+
+
+def test_step_waits_once_and_does_the_same_work_for_any_batch():
+    model = make_detector([8, 16, 32], 3)
+    seen = set()
+    for objects in ((2, 3), (9, 0, 4, 2, 5), (40, 40)):
+        inputs = make_inputs(objects)
+        images = model.preprocess_image(inputs)
+        features = list(model.backbone(images.tensor).values())
+        predictions = model.head(features)
+        with EventStorage(start_iter=1), Waits() as waits:
+            model.forward_training(images, features, predictions, [x["instances"] for x in inputs])
+        assert waits.count == 1
+        seen.add(waits.operations)
+    assert len(seen) == 1
+
+
+def test_normalisers_are_recorded():
+    model = make_detector([8, 16, 32], 3)
+    with EventStorage() as storage:
+        model(make_inputs((2, 4)))
+        assert storage.latest()["dw/num_gt"][0] == 3
+        assert storage.latest()["dw/neg_norm"][0] >= 1
 
 
 def test_training_learns_one_batch():
