@@ -30,6 +30,7 @@ def setup(args: Any) -> Any:
     if args.fast_dev_run:
         cfg.ENGINE.FAST_DEV_RUN = True
     cfg.freeze()
+    d2ext.data.require_dataset(*([] if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)
     default_setup(cfg, args)
     return cfg
 

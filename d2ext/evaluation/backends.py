@@ -260,7 +260,8 @@ def _run_faster(task: _Category) -> PrecisionRecall:
         truth,
         results,
         iouType=task.iou_type,
-        print_function=logger.debug,
+        # Its progress lines would come once a category, and setup_logger shows debug messages.
+        print_function=lambda *_: None,
         lvis_style=task.style == "lvis",
     )
     evaluation.params.maxDets = [task.max_dets]
