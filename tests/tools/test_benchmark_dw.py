@@ -18,7 +18,7 @@ def test_a_difference_stops_the_benchmark(monkeypatch):
     dense = tool["dense_losses"]
 
     def wrong(*args):
-        return {k: v * 1.01 for k, v in dense(*args).items()}
+        return {k: v * (1.01 if "loss" in k else 1) for k, v in dense(*args).items()}
 
     monkeypatch.setitem(tool["check_equal"].__globals__, "dense_losses", wrong)
     with pytest.raises(SystemExit, match="differ"):
