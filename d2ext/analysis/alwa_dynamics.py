@@ -14,7 +14,7 @@ import numpy as np
 
 from d2ext.ops.loss_weights import AdaptiveLossWeight
 
-__all__ = ["SCENARIOS", "draw_dynamics", "simulate_losses", "weights_over_time"]
+__all__ = ["SCENARIOS", "draw_dynamics", "simulate_losses", "summarize", "weights_over_time"]
 
 #: Scenario -> what its panel says.
 SCENARIOS = {
@@ -79,6 +79,34 @@ def weights_over_time(cls: Sequence[float], box: Sequence[float], **settings: An
     return np.array(used)
 
 
+def summarize(
+    variant: int = 2, interval: int = 100, seeds: int = 50, skip: int = 6
+) -> Dict[Tuple[str, str], Tuple[float, float, float, float]]:
+    """Figures of each scenario and rule, as means over seeds.
+
+    Args:
+        variant: of ALWA.
+        interval: of ALWA.
+        seeds: simulations of each scenario.
+        skip: windows at the start that are left out.
+
+    Returns:
+        (scenario, rule) -> lowest weight, highest weight, share of windows after which the weight
+        differs from the one before, last weight.
+    """
+    figures = {}
+    for scenario in SCENARIOS:
+        courses = [simulate_losses(scenario, seed=seed) for seed in range(seeds)]
+        for label, rule in _RULES.items():
+            rows = []
+            for cls, box in courses:
+                used = weights_over_time(cls, box, variant=variant, interval=interval, **rule)
+                w = used[::interval][skip:]
+                rows.append((w.min(), w.max(), np.mean(np.diff(w) != 0), w[-1]))
+            figures[scenario, label] = tuple(float(v) for v in np.mean(rows, axis=0))
+    return figures
+
+
 def draw_dynamics(output: Path, variant: int = 2, interval: int = 100, seed: int = 0) -> Path:
     """Draw the weight over the iterations, a panel a scenario and a line a rule.
 
@@ -125,8 +153,16 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--variant", type=int, choices=(1, 2), default=2)
     parser.add_argument("--interval", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", action="store_true", help="print figures over 50 seeds as well")
     args = parser.parse_args(argv)
     print(draw_dynamics(args.output, args.variant, args.interval, args.seed))
+    if args.table:
+        for (scenario, rule), row in summarize(args.variant, args.interval).items():
+            low, high, changing, last = row
+            print(
+                f"{scenario:10} {rule:32} w {low:.2f} to {high:.2f}, changes in {changing:.0%} of "
+                f"the windows, last {last:.2f}"
+            )
 
 
 if __name__ == "__main__":

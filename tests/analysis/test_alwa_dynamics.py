@@ -8,6 +8,7 @@ from d2ext.analysis.alwa_dynamics import (
     draw_dynamics,
     main,
     simulate_losses,
+    summarize,
     weights_over_time,
 )
 
@@ -53,3 +54,12 @@ def test_picture(tmp_path, capsys):
     written = tmp_path / "deep" / "weights.png"
     assert written.read_bytes().startswith(b"\x89PNG") and str(written) in capsys.readouterr().out
     assert draw_dynamics(tmp_path / "two.png").stat().st_size > 20_000
+
+
+def test_figures_of_the_documentation():
+    figures = summarize(seeds=4)
+    assert len(figures) == 4 * len(SCENARIOS)
+    authors = figures["transient", "authors: weighted, replace"]
+    assert authors[2] == 0 and authors[0] == pytest.approx(authors[3])
+    late = figures["quiet", "raw, minimum 0.1, start at 400"]
+    assert late == (1, 1, 0, 1)
