@@ -46,10 +46,14 @@ def _add_solver_keys(cfg: CN) -> None:
     # Rounding of RepeatFactorTrainingSampler's factors: "stochastic" (anew each epoch, right on
     # average) or "ceil" (the same list each epoch).
     cfg.DATALOADER.REPEAT_ROUNDING = "stochastic"
-    # Share of the images that RandomSubsetTrainingSampler uses. Detectron2 reads this key but
-    # does not define it.
-    if "RANDOM_SUBSET_RATIO" not in cfg.DATALOADER:
-        cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
+    # Share of the images that RandomSubsetTrainingSampler uses, and [[data set, factor], ...] of
+    # the Weighted*TrainingSamplers. Detectron2 reads these two keys but may not define them.
+    for node, key, default in (
+        (cfg.DATALOADER, "RANDOM_SUBSET_RATIO", 1.0),
+        (cfg.DATASETS, "TRAIN_REPEAT_FACTOR", []),
+    ):
+        if key not in node:
+            node[key] = default
 
 
 def _add_engine_keys(cfg: CN) -> None:

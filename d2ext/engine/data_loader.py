@@ -7,7 +7,9 @@ that workers had prepared but the trainer had not used are simply prepared again
 """
 
 import logging
+import os
 import signal
+import threading
 from itertools import islice
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -101,10 +103,19 @@ def ignore_stop_signals(worker_id: int = 0) -> None:
     """A data worker outlives the signals that tell the trainer to stop.
 
     Ctrl-C, Slurm and torchrun signal the whole process group; the step under way still needs its
-    batch. Workers end when the trainer closes them, or when they find it gone.
+    batch. The trainer itself ends its workers with SIGTERM, too, so the sender decides.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # only Linux tells who sent a signal
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_trainer, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_trainer(trainer: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)
 
 
 def _identity(batch: List[Any]) -> List[Any]:

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from typing import Any, Dict, List, Optional, TextIO
+from typing import Any, Dict, List, Optional, TextIO, Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -63,6 +63,14 @@ class MetricsWriter(JSONWriter):
             # Figures of earlier steps that the checkpoint has and the file may have as well.
             self._remove_lines_after(self._last_write if self._restored else trainer.start_iter - 1)
 
+    def write(self) -> None:
+        for step, values in _figures_since(self._last_write, self._window_size):
+            line = {**values, "iteration": step}
+            self._file_handle.write(json.dumps(line, sort_keys=True) + "\n")
+            self._last_write = step
+        self._file_handle.flush()
+        os.fsync(self._file_handle.fileno())
+
     def _remove_lines_after(self, iteration: int) -> None:
         self._file_handle.close()
         kept: List[str] = []
@@ -80,6 +88,16 @@ class MetricsWriter(JSONWriter):
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         self._last_write, self._restored = state["last_write"], True
+
+
+def _figures_since(last: int, window: int) -> List[Tuple[int, Dict[str, float]]]:
+    """The figures newer than step ``last``, by step in order."""
+    by_step: Dict[int, Dict[str, float]] = {}
+    newest = get_event_storage().latest_with_smoothing_hint(window)
+    for name, (value, step) in newest.items():
+        if step > last:
+            by_step.setdefault(step, {})[name] = value
+    return sorted(by_step.items())
 
 
 def _iteration(line: str) -> float:
@@ -115,13 +133,8 @@ class WandbWriter(EventWriter):
         self._run_id = self._run.id
 
     def write(self) -> None:
-        by_step: Dict[int, Dict[str, float]] = {}
-        newest = get_event_storage().latest_with_smoothing_hint(self._window_size)
-        for name, (value, step) in newest.items():
-            if step > self._last_write:
-                by_step.setdefault(step, {})[name] = value
-        for step in sorted(by_step):
-            self._run.log(by_step[step], step=step)
+        for step, values in _figures_since(self._last_write, self._window_size):
+            self._run.log(values, step=step)
             self._last_write = step
 
     def close(self) -> None:
