@@ -196,7 +196,8 @@ def _as_detections(predictions, image, category, task) -> Detections:
         import pycocotools.mask as mask_util
 
         rles = [predictions.rle(i) for i in range(len(predictions))]
-        area = np.asarray(mask_util.area(rles), dtype=np.float64)
+        # One by one: pycocotools 2.0.11 fails on a list of more than 255 masks with NumPy 2.
+        area = np.asarray([mask_util.area(rle) for rle in rles], dtype=np.float64)
     else:
         area = boxes[:, 2].astype(np.float64) * boxes[:, 3]
     return Detections(image, category, boxes, predictions.scores, area, rles)

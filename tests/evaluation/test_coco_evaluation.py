@@ -27,6 +27,12 @@ BACKENDS = ["faster", "reference"]
 NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR@100", "ARs@100", "ARm@100", "ARl@100"]
 
 
+@pytest.fixture(autouse=True)
+def propagating_logger(monkeypatch):
+    """Let caplog see our log also after a test that set up detectron2's logging, which stops it."""
+    monkeypatch.setattr(logging.getLogger("d2ext"), "propagate", True)
+
+
 @pytest.fixture
 def register(tmp_path, request):
     """Register a file's content as a COCO data set; removed after the test."""
@@ -90,6 +96,18 @@ def test_more_detections_than_count(register, backend):
     mine = [value for name, value in result.items() if name.startswith("AP-")]
     np.testing.assert_allclose(mine, reference, rtol=0, atol=1e-8)
     assert "AR@20" in result
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_masks(register, backend):
+    """More than 255 in all, which pycocotools' own area of a list cannot take on NumPy 2."""
+    rng = np.random.default_rng(16)
+    dataset = make_dataset(rng)
+    inputs, outputs = make_predictions(rng, dataset, per_image=40, masks=True)
+    assert sum(len(output["instances"]) for output in outputs) > 255
+    result = run(COCOEvaluator(register(dataset), backend=backend), inputs, outputs)
+    reference = pycocotools_figures(dataset, as_results(dataset, inputs, outputs, "segm"), "segm")
+    assert_equal_figures(result["segm"], dataset, reference)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

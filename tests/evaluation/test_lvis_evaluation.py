@@ -88,6 +88,24 @@ def test_limit_counts_detections_of_all_classes(register, tmp_path, backend, max
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_limit_is_exact(register, tmp_path, backend):
+    """Three exact detections of three classes in one image, of which two count."""
+    rng = np.random.default_rng(11)
+    boxes = random_boxes(rng, 3)
+    image = {"id": 1, "height": 220, "width": 220}
+    dataset = {
+        "images": [{**image, "neg_category_ids": [], "not_exhaustive_category_ids": []}],
+        "annotations": [make_annotation(rng, c, 1, c, boxes[c - 1]) for c in (1, 2, 3)],
+        "categories": [{"id": c, "name": f"class {c}", "frequency": "f"} for c in (1, 2, 3)],
+    }
+    outputs = [{"instances": make_instances(boxes, [0.5, 0.7, 0.5], [0, 1, 2])}]
+    result = check(register, tmp_path, backend, dataset, [{"image_id": 1}], outputs, max_dets=2)
+    assert result["bbox"]["AP-class 1"] > 99
+    assert result["bbox"]["AP-class 2"] > 99
+    assert result["bbox"]["AP-class 3"] == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_federated_annotations_decide(register, tmp_path, backend):
     """A false detection counts only where its class was looked for, all of it."""
     rng = np.random.default_rng(4)
