@@ -6,7 +6,7 @@ __all__ = ["add_sampling_free_config"]
 
 
 def add_sampling_free_config(cfg: CN) -> None:
-    """Add ``MODEL.SAMPLING_FREE`` to ``cfg``, in place.
+    """Add ``MODEL.SAMPLING_FREE``, ``MODEL.OHEM`` and ``MODEL.GHM`` to ``cfg``, in place.
 
     Symbols: N samples enter the class loss, N_f of them foreground, P of those in this batch,
     C classes, pi the initial score.
@@ -25,6 +25,8 @@ def add_sampling_free_config(cfg: CN) -> None:
     # Most foreground proposals an image gives the mask head, against running out of memory late in
     # training; 0: all of them, as in the authors' code.
     cfg.MODEL.SAMPLING_FREE.MASK_MAX_FOREGROUND = 0
+
+    _add_rivals(cfg)
 
 
 def _add_prior(node: CN) -> None:
@@ -46,7 +48,8 @@ def _add_prior(node: CN) -> None:
 
 def _add_guide(node: CN) -> None:
     # Guided scale r = mean(guides) / L_cls of the class loss: "per_step", or "frozen" at its value
-    # in step GUIDE_WARMUP, as in the authors' 2021 code for dense heads.
+    # in step GUIDE_WARMUP, as in the authors' 2021 code for dense heads (RPN and ROI heads stay
+    # per step); "none": only the bias and the missing sampler.
     node.GUIDE = "per_step"
     node.GUIDE_WARMUP = 100
     # Weigh all losses of a dense head by learned uncertainties, L / (2 sigma^2) + log(sigma); only
@@ -60,10 +63,11 @@ def _add_guide(node: CN) -> None:
     node.CLS_SCALE.DENSE = 1.0
     node.CLS_SCALE.RPN = 1.0
     node.CLS_SCALE.ROI = 2.0
-    # Divisor of the box loss: "fg", the authors' 4 P (dense and ROI) and 8 P (RPN), or "native",
-    # the detector's own. The guided scale hands its size on to the class loss.
+    # Divisor of the box loss: "fg", the authors' 4 P (dense and ROI) and 8 P (RPN; on dense heads P
+    # for box losses that are one number a box), or "native", the detector's own. The guided scale
+    # hands its size on to the class loss.
     node.REG_NORM = "fg"
-    # Use the mean of r over all ranks instead of each rank's own.
+    # Form r of the losses' means over all ranks instead of each rank's own losses.
     node.SYNC_RATIO = False
     # Count ignored anchors (label -1) as background, as the authors' 2020 RetinaNet does.
     node.IGNORE_AS_NEGATIVE = False
@@ -73,5 +77,26 @@ def _add_threshold(node: CN) -> None:
     # Score threshold at inference: "fixed", the detector's SCORE_THRESH_TEST; "fg_ratio", C pi for
     # dense heads; "class_adaptive", theta_j = (N_f / N) N_j / sum N_j for each class.
     node.SCORE_THRESH = "fg_ratio"
-    # Score threshold of ROI heads instead of MODEL.ROI_HEADS.SCORE_THRESH_TEST; 0: keep that.
+    # Score threshold of ROI heads instead of MODEL.ROI_HEADS.SCORE_THRESH_TEST, unless SCORE_THRESH
+    # is "fixed"; 0: keep that.
     node.ROI_SCORE_THRESH = 1e-3
+
+
+def _add_rivals(cfg: CN) -> None:
+    """What the method is compared with: hard sampling (OHEM) and soft sampling (GHM-C)."""
+    cfg.MODEL.OHEM = CN()
+    # Instead of random samples the ROI heads (RPN) learn from the BATCH_SIZE_PER_IMAGE proposals
+    # (anchors) of each image whose class and box loss together is largest (Shrivastava et al.,
+    # CVPR 2016).
+    cfg.MODEL.OHEM.ON_ROI = False
+    cfg.MODEL.OHEM.ON_RPN = False
+    # Of proposals that overlap more than this, only the one with the larger loss counts; 1: all.
+    # The RPN's anchors are too many for it.
+    cfg.MODEL.OHEM.NMS_THRESH = 0.7
+
+    # CLS_LOSS "ghmc" (Li et al., AAAI 2019): regions of the gradient's size, the momentum of their
+    # counts, and what the loss is divided by: "occupied" regions (authors' code) or "all" (paper).
+    cfg.MODEL.GHM = CN()
+    cfg.MODEL.GHM.BINS = 30
+    cfg.MODEL.GHM.MOMENTUM = 0.75
+    cfg.MODEL.GHM.DIVIDE_BY = "occupied"

@@ -6,7 +6,9 @@ from .cls_losses import BCELoss, ClsLoss, FocalLoss, QualityFocalLoss, SoftmaxLo
 from .criterion import CoupledTerms, Criterion
 from .eqlv2 import EQLv2Loss
 from .equalized_focal import EqualizedFocalLoss, EqualizedQualityFocalLoss
+from .ghm import GHMCLoss
 from .gradient_balanced import GradientBalancedLoss, frequency_groups
+from .guided import GuidedScale, build_guide, sampling_free_on
 from .harmonic import HarmonicCoupling, HarmonicIoULoss, build_harmonic_coupling
 from .normalizers import NORMALIZER_REGISTRY, EMANormalizer, PositiveNormalizer
 from .positives import Positives
@@ -30,6 +32,8 @@ __all__ = [
     "FocalLoss",
     "GIoULoss",
     "GradientBalancedLoss",
+    "GHMCLoss",
+    "GuidedScale",
     "HarmonicCoupling",
     "HarmonicIoULoss",
     "IoULoss",
@@ -43,6 +47,8 @@ __all__ = [
     "build_box_loss",
     "build_cls_loss",
     "build_criterion",
+    "build_guide",
     "build_harmonic_coupling",
     "frequency_groups",
+    "sampling_free_on",
 ]

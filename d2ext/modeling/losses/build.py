@@ -1,10 +1,11 @@
 """Criteria from configs: what each place of a detector may choose, and what is refused."""
 
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 from .box_losses import BoxLoss
 from .cls_losses import ClsLoss
 from .criterion import Criterion
+from .guided import build_guide
 from .harmonic import build_harmonic_coupling
 from .registry import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
 
@@ -58,6 +59,7 @@ def build_criterion(
     smooth_l1_beta: float = 0.0,
     coupling: Optional[Any] = None,
     guide: Optional[Any] = None,
+    guides: Sequence[str] = ("box",),
 ) -> Criterion:
     """The criterion of one place of a detector, with everything the config switches on.
 
@@ -66,7 +68,8 @@ def build_criterion(
         cls_loss, box_loss: names in the registries.
         alpha, gamma, smooth_l1_beta: parameters of that place's losses.
         coupling: see :class:`Criterion`; None: what ``MODEL.HARMONIC`` says.
-        guide: see :class:`Criterion`.
+        guide: see :class:`Criterion`; None: what ``MODEL.SAMPLING_FREE`` says.
+        guides: names of the losses such a guide follows.
     """
     cls_part = build_cls_loss(
         cfg, cls_loss, place=place, num_classes=num_classes, alpha=alpha, gamma=gamma
@@ -74,6 +77,8 @@ def build_criterion(
     box_part = build_box_loss(cfg, box_loss, smooth_l1_beta=smooth_l1_beta)
     if coupling is None:
         coupling = build_harmonic_coupling(cfg, place=place, cls_loss=cls_part, box_loss=box_part)
+    if guide is None:
+        guide = build_guide(cfg, place=place, guides=guides)
     return Criterion(
         cls_loss=cls_part,
         box_loss=box_part,

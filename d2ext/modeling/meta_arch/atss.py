@@ -21,6 +21,7 @@ from ..losses.build import build_criterion
 from ..losses.criterion import Criterion
 from ..losses.positives import Positives
 from ..reduce import reduce_mean
+from ..sampling_free import SamplingFreeOptions
 from .atss_head import QualityHead
 from .dense import ExtDenseMixin, build_dense_normalizer, dense_slots
 from .fcos import centerness_targets, select_features
@@ -49,6 +50,7 @@ class ATSS(ExtDenseMixin, DenseDetector):
         criterion: Criterion,
         assigner: ATSSAssigner,
         normalizer: nn.Module,
+        sampling_free: Optional[SamplingFreeOptions] = None,
         num_classes: int,
         quality: str = "centerness",
         box_loss_weight: float = 2.0,
@@ -71,6 +73,7 @@ class ATSS(ExtDenseMixin, DenseDetector):
             assigner: who is responsible for which object.
             normalizer: called with the number of positives, gives the divisor of the class and
                 the quality loss.
+            sampling_free: how to train without sampling; None: not at all.
             quality: what the third branch predicts, "centerness" or "iou".
             box_loss_weight: constant weight of the box loss.
             score: "sqrt" (geometric mean of class score and quality) or "product".
@@ -95,11 +98,13 @@ class ATSS(ExtDenseMixin, DenseDetector):
         self.quality = quality
         self.box_loss_weight = box_loss_weight
         self.score = score
+        self.score_power = 0.5 if score == "sqrt" else 1.0
         self.test_score_thresh = test_score_thresh
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
         self.max_detections_per_image = max_detections_per_image
         self.input_format = input_format
+        self.enable_optimal_bias(sampling_free, num_classes)
 
     @classmethod
     def from_config(cls, cfg):
@@ -113,6 +118,7 @@ class ATSS(ExtDenseMixin, DenseDetector):
             alpha=node.FOCAL_LOSS_ALPHA,
             gamma=node.FOCAL_LOSS_GAMMA,
             num_classes=node.NUM_CLASSES,
+            guides=("box", "quality"),
         )
         return {
             "backbone": backbone,
@@ -131,6 +137,7 @@ class ATSS(ExtDenseMixin, DenseDetector):
             "criterion": build_criterion(cfg, **slots),
             "assigner": ATSSAssigner(topk=node.TOPK * len(node.ANCHOR_SCALES)),
             "normalizer": build_dense_normalizer(cfg, kind="positives", sync=True, initial=100),
+            "sampling_free": SamplingFreeOptions.from_cfg(cfg, "dense"),
             "num_classes": node.NUM_CLASSES,
             "quality": node.QUALITY,
             "box_loss_weight": node.BBOX_REG_LOSS_WEIGHT,
@@ -202,7 +209,7 @@ class ATSS(ExtDenseMixin, DenseDetector):
         quality_loss = F.binary_cross_entropy_with_logits(quality, target, reduction="sum")
         losses = self.criterion(
             torch.cat(pred_logits, dim=1).flatten(0, 1),
-            gt_labels.flatten(),
+            self.sample_labels(gt_labels).flatten(),
             positives,
             cls_normalizer=divisor,
             # The weights' own sum, so that the box loss is their weighted mean.

@@ -12,8 +12,10 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from ..assigners import Priors
+from ..losses.guided import sampling_free_on
 from ..losses.normalizers import NORMALIZER_REGISTRY
 from ..losses.positives import Positives
+from ..sampling_free import OptimalBias
 from ..targets import pack_targets
 
 __all__ = ["ExtDenseMixin", "build_dense_normalizer", "dense_slots"]
@@ -27,7 +29,12 @@ def build_dense_normalizer(cfg: Any, *, kind: str, sync: bool, initial: float) -
         raise ValueError(
             f"MODEL.DENSE.NORMALIZER_SYNC must be auto, on or off, not '{node.NORMALIZER_SYNC}'."
         )
-    cls = NORMALIZER_REGISTRY.get(node.NORMALIZER or kind)
+    name = node.NORMALIZER or kind
+    if sampling_free_on(cfg, "dense") and cfg.MODEL.SAMPLING_FREE.REG_NORM == "fg":
+        # A running mean would change the size of the box loss, and through the guide of all losses,
+        # over the first steps.
+        name = "positives"
+    cls = NORMALIZER_REGISTRY.get(name)
     return cls(sync=choices[node.NORMALIZER_SYNC], initial=initial)
 
 
@@ -35,9 +42,12 @@ def dense_slots(
     cfg: Any, *, box_loss: str, alpha: float, gamma: float, num_classes: int, **kwargs
 ) -> Dict[str, Any]:
     """Arguments of :func:`build_criterion` for a dense detector whose own choices are given."""
+    cls_loss = cfg.MODEL.DENSE.CLS_LOSS
+    if cls_loss == "focal" and sampling_free_on(cfg, "dense"):
+        cls_loss = "bce"  # focal loss is a soft form of sampling
     return {
         "place": "dense",
-        "cls_loss": cfg.MODEL.DENSE.CLS_LOSS,
+        "cls_loss": cls_loss,
         "box_loss": cfg.MODEL.DENSE.BOX_LOSS or box_loss,
         "num_classes": num_classes,
         "alpha": alpha,
@@ -46,7 +56,7 @@ def dense_slots(
     }
 
 
-class ExtDenseMixin:
+class ExtDenseMixin(OptimalBias):
     """Assignment, positives and decoding for a subclass of Detectron2's ``DenseDetector``.
 
     The detector has ``assigner``, ``criterion``, ``normalizer``, ``box2box_transform``,
@@ -61,6 +71,26 @@ class ExtDenseMixin:
         targets = pack_targets(gt_instances)
         assignment = self.assigner(Priors.from_boxes(anchors), targets, self.num_classes)
         return assignment.labels, assignment.matched_boxes(targets)
+
+    @property
+    def classifier(self) -> nn.Module:
+        return self.head.cls_score
+
+    @property
+    def sample_features(self) -> List[str]:
+        return list(self.head_in_features)
+
+    def label_samples(
+        self, features: List[torch.Tensor], gt_instances: List[Instances]
+    ) -> torch.Tensor:
+        labels, _ = self.label_anchors(self.anchor_generator(features), gt_instances)
+        return self.sample_labels(labels)
+
+    def sample_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """The labels that the class loss sees, of any shape."""
+        if self.sampling_free is None or not self.sampling_free.ignore_as_negative:
+            return labels
+        return labels.masked_fill(labels < 0, self.num_classes)
 
     def gather_positives(
         self,
@@ -103,7 +133,10 @@ class ExtDenseMixin:
         """
         flat = pred_scores.flatten()
         scores, index = flat.topk(min(topk_candidates, flat.numel()))
-        keep = scores > score_thresh
+        threshold = self.score_thresholds(score_thresh)
+        if isinstance(threshold, torch.Tensor) and threshold.dim():
+            threshold = threshold[index % pred_scores.shape[1]]
+        keep = scores > threshold
         scores, index = scores[keep], index[keep]
         anchor_index = torch.div(index, pred_scores.shape[1], rounding_mode="floor")
         boxes = self.box2box_transform.apply_deltas(

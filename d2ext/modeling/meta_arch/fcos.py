@@ -3,7 +3,7 @@
 Shapes: N images, P points of all levels, M = N * P samples, K of them positive, C classes.
 """
 
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import torch
 from detectron2.config import configurable
@@ -17,6 +17,7 @@ from ..assigners import CenterAssigner
 from ..losses.build import build_criterion
 from ..losses.criterion import Criterion
 from ..losses.positives import Positives
+from ..sampling_free import SamplingFreeOptions
 from .dense import ExtDenseMixin, build_dense_normalizer, dense_slots
 
 __all__ = ["ExtFCOS", "centerness_targets", "select_features"]
@@ -51,21 +52,31 @@ class ExtFCOS(ExtDenseMixin, FCOS):
     state-dict keys.
     """
 
+    score_power = 0.5  # the score is a square root
+
     @configurable
     def __init__(
-        self, *, criterion: Criterion, assigner: CenterAssigner, normalizer: nn.Module, **kwargs
+        self,
+        *,
+        criterion: Criterion,
+        assigner: CenterAssigner,
+        normalizer: nn.Module,
+        sampling_free: Optional[SamplingFreeOptions] = None,
+        **kwargs,
     ):
         """
         Args:
             criterion: class and box loss of all points.
             assigner: who is responsible for which object.
             normalizer: called with the number of positives, gives the divisor of all losses.
+            sampling_free: how to train without sampling; None: not at all.
             kwargs: arguments of Detectron2's ``FCOS``.
         """
         super().__init__(**kwargs)
         self.criterion = criterion
         self.assigner = assigner
         self.normalizer = normalizer
+        self.enable_optimal_bias(sampling_free, self.num_classes)
 
     @classmethod
     def from_config(cls, cfg):
@@ -78,6 +89,7 @@ class ExtFCOS(ExtDenseMixin, FCOS):
             alpha=node.FOCAL_LOSS_ALPHA,
             gamma=node.FOCAL_LOSS_GAMMA,
             num_classes=node.NUM_CLASSES,
+            guides=("box", "ctr"),
         )
         return {
             "backbone": backbone,
@@ -94,6 +106,7 @@ class ExtFCOS(ExtDenseMixin, FCOS):
             "criterion": build_criterion(cfg, **slots),
             "assigner": CenterAssigner(center_sampling_radius=node.CENTER_SAMPLING_RADIUS),
             "normalizer": build_dense_normalizer(cfg, kind="ema", sync=False, initial=300),
+            "sampling_free": SamplingFreeOptions.from_cfg(cfg, "dense"),
             "test_score_thresh": node.SCORE_THRESH_TEST,
             "test_topk_candidates": node.TOPK_CANDIDATES_TEST,
             "test_nms_thresh": node.NMS_THRESH_TEST,
@@ -125,7 +138,7 @@ class ExtFCOS(ExtDenseMixin, FCOS):
         divisor = self.normalizer(len(positives), positives.deltas)
         losses = self.criterion(
             torch.cat(pred_logits, dim=1).flatten(0, 1),
-            gt_labels.flatten(),
+            self.sample_labels(gt_labels).flatten(),
             positives,
             cls_normalizer=divisor,
             box_normalizer=divisor,

@@ -3,7 +3,7 @@
 Shapes: N images, R anchors of all levels, M = N * R samples, K of them positive, C classes.
 """
 
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 import torch
 from detectron2.config import configurable
@@ -13,8 +13,10 @@ from detectron2.structures import Boxes
 from torch import nn
 
 from ..assigners import IoUAssigner
+from ..losses.box_losses import SmoothL1Loss
 from ..losses.build import build_criterion
 from ..losses.criterion import Criterion
+from ..sampling_free import SamplingFreeOptions
 from .dense import ExtDenseMixin, build_dense_normalizer, dense_slots
 
 __all__ = ["ExtRetinaNet"]
@@ -30,13 +32,20 @@ class ExtRetinaNet(ExtDenseMixin, RetinaNet):
 
     @configurable
     def __init__(
-        self, *, criterion: Criterion, assigner: IoUAssigner, normalizer: nn.Module, **kwargs
+        self,
+        *,
+        criterion: Criterion,
+        assigner: IoUAssigner,
+        normalizer: nn.Module,
+        sampling_free: Optional[SamplingFreeOptions] = None,
+        **kwargs,
     ):
         """
         Args:
             criterion: class and box loss of all anchors.
             assigner: who is responsible for which object.
             normalizer: called with the number of positives, gives the divisor of both losses.
+            sampling_free: how to train without sampling; None: not at all.
             kwargs: arguments of Detectron2's ``RetinaNet``. Its ``anchor_matcher`` and its loss
                 parameters are not used: assigner and criterion hold their own.
         """
@@ -44,6 +53,7 @@ class ExtRetinaNet(ExtDenseMixin, RetinaNet):
         self.criterion = criterion
         self.assigner = assigner
         self.normalizer = normalizer
+        self.enable_optimal_bias(sampling_free, self.num_classes)
 
     @classmethod
     def from_config(cls, cfg):
@@ -62,6 +72,7 @@ class ExtRetinaNet(ExtDenseMixin, RetinaNet):
             thresholds=node.IOU_THRESHOLDS, labels=node.IOU_LABELS, allow_low_quality=True
         )
         args["normalizer"] = build_dense_normalizer(cfg, kind="ema", sync=False, initial=100)
+        args["sampling_free"] = SamplingFreeOptions.from_cfg(cfg, "dense")
         return args
 
     def losses(
@@ -85,10 +96,16 @@ class ExtRetinaNet(ExtDenseMixin, RetinaNet):
         divisor = self.normalizer(len(positives), positives.deltas)
         losses = self.criterion(
             torch.cat(pred_logits, dim=1).flatten(0, 1),
-            gt_labels.flatten(),
+            self.sample_labels(gt_labels).flatten(),
             positives,
             cls_normalizer=divisor,
-            box_normalizer=divisor,
+            box_normalizer=divisor * self._numbers_per_box(),
         )
         names = {"cls": "loss_cls", "box": "loss_box_reg"}
         return {names.get(k, f"loss_{k}"): v for k, v in losses.items()}
+
+    def _numbers_per_box(self) -> int:
+        """4 where the box loss is to be the mean over the numbers of all positives, else 1."""
+        options = self.sampling_free
+        mean = options is not None and options.reg_norm == "fg"
+        return 4 if mean and isinstance(self.criterion.box_loss, SmoothL1Loss) else 1

@@ -5,7 +5,7 @@ the background last.
 """
 
 import math
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from detectron2.config import configurable
@@ -20,6 +20,8 @@ from torch import nn
 from ..losses.build import build_criterion
 from ..losses.criterion import Criterion
 from ..losses.positives import Positives
+from ..sampling_free import SamplingFreeOptions, set_prior_bias, set_softmax_bias
+from .ohem import hard_proposals, loss_of_samples
 
 __all__ = ["ExtFastRCNNOutputLayers"]
 
@@ -32,7 +34,16 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     @configurable
     def __init__(
-        self, input_shape: Any, *, criterion: Criterion, prior_prob: float = 0.0, **kwargs
+        self,
+        input_shape: Any,
+        *,
+        criterion: Criterion,
+        prior_prob: float = 0.0,
+        sampling_free: Optional[SamplingFreeOptions] = None,
+        bias_fg_ratio: float = 0.0,
+        num_hard: int = 0,
+        hard_nms_thresh: float = 0.7,
+        **kwargs,
     ):
         """
         Args:
@@ -40,6 +51,11 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
             criterion: class and box loss of all proposals.
             prior_prob: score of every class at the start, for losses with independent classes;
                 0 leaves the bias at 0.
+            sampling_free: how to learn from all proposals without sampling; None: not.
+            bias_fg_ratio: share of foreground proposals for which to set the classifier's bias to
+                its optimum; 0: leave it.
+            num_hard: learn from that many proposals of each image, those of largest loss; 0: all.
+            hard_nms_thresh: of those that overlap more, only the one of larger loss counts.
             kwargs: arguments of Detectron2's ``FastRCNNOutputLayers``. Its box loss type is not
                 used: the criterion holds its own. ``use_sigmoid_ce`` follows the class loss.
         """
@@ -58,6 +74,19 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
                     "with independent classes (bce, focal, efl)."
                 )
             nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+        if num_hard and (sampling_free is not None or self.use_fed_loss):
+            raise ValueError(
+                "MODEL.OHEM.ON_ROI selects proposals, which works neither with "
+                "MODEL.SAMPLING_FREE.ON_ROI nor with MODEL.ROI_BOX_HEAD.USE_FED_LOSS; set one of "
+                "them to False."
+            )
+        self.sampling_free = sampling_free
+        self.num_hard = num_hard
+        self.hard_nms_thresh = hard_nms_thresh
+        if bias_fg_ratio and sigmoid:
+            set_prior_bias(self.cls_score, bias_fg_ratio / self.num_classes)
+        elif bias_fg_ratio:
+            set_softmax_bias(self.cls_score, bias_fg_ratio)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -77,6 +106,15 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
             smooth_l1_beta=node.SMOOTH_L1_BETA,
         )
         args["prior_prob"] = node.PRIOR_PROB
+        if cfg.MODEL.OHEM.ON_ROI:
+            args["num_hard"] = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
+            args["hard_nms_thresh"] = cfg.MODEL.OHEM.NMS_THRESH
+        args["sampling_free"] = SamplingFreeOptions.from_cfg(cfg, "roi")
+        if args["sampling_free"] is not None:
+            node = cfg.MODEL.SAMPLING_FREE
+            args["bias_fg_ratio"] = node.ROI_FOREGROUND_RATIO if node.ROI_BIAS_INIT else 0.0
+            if node.SCORE_THRESH != "fixed" and node.ROI_SCORE_THRESH > 0:
+                args["test_score_thresh"] = node.ROI_SCORE_THRESH
         return args
 
     def losses(
@@ -99,18 +137,38 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
         )
         _log_classification_stats(logits, labels)
         positives = self._gather_positives(deltas, labels, proposals)
+        count = labels.numel()
+        if self.num_hard and count:
+            hard = self._hard_rows(logits, labels, positives, proposals)
+            labels = torch.full_like(labels, -1).scatter(0, hard, labels[hard])
+            positives = self._gather_positives(deltas, labels, proposals)
+            count = len(hard)
         # All proposals, not the positive ones, so that each positive counts the same whether it
         # is alone in its batch or one of a hundred.
-        normalizer = max(labels.numel(), 1.0)
+        cls_normalizer = box_normalizer = max(count, 1.0)
+        if self.sampling_free is not None and self.sampling_free.reg_norm == "fg":
+            # Of all proposals a tenth is foreground, of a random sample a quarter.
+            box_normalizer = 4 * max(len(positives), 1)
         losses = self.criterion(
             *self._columns(logits, labels),
             positives,
-            cls_normalizer=normalizer,
-            box_normalizer=normalizer,
+            cls_normalizer=cls_normalizer,
+            box_normalizer=box_normalizer,
         )
         names = {"cls": "loss_cls", "box": "loss_box_reg"}
         losses = {names.get(k, f"loss_{k}"): v for k, v in losses.items()}
         return {k: v * self.loss_weight.get(k, 1.0) for k, v in losses.items()}
+
+    def _hard_rows(self, logits, labels, positives, proposals) -> torch.Tensor:
+        """The proposals of largest loss in each image, as rows of the logits."""
+        logits = logits[:, :-1] if self.criterion.cls_loss.sigmoid else logits
+        return hard_proposals(
+            loss_of_samples(self.criterion, logits, labels, positives),
+            cat([p.proposal_boxes.tensor for p in proposals]),
+            [len(p) for p in proposals],
+            self.num_hard,
+            self.hard_nms_thresh,
+        )
 
     def _gather_positives(self, deltas, labels, proposals: List[Instances]) -> Positives:
         index = ((labels >= 0) & (labels < self.num_classes)).nonzero().squeeze(1)

@@ -2,18 +2,49 @@
 
 from typing import Any, Dict
 
+from detectron2.config import configurable
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 
+from ..losses.guided import sampling_free_on
 from .fast_rcnn import ExtFastRCNNOutputLayers
+from .unsampled import UnsampledMixin
 
 __all__ = ["ExtCascadeROIHeads", "ExtStandardROIHeads"]
 
 
+def _unsampled_options(cfg: Any) -> Dict[str, Any]:
+    """Arguments of the heads below that say which proposals they learn from."""
+    if sampling_free_on(cfg, "roi"):
+        limit = cfg.MODEL.SAMPLING_FREE.MASK_MAX_FOREGROUND
+        return {"use_all_proposals": True, "mask_max_foreground": limit}
+    if cfg.MODEL.OHEM.ON_ROI:
+        # The box predictor selects by loss; the mask head gets as many as it would of a sample.
+        node = cfg.MODEL.ROI_HEADS
+        quota = int(node.BATCH_SIZE_PER_IMAGE * node.POSITIVE_FRACTION)
+        return {"use_all_proposals": True, "mask_max_foreground": max(quota, 1)}
+    return {}
+
+
 @ROI_HEADS_REGISTRY.register()
-class ExtStandardROIHeads(StandardROIHeads):
+class ExtStandardROIHeads(UnsampledMixin, StandardROIHeads):
     """Faster and Mask R-CNN heads whose box losses are slots."""
+
+    @configurable
+    def __init__(self, *, use_all_proposals: bool = False, mask_max_foreground: int = 0, **kwargs):
+        """
+        Args:
+            use_all_proposals, mask_max_foreground: see :class:`UnsampledMixin`.
+            kwargs: arguments of Detectron2's ``StandardROIHeads``.
+        """
+        super().__init__(**kwargs)
+        self.use_all_proposals = use_all_proposals
+        self.mask_max_foreground = mask_max_foreground
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return {**super().from_config(cfg, input_shape), **_unsampled_options(cfg)}
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape) -> Dict[str, Any]:
@@ -23,8 +54,23 @@ class ExtStandardROIHeads(StandardROIHeads):
 
 
 @ROI_HEADS_REGISTRY.register()
-class ExtCascadeROIHeads(CascadeROIHeads):
+class ExtCascadeROIHeads(UnsampledMixin, CascadeROIHeads):
     """Cascade R-CNN heads whose box losses are slots, each stage with its own criterion."""
+
+    @configurable
+    def __init__(self, *, use_all_proposals: bool = False, mask_max_foreground: int = 0, **kwargs):
+        """
+        Args:
+            use_all_proposals, mask_max_foreground: see :class:`UnsampledMixin`.
+            kwargs: arguments of Detectron2's ``CascadeROIHeads``.
+        """
+        super().__init__(**kwargs)
+        self.use_all_proposals = use_all_proposals
+        self.mask_max_foreground = mask_max_foreground
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return {**super().from_config(cfg, input_shape), **_unsampled_options(cfg)}
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape) -> Dict[str, Any]:
