@@ -1,6 +1,6 @@
 """Does a detection's score say how well its box fits? Correlation of score and IoU.
 
-    python -m d2ext.analysis.consistency coco_instances_results.json annotations.json
+    python -m d2ext.analysis.consistency coco_instances_results.json d2ext_shapes_val
 
 Shapes: D detections, G objects of one image and class.
 """
@@ -134,17 +134,35 @@ def _load(source: Source) -> Any:
     return source
 
 
+def _annotation_file(name: str) -> str:
+    """The file called ``name``, or that of the registered data set of this name."""
+    if Path(name).is_file():
+        return name
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    import d2ext  # noqa: F401  (registers the data sets)
+
+    if name not in DatasetCatalog or "json_file" not in MetadataCatalog.get(name).as_dict():
+        raise FileNotFoundError(
+            f"'{name}' is neither a file nor a data set with a COCO JSON file; give one of them."
+        )
+    return MetadataCatalog.get(name).json_file
+
+
 def main(argv: Optional[Sequence[str]] = None) -> None:
     parser = argparse.ArgumentParser(
         description="Correlation of the scores and IoUs of detections."
     )
     parser.add_argument("results", help="detections, e.g. coco_instances_results.json")
-    parser.add_argument("annotations", help="the data set's COCO JSON file")
+    parser.add_argument("annotations", help="name of the data set, or its COCO JSON file")
     parser.add_argument("--min-score", type=float, default=0.05)
     parser.add_argument("--min-iou", type=float, default=0.5)
     args = parser.parse_args(argv)
     summary = score_iou_consistency(
-        args.results, args.annotations, min_score=args.min_score, min_iou=args.min_iou
+        args.results,
+        _annotation_file(args.annotations),
+        min_score=args.min_score,
+        min_iou=args.min_iou,
     )
     for name, value in summary.items():
         print(f"{name:16} {value:.4f}" if isinstance(value, float) else f"{name:16} {value}")

@@ -90,3 +90,21 @@ def test_from_files(tmp_path, capsys):
     main([str(results), str(gt)])
     printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert float(printed["pearson"]) == pytest.approx(1) and printed["detections"] == "2"
+
+
+def test_a_data_set_by_name_and_one_that_does_not_exist(tmp_path, capsys):
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    gt, results = tmp_path / "gt.json", tmp_path / "results.json"
+    gt.write_text(json.dumps(dataset(truth([0, 0, 10, 10]))))
+    results.write_text(json.dumps([found([0, 0, 10, 9], 0.9)]))
+    DatasetCatalog.register("consistency_test", lambda: [])
+    try:
+        MetadataCatalog.get("consistency_test").json_file = str(gt)
+        main([str(results), "consistency_test"])
+        assert "detections       1" in capsys.readouterr().out
+    finally:
+        DatasetCatalog.remove("consistency_test")
+        MetadataCatalog.remove("consistency_test")
+    with pytest.raises(FileNotFoundError, match="neither a file nor a data set"):
+        main([str(results), "no_such_data_set"])
