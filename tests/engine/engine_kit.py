@@ -53,9 +53,12 @@ def toy_cfg(output_dir, *words):
 
 
 def _arguments(output_dir, words):
+    """The toy's options come first, so that words may change them; a config file replaces them."""
     words = [str(word) for word in words]
     count = next((k for k, word in enumerate(words) if word.isupper() and "." in word), len(words))
     options = [str(word) for word in toy_options(output_dir)]
+    if "--config-file" in words:
+        options = ["OUTPUT_DIR", str(output_dir)]
     hooks = ["ENGINE.HOOKS", "['Sabotage']"]
     return ["--import", "tiny_project", *words[:count], *options, *hooks, *words[count:]]
 

@@ -6,8 +6,10 @@ Python float that changes in each step. It learns in seconds and knows nothing a
 Shapes: N images, C classes, h x w cells of stride 16.
 """
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -158,6 +160,26 @@ def register_json(root):
             MetadataCatalog.remove(name)
         DatasetCatalog.register(name, lambda path=path: _load(path))
         MetadataCatalog.get(name).set(thing_classes=["a", "b", "c"])
+
+
+@contextlib.contextmanager
+def draw_tiny(root):
+    """Draw Shapes images into ``root`` and register them as tiny_train and tiny_val."""
+    from d2ext.data import tiny_dataset
+
+    with tiny_dataset("coco", num_images=7, image_size=96, num_classes=3) as name:
+        dicts = DatasetCatalog.get(name)
+        for element in dicts:
+            path = os.path.join(root, os.path.basename(element["file_name"]))
+            shutil.copy(element["file_name"], path)
+            element["file_name"] = path
+            for annotation in element["annotations"]:
+                annotation["bbox_mode"] = int(annotation["bbox_mode"])
+    for name, part in (("tiny_train", dicts), ("tiny_val", dicts[:3])):
+        with open(os.path.join(root, f"{name}.json"), "w") as stream:
+            json.dump(part, stream)
+    register_json(str(root))
+    yield root
 
 
 def _load(path):
