@@ -62,6 +62,8 @@ def _add_atss(cfg: CN) -> None:
     cfg.MODEL.ATSS.ANCHOR_OFFSET = 0.5
     # Candidates of an object on each level, for each anchor of a location.
     cfg.MODEL.ATSS.TOPK = 9
+    # Measure distances from the object's centre moved into the image: a box may reach beyond it.
+    cfg.MODEL.ATSS.CLAMP_CENTERS = False
     # "anchor": boxes relative to the anchor. "point": distances from the centre to the four sides.
     cfg.MODEL.ATSS.REGRESSION = "anchor"
     cfg.MODEL.ATSS.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)

@@ -1,16 +1,25 @@
 """Feature pyramids that Detectron2 does not offer to YAML users."""
 
-from typing import Any
+from typing import Any, Dict
 
+import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
+from fvcore.nn import weight_init
+from torch import nn
+from torch.nn import functional as F
 
 from .resnet import build_ext_resnet_backbone
 
-__all__ = ["build_p5_resnet_fpn_backbone", "build_slim_resnet_fpn_backbone"]
+__all__ = [
+    "LateralTopFPN",
+    "build_lateral_resnet_fpn_backbone",
+    "build_p5_resnet_fpn_backbone",
+    "build_slim_resnet_fpn_backbone",
+]
 
 
 @BACKBONE_REGISTRY.register()
@@ -27,6 +36,64 @@ def build_p5_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
         out_channels=channels,
         norm=cfg.MODEL.FPN.NORM,
         top_block=LastLevelP6P7(channels, channels, in_feature="p5"),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+class _TwoStrides(nn.Module):
+    """P6 and P7, each a convolution of stride 2 on the level below, with nothing in between."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.num_levels = 2
+        self.in_feature = "p5"
+        self.p6 = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
+        for conv in (self.p6, self.p7):
+            weight_init.c2_xavier_fill(conv)
+
+    def forward(self, x):
+        p6 = self.p6(x)
+        return [p6, self.p7(p6)]
+
+
+class LateralTopFPN(FPN):
+    """A pyramid whose top block is given the highest *lateral* map, not the level made of it.
+
+    With C5 as the highest input, P6 is made of the output of C5's 1x1 convolution, before the 3x3
+    convolution that makes it P5. Images are padded to multiples of twice the stride of C5.
+    """
+
+    @property
+    def size_divisibility(self) -> int:
+        return 2 * self._size_divisibility
+
+    def forward(self, x: torch.Tensor) -> Dict[str, torch.Tensor]:
+        inputs = self.bottom_up(x)
+        laterals = [
+            conv(inputs[name]) for conv, name in zip(self.lateral_convs, self.in_features[::-1])
+        ]
+        merged = laterals[:1]
+        for lateral in laterals[1:]:
+            above = F.interpolate(merged[-1], scale_factor=2.0, mode="nearest")
+            merged.append(lateral + above if self._fuse_type == "sum" else (lateral + above) / 2)
+        levels = [conv(feature) for conv, feature in zip(self.output_convs, merged)][::-1]
+        levels += self.top_block(laterals[0])
+        return dict(zip(self._out_features, levels))
+
+
+@BACKBONE_REGISTRY.register()
+def build_lateral_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
+    """ResNet with P3-P7 as in the improved baseline of the equalized focal loss.
+
+    P6 is made of C5's lateral map, and P7 of P6 without a ReLU before it.
+    """
+    return LateralTopFPN(
+        bottom_up=build_ext_resnet_backbone(cfg, input_shape),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=_TwoStrides(cfg.MODEL.FPN.OUT_CHANNELS),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
 

@@ -135,7 +135,9 @@ class ATSS(ExtDenseMixin, DenseDetector):
             "head_in_features": list(node.IN_FEATURES),
             **cls._geometry(node, strides),
             "criterion": build_criterion(cfg, **slots),
-            "assigner": ATSSAssigner(topk=node.TOPK * len(node.ANCHOR_SCALES)),
+            "assigner": ATSSAssigner(
+                topk=node.TOPK * len(node.ANCHOR_SCALES), clamp_centers=node.CLAMP_CENTERS
+            ),
             "normalizer": build_dense_normalizer(cfg, kind="positives", sync=True, initial=100),
             "sampling_free": SamplingFreeOptions.from_cfg(cfg, "dense"),
             "num_classes": node.NUM_CLASSES,
