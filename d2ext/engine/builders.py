@@ -143,12 +143,16 @@ class Builders:
         if engine.EMA.ENABLED:
             self.ema = hooks.ModelEMA(self.raw_model, engine.EMA.DECAY, engine.EMA.WARMUP)
         best, stopping = engine.BEST_CHECKPOINT, engine.EARLY_STOPPING
+        epoch_size = getattr(self.data_loader, "epoch_size", 0.0)
         return [
+            # First: it changes the model that hooks behind it may copy.
+            hooks.build_measure_prior(cfg, self.raw_model, self.build_train_loader, epoch_size),
             upstream.IterationTimer(),
             hooks.StopOnSignal(engine.STOP_SIGNALS),
             upstream.LRScheduler(),
             *self.build_loss_hooks(),
             *hooks.build_registered_hooks(cfg, engine.HOOKS),
+            hooks.build_class_balance(cfg, self.raw_model),
             self._build_precise_bn(),
             self.ema,
             hooks.ValidationLoss(cfg.TEST.VAL_LOSS.PERIOD, self.raw_model, ValidationBatches(cfg))

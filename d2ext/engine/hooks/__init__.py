@@ -1,9 +1,11 @@
 """The hooks of the trainer. Detectron2's own (``detectron2.engine.hooks``) work beside them."""
 
 from .base import HOOK_REGISTRY, HookBase, build_registered_hooks
+from .class_balance import ClassBalance, build_class_balance
 from .ema import ModelEMA
 from .evaluate import BestCheckpointer, EarlyStopping, Evaluate
 from .loss_weights import LossWeights, build_loss_weights
+from .measure_prior import MeasurePrior, build_measure_prior
 from .save import PeriodicCheckpointer, PeriodicWriter, PreciseBN
 from .signals import StopOnSignal
 from .validation_loss import ValidationLoss
@@ -11,16 +13,20 @@ from .validation_loss import ValidationLoss
 __all__ = [
     "HOOK_REGISTRY",
     "BestCheckpointer",
+    "ClassBalance",
     "EarlyStopping",
     "Evaluate",
     "HookBase",
     "LossWeights",
+    "MeasurePrior",
     "ModelEMA",
     "PeriodicCheckpointer",
     "PeriodicWriter",
     "PreciseBN",
     "StopOnSignal",
     "ValidationLoss",
+    "build_class_balance",
     "build_loss_weights",
+    "build_measure_prior",
     "build_registered_hooks",
 ]
