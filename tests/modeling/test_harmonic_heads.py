@@ -1,6 +1,7 @@
 """The harmonic loss through whole heads, with stored predictions, against stored references."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from model_kit import build, small_cfg
 from torch import nn
 
 from d2ext import get_cfg
 from d2ext.modeling.losses import build_criterion
-from d2ext.modeling.meta_arch import ExtFCOS, ExtRetinaNet
-from d2ext.modeling.proposal_generator import ExtRPN
 from d2ext.modeling.roi_heads import ExtFastRCNNOutputLayers
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "harmonic"
@@ -74,10 +74,13 @@ class Fixed(nn.Module):
         return self.value
 
 
-def bare(cls, **parts):
-    """A detector without backbone and head: only what ``losses`` needs."""
-    model = cls.__new__(cls)
-    nn.Module.__init__(model)
+@cache
+def detector(name):
+    return build(small_cfg(f"configs/COCO/{name}_R_50_FPN_1x.yaml"))
+
+
+def fitted(model, **parts):
+    """A detector of which only ``losses`` is called, with the parts of a case."""
     for name, part in parts.items():
         setattr(model, name, part)
     return model
@@ -104,9 +107,9 @@ def roi_losses(case, t, num_classes, norms):
 
 
 def dense_losses(case, t, num_classes, norms):
-    cls = ExtFCOS if case["decode"] == "linear" else ExtRetinaNet
-    model = bare(
-        cls,
+    with_centerness = case["decode"] == "linear"
+    model = fitted(
+        detector("fcos" if with_centerness else "retinanet"),
         criterion=criterion_of(case, "dense", num_classes),
         normalizer=Fixed(norms[0]),
         box2box_transform=transform_of(case),
@@ -121,7 +124,7 @@ def dense_losses(case, t, num_classes, norms):
         [t["deltas"][None, rows] for rows in levels],
         t["gt"][None],
     )
-    if cls is ExtRetinaNet:
+    if not with_centerness:
         return model.losses(*arguments)
     losses = model.losses(*arguments, [t["logits"][None, rows, :1] * 0 for rows in levels])
     losses.pop("loss_fcos_ctr")
@@ -129,8 +132,8 @@ def dense_losses(case, t, num_classes, norms):
 
 
 def rpn_losses(case, t, num_classes, norms):
-    model = bare(
-        ExtRPN,
+    model = fitted(
+        detector("faster_rcnn").proposal_generator,
         criterion=criterion_of(case, "rpn", 1),
         box2box_transform=transform_of(case),
         batch_size_per_image=float(norms[0]),

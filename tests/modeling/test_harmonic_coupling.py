@@ -356,6 +356,21 @@ def test_models_train(path, overrides, names, monkeypatch):
     assert all(torch.isfinite(g).all() for g in grads.values())
 
 
+@pytest.mark.parametrize("cls_loss", ["bce", "efl"])
+def test_with_sampling_free(cls_loss):
+    """The guide scales the class loss that the coupling has added to; the third loss stays."""
+    overrides = ["MODEL.DENSE.CLS_LOSS", cls_loss, *ON]
+    guided = ["MODEL.SAMPLING_FREE.ENABLED", True, "MODEL.SAMPLING_FREE.PRIOR", 0.01,
+              "MODEL.SAMPLING_FREE.REG_NORM", "native"]  # fmt: skip
+    models = [build(small_cfg(RETINANET, [*overrides, *more])) for more in ([], guided)]
+    models[1].load_state_dict(models[0].state_dict(), strict=False)
+    (plain, _), (scaled, grads) = (train_step(model, make_batch()) for model in models)
+    assert scaled["loss_box_reg"] == plain["loss_box_reg"]
+    assert scaled["loss_tc"] == plain["loss_tc"]
+    torch.testing.assert_close(scaled["loss_cls"], plain["loss_box_reg"])
+    assert all(torch.isfinite(g).all() for g in grads.values())
+
+
 def test_each_cascade_stage_is_coupled_by_itself():
     cfg = small_cfg(
         "configs/COCO/cascade_mask_rcnn_R_50_FPN_1x.yaml", [*ON, "MODEL.MASK_ON", False]
