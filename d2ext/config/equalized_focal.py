@@ -27,6 +27,9 @@ def add_equalized_focal_config(cfg: CN) -> None:
     cfg.MODEL.EQLV2.GAMMA = 12.0
     cfg.MODEL.EQLV2.MU = 0.8
     cfg.MODEL.EQLV2.ALPHA = 4.0
+    # Whether the last column of an ROI head's classifier is trained as "this is background", and
+    # classes are scored by their probability times that of not being background.
+    cfg.MODEL.EQLV2.OBJECTNESS = False
 
     # Seesaw loss, CLS_LOSS "seesaw": exponents of the mitigation (p, by class frequency) and of the
     # compensation (q, by score), and the least score that a compensation divides by.

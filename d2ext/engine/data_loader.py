@@ -169,6 +169,11 @@ class ResumableLoader:
         # Serialised once, so that worker processes share its memory.
         self._dataset = DatasetFromList(dataset) if isinstance(dataset, list) else dataset
 
+    @property
+    def dataset(self) -> Sequence:
+        """The elements before the mapper, each once."""
+        return self._dataset
+
     def __iter__(self) -> Iterator[List[Any]]:
         dataset = _MappedDataset(self._dataset, self._mapper, self.seed)
         batches = _BatchSampler(

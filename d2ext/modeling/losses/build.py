@@ -37,9 +37,15 @@ def build_cls_loss(
             f"{_KEYS.get(place, 'The class loss')} cannot be '{name}' because {reason}; "
             f"choose one of {', '.join(allowed)}."
         )
-    return CLS_LOSS_REGISTRY.get(name).from_node(
+    loss = CLS_LOSS_REGISTRY.get(name).from_node(
         cfg=cfg, num_classes=num_classes, alpha=alpha, gamma=gamma
     )
+    if loss.objectness and place != "roi":
+        raise ValueError(
+            f"{_KEYS.get(place, 'The class loss')} is '{name}' with a column for the background, "
+            "which only an ROI head has; set MODEL.EQLV2.OBJECTNESS to False."
+        )
+    return loss
 
 
 def build_box_loss(cfg: Any, name: str, *, smooth_l1_beta: float = 0.0) -> BoxLoss:

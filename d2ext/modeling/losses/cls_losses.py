@@ -29,10 +29,13 @@ class ClsLoss(nn.Module):
         sigmoid: True if a sample's classes are independent (logits (M, C)), False if they are one
             softmax with the background last (logits (M, C + 1)).
         needs_quality: True if ``forward`` wants the IoU of each positive.
+        objectness: True for independent classes beside a column of its own for the background
+            (logits (M, C + 1)); the loss then defines ``scores``, (M, C) for inference.
     """
 
     sigmoid = True
     needs_quality = False
+    objectness = False
 
     @classmethod
     def from_node(cls, *, cfg: Any, num_classes: int, alpha: float, gamma: float) -> "ClsLoss":

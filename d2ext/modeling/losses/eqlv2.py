@@ -58,7 +58,8 @@ class EQLv2Loss(GradientBalancedLoss):
     def from_node(cls, *, cfg: Any, num_classes: int, alpha: float, gamma: float):
         """Make the loss from ``cfg.MODEL.EQLV2``; the head's focal parameters are not used."""
         node = cfg.MODEL.EQLV2
-        return cls(num_classes, gamma=node.GAMMA, mu=node.MU, alpha=node.ALPHA)
+        factors = {"gamma": node.GAMMA, "mu": node.MU, "alpha": node.ALPHA}
+        return cls(num_classes, objectness=node.OBJECTNESS, **factors)
 
     def compute(self, logits, labels, quality, ratio):
         total, pos, neg = equalization_v2_loss(

@@ -19,6 +19,7 @@ from torch import nn
 
 from ..losses.build import build_criterion
 from ..losses.criterion import Criterion
+from ..losses.gradient_balanced import GradientBalancedLoss
 from ..losses.positives import Positives
 from ..sampling_free import SamplingFreeOptions, set_prior_bias, set_softmax_bias
 from .ohem import hard_proposals, loss_of_samples
@@ -65,15 +66,25 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
                 "MODEL.ROI_BOX_HEAD.USE_FED_LOSS needs independent classes; set "
                 "MODEL.ROI_BOX_HEAD.CLS_LOSS to bce or focal."
             )
+        if kwargs.get("use_fed_loss") and isinstance(criterion.cls_loss, GradientBalancedLoss):
+            raise ValueError(
+                "MODEL.ROI_BOX_HEAD.USE_FED_LOSS shows the loss other classes in each step, and "
+                "efl and eqlv2 keep statistics of all classes; set USE_FED_LOSS to False or "
+                "CLS_LOSS to bce or focal."
+            )
         super().__init__(input_shape, **{**kwargs, "use_sigmoid_ce": sigmoid})
         self.criterion = criterion
         if prior_prob:
             if not 0 < prior_prob < 1 or not sigmoid:
                 raise ValueError(
                     "MODEL.ROI_BOX_HEAD.PRIOR_PROB must lie between 0 and 1 and needs a CLS_LOSS "
-                    "with independent classes (bce, focal, efl)."
+                    "with independent classes (bce, focal, efl, eqlv2)."
                 )
             nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+            if criterion.cls_loss.objectness:
+                # Most proposals are background: no reason to begin with the opposite.
+                with torch.no_grad():
+                    self.cls_score.bias[-1] = 0.0
         if num_hard and (sampling_free is not None or self.use_fed_loss):
             raise ValueError(
                 "MODEL.OHEM.ON_ROI selects proposals, which works neither with "
@@ -161,7 +172,7 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     def _hard_rows(self, logits, labels, positives, proposals) -> torch.Tensor:
         """The proposals of largest loss in each image, as rows of the logits."""
-        logits = logits[:, :-1] if self.criterion.cls_loss.sigmoid else logits
+        logits, labels = self._columns(logits, labels)
         return hard_proposals(
             loss_of_samples(self.criterion, logits, labels, positives),
             cat([p.proposal_boxes.tensor for p in proposals]),
@@ -169,6 +180,17 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
             self.num_hard,
             self.hard_nms_thresh,
         )
+
+    def predict_probs(
+        self, predictions: Tuple[torch.Tensor, torch.Tensor], proposals: List[Instances]
+    ) -> Tuple[torch.Tensor, ...]:
+        """Scores of the classes, and of the background as the last, for each image."""
+        cls_loss = self.criterion.cls_loss
+        if not cls_loss.objectness:
+            return super().predict_probs(predictions, proposals)
+        logits, _ = predictions
+        scores = torch.cat([cls_loss.scores(logits), logits[:, -1:].sigmoid()], dim=1)
+        return scores.split([len(p) for p in proposals])
 
     def _gather_positives(self, deltas, labels, proposals: List[Instances]) -> Positives:
         index = ((labels >= 0) & (labels < self.num_classes)).nonzero().squeeze(1)
@@ -195,7 +217,8 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     def _columns(self, logits, labels) -> Tuple[torch.Tensor, torch.Tensor]:
         """Logits and labels for the class loss: all classes, or those of a federated loss."""
-        if not self.criterion.cls_loss.sigmoid:
+        cls_loss = self.criterion.cls_loss
+        if cls_loss.objectness or not cls_loss.sigmoid:
             return logits, labels
         logits = logits[:, :-1]
         if not self.use_fed_loss or logits.numel() == 0:
