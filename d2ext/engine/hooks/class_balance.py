@@ -4,7 +4,7 @@ Shapes: C classes.
 """
 
 import logging
-from typing import Any, Dict, Iterable, List, Optional, Sequence
+from typing import Dict, Iterable, List, Optional, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -19,6 +19,7 @@ __all__ = ["ClassBalance", "build_class_balance", "training_image_counts"]
 logger = logging.getLogger(__name__)
 
 
+@HOOK_REGISTRY.register()
 class ClassBalance(HookBase):
     """Logs the statistics of every :class:`GradientBalancedLoss` of the model.
 
@@ -31,13 +32,12 @@ class ClassBalance(HookBase):
     The buffers are read, and the device waited for, only when the log is written.
 
     Args:
-        period: steps between two reads.
-        train_names: data sets whose metadata may have a ``class_image_count``.
+        cfg: the config, for the period of the log and the data sets.
     """
 
-    def __init__(self, period: int, train_names: Sequence[str] = ()):
-        self.period = period
-        self.train_names = tuple(train_names)
+    def __init__(self, cfg: CfgNode):
+        self.period = cfg.ENGINE.LOG_PERIOD
+        self.train_names = tuple(cfg.DATASETS.TRAIN)
         self._losses: Dict[str, GradientBalancedLoss] = {}
         self._groups: Dict[int, Dict[str, Sequence[int]]] = {}
 
@@ -116,13 +116,8 @@ def _count_images(dataset: Iterable[Dict], num_classes: int) -> Optional[List[in
     return counts
 
 
-@HOOK_REGISTRY.register("ClassBalance")
-def _class_balance(cfg: CfgNode) -> ClassBalance:
-    return ClassBalance(cfg.ENGINE.LOG_PERIOD, cfg.DATASETS.TRAIN)
-
-
-def build_class_balance(cfg: CfgNode, model: nn.Module) -> Optional[Any]:
+def build_class_balance(cfg: CfgNode, model: nn.Module) -> Optional[ClassBalance]:
     """The hook, if the model has a loss it is for and ``ENGINE.HOOKS`` does not name it."""
     if "ClassBalance" in cfg.ENGINE.HOOKS or not _balanced_losses(model):
         return None
-    return _class_balance(cfg)
+    return ClassBalance(cfg)
