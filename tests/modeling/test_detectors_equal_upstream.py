@@ -111,6 +111,10 @@ def test_federated_loss(monkeypatch):
     keys = [head + "USE_FED_LOSS", True, head + "USE_SIGMOID_CE", True]
     keys += [head + "FED_LOSS_NUM_CLASSES", 8, "MODEL.ROI_HEADS.NUM_CLASSES", 40]
     check_equal("faster", make_batch(num_classes=40), keys)
+    # Ours asks for CLS_LOSS alone.
+    keys[2:4] = [head + "CLS_LOSS", "bce"]
+    losses, _ = train_step(build(small_cfg(CASES["faster"][0], keys)), make_batch(num_classes=40))
+    assert torch.isfinite(losses["loss_cls"])
 
 
 @pytest.mark.parametrize("name", ["retinanet", "fcos", "faster"])

@@ -27,6 +27,17 @@ def _unsampled_options(cfg: Any) -> Dict[str, Any]:
     return {}
 
 
+def _without_federated_loss(cfg: Any) -> Any:
+    """The config for upstream's predictor, which is built only to be replaced.
+
+    It would insist on ``USE_SIGMOID_CE`` beside a federated loss, which here ``CLS_LOSS`` decides.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = False
+    return cfg
+
+
 @ROI_HEADS_REGISTRY.register()
 class ExtStandardROIHeads(UnsampledMixin, StandardROIHeads):
     """Faster and Mask R-CNN heads whose box losses are slots."""
@@ -48,7 +59,7 @@ class ExtStandardROIHeads(UnsampledMixin, StandardROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape) -> Dict[str, Any]:
-        args = super()._init_box_head(cfg, input_shape)
+        args = super()._init_box_head(_without_federated_loss(cfg), input_shape)
         args["box_predictor"] = ExtFastRCNNOutputLayers(cfg, args["box_head"].output_shape)
         return args
 
@@ -74,7 +85,7 @@ class ExtCascadeROIHeads(UnsampledMixin, CascadeROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape) -> Dict[str, Any]:
-        args = super()._init_box_head(cfg, input_shape)
+        args = super()._init_box_head(_without_federated_loss(cfg), input_shape)
         weights = cfg.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS
         args["box_predictors"] = [
             ExtFastRCNNOutputLayers(
