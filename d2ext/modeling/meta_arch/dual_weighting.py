@@ -20,7 +20,7 @@ from torch import nn
 from d2ext.ops.dual_weighting import DualWeightingConstants, dual_weighting_losses
 
 from ..reduce import reduce_mean
-from .dense import ExtDenseMixin
+from .dense import best_of_level
 from .dual_weighting_head import DualWeightingHead
 from .fcos import select_features
 
@@ -222,23 +222,12 @@ class DualWeightingFCOS(FCOS):
         Detectron2 clips after NMS. Overlaps of boxes that reach beyond the image are others then,
         so NMS keeps others.
         """
-        result = ExtDenseMixin._decode_per_level_predictions(
-            self, anchors, pred_scores, pred_deltas, score_thresh, topk_candidates, image_size
-        )
-        height, width = image_size
-        x1, y1, x2, y2 = result.pred_boxes.tensor.unbind(dim=1)
-        result.pred_boxes = Boxes(
-            torch.stack(
-                (
-                    x1.clamp(min=0, max=width),
-                    y1.clamp(min=0, max=height),
-                    x2.clamp(min=0, max=width),
-                    y2.clamp(min=0, max=height),
-                ),
-                dim=1,
-            )
-        )
-        return result
+        point, classes, scores = best_of_level(pred_scores, score_thresh, topk_candidates)
+        boxes = self.box2box_transform.apply_deltas(pred_deltas[point], anchors.tensor[point])
+        # Not Boxes.clip, which makes the host wait for its assertion.
+        limits = boxes.new_tensor([image_size[1], image_size[0]] * 2)
+        boxes = Boxes(torch.minimum(boxes.clamp(min=0), limits))
+        return Instances(image_size, pred_boxes=boxes, scores=scores, pred_classes=classes)
 
 
 def _refuse_other_losses(cfg: Any) -> None:
