@@ -13,10 +13,18 @@ new run from weights; --reset-schedule takes the last run's state into a new sch
 import sys
 from typing import Any, Optional
 
+from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 import d2ext
-from d2ext.engine import Trainer, argument_parser, default_setup, import_modules, launch
+from d2ext.engine import (
+    Checkpointer,
+    Trainer,
+    argument_parser,
+    default_setup,
+    import_modules,
+    launch,
+)
 
 
 def setup(args: Any) -> Any:
@@ -40,11 +48,9 @@ def main(args: Any) -> Optional[int]:
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        d2ext.engine.Checkpointer(model, cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
+        Checkpointer(model, cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
         results = Trainer.test(cfg, model)
         if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
-            from detectron2.evaluation import verify_results
-
             verify_results(cfg, results)
         return 0
     trainer = Trainer(cfg)

@@ -10,7 +10,7 @@ from .launch import launch
 from .nonfinite import NonFiniteGuard
 from .precision import GlobalNormClipper, Precision
 from .schedule import resolve_schedule
-from .setup import argument_parser, default_setup, import_modules
+from .setup import argument_parser, choose_device, default_setup, import_modules
 from .trainer import Trainer, create_ddp_model
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Trainer",
     "argument_parser",
     "build_train_loader",
+    "choose_device",
     "create_ddp_model",
     "default_setup",
     "import_modules",

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 import re
 import signal
 import socket
@@ -69,7 +70,10 @@ def launch(
     if dist_url == "auto":
         if num_machines > 1:
             raise ValueError("--dist-url auto finds a port on one machine; name the URL of rank 0.")
-        dist_url = f"tcp://127.0.0.1:{_free_port()}"
+        dist_url = f"tcp://127.0.0.1:{free_port()}"
+    if num_gpus_per_machine == 1:
+        place = Place(machine_rank, num_machines, 0, 1, dist_url)
+        return _run(main, args, place, timeout)
     return _spawn(main, args, num_gpus_per_machine, num_machines, machine_rank, dist_url, timeout)
 
 
@@ -135,6 +139,8 @@ def _run(main: Callable, args: Tuple, place: Place, timeout: timedelta) -> Optio
         return _call(main, args)
     finally:
         dist.destroy_process_group()
+        # Detectron2 keeps the group of a machine in here, and refuses to make a second one.
+        comm._LOCAL_PROCESS_GROUP = None
 
 
 def _call(main: Callable, args: Tuple) -> Optional[int]:
@@ -206,7 +212,16 @@ def _spawn(
     return max(codes)
 
 
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.bind(("", 0))
-        return sock.getsockname()[1]
+def free_port() -> int:
+    """A free port below those the system hands out itself, one of which somebody else could get
+    before our processes have started. Seeds do not reach it: two runs must not meet."""
+    ports = random.SystemRandom()
+    for _ in range(100):
+        port = ports.randrange(20000, 32000)
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+            try:
+                sock.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("No free port between 20000 and 32000; name one with --dist-url.")

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import logging
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from detectron2.engine import default_setup as upstream_default_setup
@@ -12,7 +13,7 @@ from detectron2.utils.logger import setup_logger
 
 from .random_state import set_deterministic
 
-__all__ = ["argument_parser", "default_setup", "import_modules"]
+__all__ = ["argument_parser", "choose_device", "default_setup", "import_modules"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,13 @@ def import_modules(names: list) -> None:
     """Import the modules named on the command line."""
     for name in names:
         importlib.import_module(name)
+
+
+def choose_device(cfg: CfgNode) -> None:
+    """Fall back to the CPU, in place, where the config asks for CUDA and there is none."""
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but there is no GPU: using the CPU.")
+        cfg.MODEL.DEVICE = "cpu"
 
 
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import runpy
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import torch
 
 from d2ext import get_cfg
 from d2ext.engine import launch
+from d2ext.engine.launch import free_port
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -201,12 +201,6 @@ def start_subprocess(data, output_dir, *words, sabotage="", launcher=()):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def load(path):

@@ -10,6 +10,7 @@ from engine_kit import Run, differences, load, metrics, start_ranks, state_of, t
 EVERYTHING = (
     "SOLVER.MAX_ITER", 8, "SOLVER.CHECKPOINT_PERIOD", 3, "TEST.EVAL_PERIOD", 3,
     "ENGINE.EMA.ENABLED", True, "TEST.VAL_LOSS.PERIOD", 2,
+    "TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2,
     "SOLVER.ALWA.ENABLED", True, "SOLVER.ALWA.INTERVAL", 2,
     "SOLVER.ALWA.GROUPS", "['toy=loss_cls/loss_box_reg']",
     "ENGINE.BEST_CHECKPOINT.METRIC", "val/total_loss", "ENGINE.BEST_CHECKPOINT.MODE", "min",

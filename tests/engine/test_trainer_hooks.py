@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.engine import HookBase as UpstreamHookBase
 from detectron2.engine import hooks as upstream
-from engine_kit import run_ranks, toy_cfg, train
+from engine_kit import ROOT, run_ranks, toy_cfg, train
 from torch import nn
 
 from d2ext.engine import HOOK_REGISTRY, HookBase, Trainer
@@ -240,3 +240,15 @@ def test_a_hook_may_ask_to_stop():
     trainer.register_hooks([Enough()])
     trainer.train()
     assert trainer.completed_steps == 2 and trainer.finished and trainer.exit_code == 0
+
+
+def test_the_hook_in_the_docs(tiny, tmp_path):
+    page = (ROOT / "docs" / "trainer.md").read_text()
+    (code,) = [b.split("```")[0] for b in page.split("```python\n")[1:] if "HalveBoxLoss" in b]
+    exec(compile(code, "docs/trainer.md", "exec"), {})
+    trainer = Trainer(toy_cfg(tmp_path, "ENGINE.HOOKS", ["HalveBox"], "SOLVER.MAX_ITER", 3))
+    trainer.train()
+    plain = Trainer(toy_cfg(tmp_path / "plain", "SOLVER.MAX_ITER", 1))
+    plain.train()
+    halved, whole = (t.storage.history("loss_box_reg").values()[0][0] for t in (trainer, plain))
+    assert halved == pytest.approx(whole / 2)

@@ -196,3 +196,13 @@ def test_average_is_evaluated_beside_the_model(tiny, tmp_path):
     average = load(tmp_path / "model_final_ema.pth")["model"]
     assert list(raw) == list(average)
     assert not torch.equal(raw["cls.weight"], average["cls.weight"])
+
+
+def test_the_average_follows_a_replaced_buffer():
+    """As PreciseBN does it."""
+    model = nn.BatchNorm1d(2)
+    ema = ModelEMA(model, decay=0.5, warmup=0)
+    ema.update()
+    model.running_mean = torch.full((2,), 4.0)
+    ema.update()
+    assert ema.average["running_mean"].tolist() == [2.0, 2.0]

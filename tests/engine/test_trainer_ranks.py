@@ -1,5 +1,7 @@
 """Two processes on CPU: what they compute together, and that they never wait for each other."""
 
+import os
+
 import pytest
 import torch
 from detectron2.utils import comm
@@ -7,8 +9,8 @@ from engine_kit import run_ranks
 from test_trainer_hooks import Line, line_trainer
 from torch import nn
 
-from d2ext.engine import HookBase, NonFiniteGuard, NonFiniteLossError, Trainer
-from d2ext.engine.launch import first_slurm_host, place_from_environment
+from d2ext.engine import HookBase, NonFiniteGuard, NonFiniteLossError, Trainer, launch
+from d2ext.engine.launch import first_slurm_host, free_port, place_from_environment
 
 pytestmark = pytest.mark.dist
 
@@ -139,6 +141,27 @@ def test_one_rank_asks_to_stop_and_all_do():
         assert trainer.completed_steps == 3
 
     run_ranks(rank_main)
+
+
+def test_two_machines():
+    """One process on each, as --num-machines 2 --machine-rank K --dist-url URL."""
+    url = f"tcp://127.0.0.1:{free_port()}"
+
+    def machine(number):
+        assert comm.get_world_size() == 2 and comm.get_rank() == number
+        assert comm.get_local_rank() == 0 and comm.get_local_size() == 1
+        assert comm.all_gather(number) == [0, 1]
+        return 7 + number
+
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = launch(machine, 1, 2, 0, url, (0,))
+        finally:
+            os._exit(code)
+    assert launch(machine, 1, 2, 1, url, (1,)) == 8
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
 TORCHRUN = {

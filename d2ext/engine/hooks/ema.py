@@ -1,7 +1,7 @@
 """Exponential moving average of a model's parameters and buffers."""
 
 import contextlib
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Set, Tuple
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ class ModelEMA(HookBase):
 
     def _reset(self) -> None:
         self.average = {k: _widened(v) for k, v in self.model.state_dict().items()}
-        self._pairs = None
+        self._places = None
 
     def before_train(self) -> None:
         # Weights are loaded after the hook is built; a restored average has updates.
@@ -65,17 +65,19 @@ class ModelEMA(HookBase):
             average.copy_(source)
 
     def _tensors(self) -> Tuple[List[torch.Tensor], List[torch.Tensor], List[Tuple]]:
-        if self._pairs is None:
-            averages, sources, copies = [], [], []
-            for name, value in self.model.state_dict().items():
-                if value.is_floating_point():
-                    averages.append(self.average[name])
-                    sources.append(value)
-                else:
-                    copies.append((self.average[name], value))
-            # state_dict's tensors share the model's memory, so the list is made once.
-            self._pairs = (averages, sources, copies)
-        return self._pairs
+        """(averages, the model's tensors in that order, pairs that are only copied)."""
+        if self._places is None:
+            self._places = list(_places(self.model, set(self.average)))
+        averages, sources, copies = [], [], []
+        # Looked up in each step: PreciseBN, for one, puts new tensors in place of buffers.
+        for name, holder, key in self._places:
+            value = holder[key].detach()
+            if value.is_floating_point():
+                averages.append(self.average[name])
+                sources.append(value)
+            else:
+                copies.append((self.average[name], value))
+        return averages, sources, copies
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -105,9 +107,18 @@ class ModelEMA(HookBase):
         for name, value in state_dict["average"].items():
             if name in self.average:
                 self.average[name].copy_(value)
-        self._pairs = None
 
 
 def _widened(value: torch.Tensor) -> torch.Tensor:
     value = value.detach().clone()
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def _places(model: nn.Module, names: Set[str]) -> Iterator[Tuple[str, Dict, str]]:
+    """Where the tensors of a state dict live: (name, a module's dictionary, key in it)."""
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for holder in (module._parameters, module._buffers):
+            for key in holder:
+                name = f"{prefix}.{key}" if prefix else key
+                if name in names:
+                    yield name, holder, key

@@ -84,7 +84,7 @@ class PreciseBN(upstream.PreciseBN):
 
     def update_stats(self) -> None:
         self._data_iter = None
-        if not self._disabled:
+        if hasattr(getattr(self, "_data_loader", None), "batches_consumed"):
             self._data_loader.batches_consumed = 0
         with isolated_random_state():
             super().update_stats()
