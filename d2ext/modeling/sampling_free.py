@@ -328,7 +328,7 @@ def measure_priors(
             if number % 10 == 0:
                 results = {name: x.result() for name, x in sums.items()}
                 worst = max(x.relative_error for x in results.values())
-                bar.set_postfix_str(f"relative error {worst:.1%}")
+                bar.set_postfix_str(f"relative error {worst:.1%}", refresh=False)
                 if number >= min_batches and worst < tolerance:
                     return results
     return {name: x.result() for name, x in sums.items()}

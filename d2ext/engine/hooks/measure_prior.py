@@ -169,7 +169,7 @@ class MeasurePrior(HookBase):
             f"{where}: {measured.ratio:.4g} of the samples are foreground (one in "
             f"{1 / measured.ratio:.0f}; {measured.batches} batches, relative error "
             f"{measured.relative_error:.1%}); prior {measured.prior():.4g}, bias "
-            f"{'set to' if set_bias else 'loaded,'} {float(part.classifier.bias[0]):.4g}."
+            f"{'set to' if set_bias else 'loaded,'} {part.classifier.bias[0].item():.4g}."
         )
 
 
