@@ -74,17 +74,6 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
             )
         super().__init__(input_shape, **{**kwargs, "use_sigmoid_ce": sigmoid})
         self.criterion = criterion
-        if prior_prob:
-            if not 0 < prior_prob < 1 or not sigmoid:
-                raise ValueError(
-                    "MODEL.ROI_BOX_HEAD.PRIOR_PROB must lie between 0 and 1 and needs a CLS_LOSS "
-                    "with independent classes (bce, focal, efl, eqlv2)."
-                )
-            nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
-            if criterion.cls_loss.objectness:
-                # Most proposals are background: no reason to begin with the opposite.
-                with torch.no_grad():
-                    self.cls_score.bias[-1] = 0.0
         if num_hard and (sampling_free is not None or self.use_fed_loss):
             raise ValueError(
                 "MODEL.OHEM.ON_ROI selects proposals, which works neither with "
@@ -94,10 +83,7 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.sampling_free = sampling_free
         self.num_hard = num_hard
         self.hard_nms_thresh = hard_nms_thresh
-        if bias_fg_ratio and sigmoid:
-            set_prior_bias(self.cls_score, bias_fg_ratio / self.num_classes)
-        elif bias_fg_ratio:
-            set_softmax_bias(self.cls_score, bias_fg_ratio)
+        self._init_bias(prior_prob, bias_fg_ratio)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -127,6 +113,24 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
             if node.SCORE_THRESH != "fixed" and node.ROI_SCORE_THRESH > 0:
                 args["test_score_thresh"] = node.ROI_SCORE_THRESH
         return args
+
+    def _init_bias(self, prior_prob: float, bias_fg_ratio: float) -> None:
+        sigmoid = self.criterion.cls_loss.sigmoid
+        if prior_prob:
+            if not 0 < prior_prob < 1 or not sigmoid:
+                raise ValueError(
+                    "MODEL.ROI_BOX_HEAD.PRIOR_PROB must lie between 0 and 1 and needs a CLS_LOSS "
+                    "with independent classes (bce, focal, efl, eqlv2)."
+                )
+            nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+            if criterion.cls_loss.objectness:
+                # Most proposals are background: no reason to begin with the opposite.
+                with torch.no_grad():
+                    self.cls_score.bias[-1] = 0.0
+        if bias_fg_ratio and sigmoid:
+            set_prior_bias(self.cls_score, bias_fg_ratio / self.num_classes)
+        elif bias_fg_ratio:
+            set_softmax_bias(self.cls_score, bias_fg_ratio)
 
     def losses(
         self, predictions: Tuple[torch.Tensor, torch.Tensor], proposals: List[Instances]

@@ -39,6 +39,9 @@ class MaskRows:
         rows = self.rows[item]
         return MaskRows(self.masks, rows[None] if rows.dim() == 0 else rows)
 
+    def to(self, *args: Any, **kwargs: Any) -> "MaskRows":
+        return MaskRows(self.masks.to(*args, **kwargs), self.rows.to(*args, **kwargs))
+
     def gather(self) -> Any:
         """The rows as masks of the original kind."""
         return self.masks[self.rows]
