@@ -123,7 +123,7 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
                     "with independent classes (bce, focal, efl, eqlv2)."
                 )
             nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
-            if criterion.cls_loss.objectness:
+            if self.criterion.cls_loss.objectness:
                 # Most proposals are background: no reason to begin with the opposite.
                 with torch.no_grad():
                     self.cls_score.bias[-1] = 0.0
