@@ -7,6 +7,7 @@ from detectron2.engine import HookBase as UpstreamHookBase
 from detectron2.utils import comm
 
 from .checkpoint import plain
+from .description import describe_run
 from .module_state import (
     buffers_of,
     copy_into_buffers,
@@ -103,6 +104,7 @@ class TrainerState:
                 tag=tag,
                 iteration=self.completed_steps - 1,
                 ranks=without_repeats(ranks),
+                **describe_run(self.cfg),
             )
         saved = comm.all_gather(saved)[0]
         self.last_save_succeeded = saved

@@ -208,8 +208,10 @@ def load(path):
 
 
 def state_of(path):
-    """A checkpoint without what a clock measured."""
+    """A checkpoint without what a clock measured, and without the config, whose keys may differ in
+    what must not matter (workers, periods)."""
     data = load(path)
+    data.pop("config", None)
     storage = data["trainer"]["storage"]
     for part in storage.values():
         for name in [n for n in part if "time" in n or "eta" in n]:

@@ -1,0 +1,226 @@
+"""``d2ext predict``: detections of files, folders, globs and videos as pictures and as JSON."""
+
+import argparse
+import glob
+import json
+import sys
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Tuple
+
+__all__ = ["add_predict", "coco_records", "find_inputs", "run_predict"]
+
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
+VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
+
+
+def add_predict(commands) -> None:
+    """``d2ext predict``."""
+    parser = commands.add_parser("predict", help="run a trained detector on images and videos")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, glob or video")
+    parser.add_argument(
+        "--config-file",
+        metavar="F",
+        help="a YAML file or a name that 'd2ext zoo' lists; by default what the checkpoint holds",
+    )
+    parser.add_argument("--weights", default="", metavar="W", help="checkpoint or model-zoo file")
+    parser.add_argument("--output", default="predictions", metavar="DIR", help="where to write")
+    parser.add_argument("--threshold", type=float, default=0.3, help="least score (default 0.3)")
+    parser.add_argument("--batch-size", type=int, default=4, help="images at a time (default 4)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default the config's")
+    parser.add_argument("--no-pictures", action="store_true", help="write predictions.json only")
+    parser.set_defaults(func=run_predict)
+
+
+def find_inputs(inputs: List[str]) -> Tuple[List[Path], List[Path]]:
+    """Images and videos that files, folders and globs name, each once, in order.
+
+    Raises:
+        FileNotFoundError: an input names nothing that can be read
+    """
+    images: Dict[Path, None] = {}
+    videos: Dict[Path, None] = {}
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.is_file())
+        elif path.is_file():
+            found = [path]
+        else:
+            found = sorted(Path(p) for p in glob.glob(text, recursive=True) if Path(p).is_file())
+        known = [p for p in found if p.suffix.lower() in IMAGES | VIDEOS]
+        if not known:
+            raise FileNotFoundError(
+                f"'{text}' names no image or video; give files, folders or a quoted glob of "
+                f"{', '.join(sorted(IMAGES | VIDEOS))}."
+            )
+        for p in known:
+            (videos if p.suffix.lower() in VIDEOS else images)[p] = None
+    return list(images), list(videos)
+
+
+def coco_records(instances: Any, image_id: int, first_id: int) -> List[Dict[str, Any]]:
+    """Detections of an image as COCO annotations with a score; a class is its index plus 1."""
+    boxes = instances.pred_boxes.tensor.tolist()
+    records = []
+    for k, (x1, y1, x2, y2) in enumerate(boxes):
+        record = {
+            "id": first_id + k,
+            "image_id": image_id,
+            "category_id": int(instances.pred_classes[k]) + 1,
+            "bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
+            "area": round((x2 - x1) * (y2 - y1), 3),
+            "iscrowd": 0,
+            "score": round(float(instances.scores[k]), 5),
+        }
+        if instances.has("pred_masks"):
+            record["segmentation"] = _rle(instances.pred_masks[k].numpy())
+        records.append(record)
+    return records
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from d2ext import Predictor
+
+    try:
+        images, videos = find_inputs(args.inputs)
+        predictor = Predictor(
+            args.config_file,
+            args.weights,
+            device=args.device,
+            score_thresh=args.threshold,
+            batch_size=args.batch_size,
+        )
+        output = Path(args.output)
+        output.mkdir(parents=True, exist_ok=True)
+        report = _Report(predictor.class_names, output, pictures=not args.no_pictures)
+        with tqdm(total=len(images), unit="image", disable=not images) as bar:
+            for start in range(0, len(images), args.batch_size):
+                batch = images[start : start + args.batch_size]
+                for path, found in zip(batch, predictor([str(p) for p in batch])):
+                    report.add_image(path, found["instances"])
+                bar.update(len(batch))
+        for path in videos:
+            _predict_video(predictor, path, report)
+    except (OSError, KeyError, ValueError) as error:
+        print(error.args[0] if isinstance(error, KeyError) else error, file=sys.stderr)
+        return 1
+    file = report.write()
+    print(
+        f"{len(report.annotations)} detections in {len(report.images)} images: {file}"
+        + ("" if args.no_pictures else f", pictures beside it in {output}")
+    )
+    return 0
+
+
+class _Report:
+    """Collects detections, and writes pictures as they come."""
+
+    def __init__(self, class_names: List[str], output: Path, pictures: bool):
+        self.class_names, self.output, self.pictures = class_names, output, pictures
+        self.images: List[Dict[str, Any]] = []
+        self.annotations: List[Dict[str, Any]] = []
+        self._names: Dict[str, int] = {}
+
+    def add(self, file_name: str, instances: Any, **more: Any) -> None:
+        height, width = instances.image_size
+        record = {"id": len(self.images) + 1, "file_name": file_name, **more}
+        self.images.append({**record, "height": height, "width": width})
+        self.annotations += coco_records(instances, record["id"], len(self.annotations) + 1)
+
+    def add_image(self, path: Path, instances: Any) -> None:
+        self.add(str(path), instances)
+        if self.pictures:
+            from d2ext.analysis.overlay import draw_instances
+            from d2ext.predictor import as_bgr
+
+            rgb = as_bgr(path)[:, :, ::-1]
+            draw_instances(rgb, instances, self.class_names).save(self.free_name(path.stem, ".png"))
+
+    def free_name(self, stem: str, suffix: str) -> Path:
+        """A name in the output folder; files of one name in two folders both have a place."""
+        self._names[stem] = count = self._names.get(stem, 0) + 1
+        return self.output / f"{stem if count == 1 else f'{stem}_{count}'}{suffix}"
+
+    def write(self) -> Path:
+        categories = [{"id": k + 1, "name": name} for k, name in enumerate(self.class_names)]
+        file = self.output / "predictions.json"
+        data = {
+            "images": self.images,
+            "categories": categories,
+            "annotations": self.annotations,
+        }
+        file.write_text(json.dumps(data), encoding="utf-8")
+        return file
+
+
+def _predict_video(predictor: Any, path: Path, report: _Report) -> None:
+    import numpy as np
+    from tqdm import tqdm
+
+    from d2ext.analysis.overlay import draw_instances
+
+    cv2 = _opencv()
+    video = cv2.VideoCapture(str(path))
+    if not video.isOpened():
+        raise OSError(f"OpenCV cannot open {path}; convert it to a format that it reads.")
+    writer, number = None, 0
+    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    try:
+        with tqdm(total=max(count, 0) or None, unit="frame", desc=path.name) as bar:
+            for frames in _frames(video, predictor.batch_size):
+                for frame, found in zip(frames, predictor(frames)):
+                    report.add(str(path), found["instances"], frame=number)
+                    number += 1
+                    if not report.pictures:
+                        continue
+                    if writer is None:
+                        writer = _writer(cv2, report.free_name(path.stem, ".mp4"), video, frame)
+                    picture = draw_instances(
+                        frame[:, :, ::-1], found["instances"], report.class_names
+                    )
+                    writer.write(np.ascontiguousarray(np.asarray(picture)[:, :, ::-1]))
+                bar.update(len(frames))
+    finally:
+        video.release()
+        if writer is not None:
+            writer.release()
+
+
+def _frames(video: Any, count: int) -> Iterator[List[Any]]:
+    frames: List[Any] = []
+    while True:
+        read, frame = video.read()
+        if read:
+            frames.append(frame)
+        if frames and (len(frames) == count or not read):
+            yield frames
+            frames = []
+        if not read:
+            return
+
+
+def _writer(cv2: Any, file: Path, video: Any, frame: Any) -> Any:
+    size = (frame.shape[1], frame.shape[0])
+    rate = video.get(cv2.CAP_PROP_FPS) or 25.0
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+    if not writer.isOpened():
+        raise OSError(f"OpenCV has no codec for {file.name}; use --no-pictures for the JSON alone.")
+    return writer
+
+
+def _opencv() -> Any:
+    try:
+        import cv2
+    except ImportError as error:
+        raise OSError("Videos need OpenCV; run 'pip install opencv-python-headless'.") from error
+    return cv2
+
+
+def _rle(mask: Any) -> Dict[str, Any]:
+    import numpy as np
+    import pycocotools.mask as mask_util
+
+    code = mask_util.encode(np.asfortranarray(mask.astype("uint8")))
+    return {"size": [int(n) for n in code["size"]], "counts": code["counts"].decode()}

@@ -1,0 +1,182 @@
+"""Prediction with a trained detector: one image or many, from arrays, PIL images or files.
+
+Shapes: H and W the size of an image.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import read_image
+from detectron2.modeling import build_model
+from PIL import Image
+
+from . import model_zoo
+from .config import get_cfg
+
+__all__ = ["Predictor", "load_config"]
+
+logger = logging.getLogger(__name__)
+
+Picture = Union[np.ndarray, Image.Image, str, Path]
+
+
+def load_config(cfg_or_name: Union[CfgNode, str, Path, None], weights: str = "") -> CfgNode:
+    """A config from a config, a YAML file, a name of the model zoo or a checkpoint.
+
+    Args:
+        cfg_or_name: None: the config that the checkpoint ``weights`` holds.
+        weights: a checkpoint.
+
+    Returns:
+        a config of its own, not frozen
+    """
+    from .engine.description import config_of, read_description
+
+    if isinstance(cfg_or_name, CfgNode):
+        cfg = cfg_or_name.clone()
+        cfg.defrost()
+        return cfg
+    if cfg_or_name is not None:
+        if not os.path.isfile(cfg_or_name):
+            return model_zoo.get_config(str(cfg_or_name))
+        cfg = get_cfg()
+        cfg.merge_from_file(str(cfg_or_name))
+        return cfg
+    if not weights:
+        raise ValueError("Neither a config nor a checkpoint is given; name at least one.")
+    description = read_description(weights)
+    if "config" not in description:
+        raise ValueError(
+            f"{weights} holds no config, so it was not written by d2ext's trainer; name the "
+            "config it was trained with."
+        )
+    return config_of(description["config"])
+
+
+class Predictor:
+    """Detections of images, in pixels of the images as they came.
+
+    >>> predictor = Predictor(None, "output/model_final.pth")
+    >>> predictor("street.jpg")["instances"].pred_boxes
+    >>> outputs = predictor(["a.jpg", Image.open("b.png"), array])
+
+    Args:
+        cfg_or_name: a config, the name of a YAML file or of a config of the model zoo; None: the
+            config that the checkpoint holds.
+        weights: a checkpoint or model-zoo file; "": ``MODEL.WEIGHTS`` of the config.
+        device: where the model runs; None: ``MODEL.DEVICE``, or the CPU where there is no GPU.
+        score_thresh: detections below this score are left out.
+        batch_size: images that go through the model together. Smaller images of a batch are padded
+            to the largest one, which can move a score in its last digits.
+
+    Attributes:
+        class_names: from the checkpoint, else from the data sets of the config, else numbers.
+    """
+
+    def __init__(
+        self,
+        cfg_or_name: Union[CfgNode, str, Path, None] = None,
+        weights: Union[str, Path] = "",
+        *,
+        device: Optional[str] = None,
+        score_thresh: float = 0.0,
+        batch_size: int = 8,
+    ):
+        from .engine.checkpoint import Checkpointer
+        from .engine.description import class_names_of
+        from .engine.setup import choose_device
+
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+        cfg = load_config(cfg_or_name, str(weights))
+        if device is not None:
+            cfg.MODEL.DEVICE = str(device)
+        choose_device(cfg)
+        self.cfg = cfg
+        self.model = build_model(cfg).eval()
+        extra = Checkpointer(self.model).load(str(weights) or cfg.MODEL.WEIGHTS)
+        names = extra.get("class_names") or class_names_of(cfg)
+        self.class_names: List[str] = list(names or _numbers(self.model))
+        self.score_thresh = score_thresh
+        self.batch_size = batch_size
+        self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+
+    def __call__(
+        self, images: Union[Picture, Sequence[Picture]]
+    ) -> Union[Dict[str, Any], List[Dict[str, Any]]]:
+        """Detect objects.
+
+        Args:
+            images: one image, or a list or tuple of them. An image is an array (H, W, 3) in BGR or
+                (H, W), as OpenCV reads it and as Detectron2's ``DefaultPredictor`` takes it, a PIL
+                image, or the name of a file.
+
+        Returns:
+            What Detectron2's models return for it: a dict with "instances", on the CPU. A list of
+            them for a list of images.
+        """
+        if not isinstance(images, (list, tuple)):
+            return self._predict([images])[0]
+        outputs: List[Dict[str, Any]] = []
+        for start in range(0, len(images), self.batch_size):
+            outputs += self._predict(images[start : start + self.batch_size])
+        return outputs
+
+    @torch.no_grad()
+    def _predict(self, images: Sequence[Picture]) -> List[Dict[str, Any]]:
+        outputs = self.model([self.prepare(image) for image in images])
+        results = []
+        for output in outputs:
+            found = output["instances"].to("cpu")
+            results.append({**output, "instances": found[found.scores >= self.score_thresh]})
+        return results
+
+    def prepare(self, image: Picture) -> Dict[str, Any]:
+        """The model's input for an image: a dict with "image", "height" and "width"."""
+        array = as_bgr(image)
+        height, width = array.shape[:2]
+        array = self.resize.get_transform(array).apply_image(array)
+        if self.cfg.INPUT.FORMAT == "RGB":
+            array = array[:, :, ::-1]
+        tensor = torch.as_tensor(
+            np.ascontiguousarray(array.transpose(2, 0, 1)), dtype=torch.float32
+        )
+        return {"image": tensor, "height": height, "width": width}
+
+
+def as_bgr(image: Picture) -> np.ndarray:
+    """Any image that `Predictor` takes as an array (H, W, 3) in BGR."""
+    if isinstance(image, (str, Path)):
+        return read_image(str(image), format="BGR")
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))[:, :, ::-1]
+    if not isinstance(image, np.ndarray):
+        raise TypeError(
+            f"An image is an array, a PIL image or the name of a file, not a "
+            f"{type(image).__name__}."
+        )
+    if image.ndim == 2:
+        return np.repeat(image[:, :, None], 3, axis=2)
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(
+            f"An image array has the shape (height, width, 3) or (height, width), not "
+            f"{_tuple(image.shape)}; drop an alpha channel and put the colours last."
+        )
+    return image
+
+
+def _tuple(shape: Sequence[int]) -> Tuple[int, ...]:
+    return tuple(int(n) for n in shape)
+
+
+def _numbers(model: torch.nn.Module) -> List[str]:
+    """Names for the classes of a model that nobody named."""
+    heads = getattr(model, "roi_heads", None)
+    count = getattr(model, "num_classes", None) or getattr(heads, "num_classes", 0)
+    return [f"class {k}" for k in range(count)]

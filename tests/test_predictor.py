@@ -1,0 +1,177 @@
+"""Prediction in Python and on the command line, with what a checkpoint says of itself."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from detectron2.checkpoint import DetectionCheckpointer
+from model_kit import build, small_cfg
+from PIL import Image
+
+import d2ext
+from d2ext.analysis.overlay import draw_instances
+from d2ext.cli import main
+from d2ext.engine import Trainer
+from d2ext.engine.description import config_of, describe_run, read_description
+from d2ext.model_zoo import get_config_file
+
+NAMES = ["circle", "square", "ring"]
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    from detectron2.data import MetadataCatalog
+
+    name = "predictor_test_train"
+    MetadataCatalog.get(name).thing_classes = NAMES
+    overrides = ["DATASETS.TRAIN", (name,), "MODEL.FCOS.SCORE_THRESH_TEST", 0.0]
+    overrides += ["INPUT.MIN_SIZE_TEST", 160, "INPUT.MAX_SIZE_TEST", 256]
+    return small_cfg(get_config_file("Base-FCOS"), overrides)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(cfg, tmp_path_factory):
+    """Written by the trainer itself."""
+    model = build(cfg)
+    with torch.no_grad():  # scores that tell boxes apart
+        model.head.cls_score.weight.mul_(30)
+    folder = tmp_path_factory.mktemp("run")
+    trainer = Trainer(
+        model=model,
+        data_loader=[],
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        output_dir=str(folder),
+        config=cfg,
+    )
+    trainer.save_checkpoint("model_final")
+    return folder / "model_final.pth"
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.RandomState(0).randint(0, 256, (70, 90, 3)).astype(np.uint8)
+
+
+def test_checkpoint_holds_config_and_names(cfg, checkpoint):
+    description = read_description(str(checkpoint))
+    assert description["class_names"] == NAMES
+    again = config_of(description["config"])
+    assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
+    torch.load(checkpoint, weights_only=True)
+
+
+def test_upstream_loads_the_checkpoint(cfg, checkpoint):
+    model = build(cfg, seed=1)
+    DetectionCheckpointer(model).load(str(checkpoint))
+    saved = torch.load(checkpoint)["model"]
+    assert all(torch.equal(v, saved[k]) for k, v in model.state_dict().items())
+
+
+def test_trainer_without_config_describes_nothing():
+    assert describe_run(None) == {}
+
+
+def test_predicts_what_the_model_predicts(checkpoint, image):
+    predictor = d2ext.Predictor(None, checkpoint)
+    assert predictor.class_names == NAMES
+    found = predictor(image)["instances"]
+    with torch.no_grad():
+        expected = predictor.model([predictor.prepare(image)])[0]["instances"]
+    assert len(found) > 0 and found.image_size == (70, 90)
+    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert torch.equal(found.scores, expected.scores)
+
+
+def test_array_pil_and_file_are_one_image(checkpoint, image, tmp_path):
+    predictor = d2ext.Predictor(None, checkpoint, batch_size=2)
+    pil = Image.fromarray(image[:, :, ::-1].copy())
+    file = tmp_path / "a.png"
+    pil.save(file)
+    outputs = predictor([image, pil, str(file), file])
+    assert len(outputs) == 4
+    for output in outputs:
+        assert torch.allclose(output["instances"].scores, outputs[0]["instances"].scores)
+    other = predictor(image[:, :, ::-1])["instances"].scores
+    assert not torch.equal(other, outputs[0]["instances"].scores)
+
+
+def test_threshold_and_config_by_name(checkpoint, image):
+    everything = d2ext.Predictor(None, checkpoint)(image)["instances"]
+    threshold = float(everything.scores[3])
+    some = d2ext.Predictor(None, checkpoint, score_thresh=threshold)(image)["instances"]
+    assert len(some) == int((everything.scores >= threshold).sum()) < len(everything)
+    zoo = d2ext.predictor.load_config("Demo/fcos_shapes")
+    assert zoo.MODEL.FCOS.NUM_CLASSES == 20
+
+
+def test_refusals(cfg, checkpoint, image, tmp_path):
+    plain = tmp_path / "plain.pth"
+    torch.save({"model": torch.load(checkpoint)["model"]}, plain)
+    with pytest.raises(ValueError, match="holds no config"):
+        d2ext.Predictor(None, plain)
+    with pytest.raises(ValueError, match="Neither a config nor a checkpoint"):
+        d2ext.Predictor()
+    predictor = d2ext.Predictor(cfg, plain)
+    assert predictor.class_names == NAMES  # from the data set of the config
+    with pytest.raises(ValueError, match=r"\(4, 5, 7\)"):
+        predictor(np.zeros((4, 5, 7), np.uint8))
+    with pytest.raises(TypeError, match="not a int"):
+        predictor(3)
+
+
+def test_command_writes_pictures_and_coco_json(checkpoint, image, tmp_path, capsys):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(image).save(tmp_path / folder / "same.png")
+    (tmp_path / "two" / "notes.txt").write_text("no image")
+    output = tmp_path / "out"
+    arguments = ["predict", "--weights", str(checkpoint), "--output", str(output)]
+    arguments += ["--threshold", "0", "--batch-size", "2"]
+    assert main([*arguments, str(tmp_path / "one"), str(tmp_path / "*" / "same.png")]) == 0
+    data = json.loads((output / "predictions.json").read_text())
+    assert [i["file_name"][-12:] for i in data["images"]] == ["one/same.png", "two/same.png"]
+    assert [c["name"] for c in data["categories"]] == NAMES
+    assert {a["image_id"] for a in data["annotations"]} == {1, 2}
+    assert len({a["id"] for a in data["annotations"]}) == len(data["annotations"]) > 0
+    pictures = sorted(p.name for p in output.glob("*.png"))
+    assert pictures == ["same.png", "same_2.png"]
+    assert np.asarray(Image.open(output / "same.png")).shape == image.shape
+
+    found = d2ext.Predictor(None, checkpoint)(tmp_path / "one" / "same.png")["instances"]
+    first = [a for a in data["annotations"] if a["image_id"] == 1]
+    x, y, w, h = first[0]["bbox"]
+    assert np.allclose([x, y, x + w, y + h], found.pred_boxes.tensor[0], atol=1e-2)
+    assert capsys.readouterr().out.startswith(f"{len(data['annotations'])} detections in 2 images")
+
+
+def test_command_refuses_what_is_no_image(checkpoint, tmp_path, capsys):
+    assert main(["predict", "--weights", str(checkpoint), str(tmp_path / "no*.jpg")]) == 1
+    assert "names no image or video" in capsys.readouterr().err
+
+
+def test_command_predicts_a_video(checkpoint, image, tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    clip = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 10, (90, 70))
+    assert writer.isOpened()
+    for _ in range(3):
+        writer.write(image)
+    writer.release()
+    output = tmp_path / "out"
+    arguments = ["--weights", str(checkpoint), "--output", str(output), "--no-pictures"]
+    assert main(["predict", str(clip), *arguments, "--batch-size", "2"]) == 0
+    data = json.loads((output / "predictions.json").read_text())
+    assert [i["frame"] for i in data["images"]] == [0, 1, 2]
+
+
+def test_drawing_marks_boxes_and_masks(checkpoint, image):
+    found = d2ext.Predictor(None, checkpoint)(image)["instances"][:1]
+    found.pred_boxes.tensor[:] = torch.tensor([20.0, 30.0, 60.0, 50.0])
+    blank = np.zeros((70, 90, 3), np.uint8)
+    drawn = np.asarray(draw_instances(blank, found, NAMES))
+    assert drawn[50, 40].any() and not drawn[40, 40].any() and not drawn[60, 80].any()
+    found.pred_masks = torch.zeros(1, 70, 90, dtype=torch.bool)
+    found.pred_masks[0, 35:45, 30:50] = True
+    assert np.asarray(draw_instances(blank, found, NAMES))[40, 40].any()
