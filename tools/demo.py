@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_PICTURES = 12
-SCORE_THRESH = 0.3
+SCORE_THRESH = 0.4
 
 
 def train(config_file, output, overrides):
@@ -73,7 +73,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--config-file", type=Path, default=ROOT / "configs" / "Demo" / "fcos_shapes.yaml"
+        "--config-file", type=Path, default=ROOT / "configs" / "Demo" / "dw_shapes.yaml"
     )
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "demo")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE")
