@@ -12,6 +12,9 @@ from typing import List, Optional
 
 from . import __version__
 from ._environment import requirement_problem, versions
+from .commands.doctor import add_doctor
+from .commands.predict import add_predict
+from .commands.show import add_show
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
@@ -40,7 +43,7 @@ def run_zoo(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = (add_zoo,)
+COMMANDS = (add_zoo, add_doctor, add_show, add_predict)
 
 
 class _VersionAction(argparse.Action):

@@ -1,0 +1,344 @@
+"""What is likely to go wrong with a training, before it starts."""
+
+import logging
+import math
+import os
+import time
+from typing import Any, Dict, List, NamedTuple, Optional
+
+import torch
+from torch import nn
+
+from .annotation_check import KINDS, MILD, Problem, check_coco, check_dicts, summarize_problems
+from .key_reads import changed_keys, flatten, recording
+
+__all__ = [
+    "Finding",
+    "build_recorded",
+    "check_classes",
+    "check_data",
+    "check_keys",
+    "check_schedule",
+    "check_steps",
+    "check_weights",
+    "data_problems",
+    "num_classes_of",
+]
+
+logger = logging.getLogger(__name__)
+
+# Learning rates for 16 images with SGD that Detectron2's own configs use.
+_SGD_RATES = {"GeneralizedRCNN": 0.02}
+_SGD_RATE = 0.01
+# Keys of MODEL that the trainer and the data loader read, and not the model.
+_READ_ELSEWHERE = ("MODEL.DEVICE", "MODEL.WEIGHTS", "MODEL.LOAD_PROPOSALS", "MODEL.MASK_ON",
+                   "MODEL.KEYPOINT_ON")  # fmt: skip
+
+
+class Finding(NamedTuple):
+    """One line of the report.
+
+    Attributes:
+        level: "error" (the run fails or is worthless), "warning" or "ok".
+        topic: what was looked at.
+        what: what was found.
+        why: why it matters, or "".
+        fix: what to change, or "".
+    """
+
+    level: str
+    topic: str
+    what: str
+    why: str = ""
+    fix: str = ""
+
+    def __str__(self) -> str:
+        rest = "".join(f" {text}" for text in (self.why, self.fix) if text)
+        return f"{self.level.upper():<8}{self.topic:<9}{self.what}{rest}"
+
+
+def num_classes_of(model: nn.Module) -> Optional[int]:
+    """The number of classes a detector predicts, if it says so."""
+    for part in (model, getattr(model, "roi_heads", None)):
+        count = getattr(part, "num_classes", None)
+        if isinstance(count, int):
+            return count
+    return None
+
+
+def check_classes(model: nn.Module, names: List[str], key: str = "NUM_CLASSES") -> List[Finding]:
+    """Compare the model's number of classes with the metadata of the data sets.
+
+    Args:
+        model: the detector.
+        names: registered data sets.
+        key: the config key that sets the number, for the advice.
+    """
+    from detectron2.data import MetadataCatalog
+
+    count = num_classes_of(model)
+    if count is None:
+        return [Finding("ok", "classes", "The model does not say how many classes it has.")]
+    found = []
+    for name in names:
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if classes is None:
+            found.append(
+                Finding("warning", "classes", f"'{name}' names no classes.",
+                        "They cannot be compared with the model's.",
+                        "Set thing_classes in its metadata.")
+            )  # fmt: skip
+        elif len(classes) != count:
+            why = (
+                "Labels beyond the model's last class make the loss fail or count as background."
+                if count < len(classes)
+                else "A detection of a class without a name breaks evaluation and pictures."
+            )
+            what = f"The model has {count} classes and '{name}' has {len(classes)}."
+            found.append(Finding("error", "classes", what, why, f"Set {key} to {len(classes)}."))
+        else:
+            found.append(Finding("ok", "classes", f"{count} in the model and in '{name}'."))
+    return found
+
+
+def check_keys(cfg: Any, seen: List[str], explicit: List[str]) -> List[Finding]:
+    """Model keys that were changed and that nothing in this model reads.
+
+    Args:
+        cfg: the config.
+        seen: dotted names of the keys that were read while the model was built.
+        explicit: the keys that the user's own file or command line sets; those of the files it
+            builds upon are counted only.
+    """
+    from d2ext.config import get_cfg
+    from d2ext.config.node import nearest_keys
+
+    unread = [
+        key
+        for key in changed_keys(cfg)
+        if key.startswith("MODEL.") and key not in seen and key not in _READ_ELSEWHERE
+    ]
+    default = flatten(get_cfg())
+    # A key that still has its default is the one that was probably meant.
+    candidates = sorted(k for k in seen if k.startswith("MODEL."))
+    untouched = [k for k in candidates if flatten(cfg).get(k) == default.get(k)]
+    found = []
+    for key in (k for k in unread if k in explicit):
+        leaf = key.rsplit(".", 1)[-1]
+        same = [k for k in (*untouched, *candidates) if k.rsplit(".", 1)[-1] == leaf]
+        near = same[:1] or nearest_keys(key, candidates, 1)
+        fix = f"{near[0]} was probably meant." if near else "Remove it."
+        found.append(
+            Finding("warning", "keys", f"{key} is changed and nothing in this model reads it.",
+                    "It has no effect.", fix)
+        )  # fmt: skip
+    rest = [k for k in unread if k not in explicit]
+    if rest:
+        text = f"{len(rest)} keys of base configs are for other detectors, e.g. {rest[0]}."
+        found.append(Finding("ok", "keys", text))
+    return found or [Finding("ok", "keys", "Every changed key of MODEL is read by this model.")]
+
+
+def check_weights(cfg: Any, model: nn.Module) -> List[Finding]:
+    """Load ``MODEL.WEIGHTS`` into the model and count what fits."""
+    path = cfg.MODEL.WEIGHTS
+    if not path:
+        if cfg.MODEL.BACKBONE.FREEZE_AT > 0:
+            why = "Random layers that are not trained cost much accuracy."
+            what = f"No weights are loaded and FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}."
+            fix = "Set MODEL.WEIGHTS, or MODEL.BACKBONE.FREEZE_AT to 0."
+            return [Finding("error", "weights", what, why, fix)]
+        return [Finding("ok", "weights", "None: the model is trained from scratch.")]
+    if "://" in path:
+        return [Finding("ok", "weights", f"{path} is fetched when the training starts.")]
+    if not os.path.isfile(path):
+        fix = 'Correct MODEL.WEIGHTS, or set it to "".'
+        return [Finding("error", "weights", f"{path} does not exist.", "", fix)]
+    from d2ext.engine import Checkpointer
+
+    try:
+        checkpointer = Checkpointer(model)
+        checkpointer.load(path)
+        loaded = checkpointer.last_incompatible
+    except Exception as error:  # whatever a file that is no checkpoint makes of a reader
+        reason = str(error).split("\n")[0]
+        fix = "Give another file."
+        return [Finding("error", "weights", f"{path} cannot be read: {reason}.", "", fix)]
+    # A counter that few files have and nothing depends on.
+    names = [n for n in model.state_dict() if not n.endswith("num_batches_tracked")]
+    missing = set(loaded.missing_keys) | {entry[0] for entry in loaded.incorrect_shapes}
+    fits = sum(name not in missing for name in names)
+    text = f"{fits} of {len(names)} tensors come from {path}"
+    if loaded.incorrect_shapes:
+        text += f"; {len(loaded.incorrect_shapes)} have another shape there, e.g. "
+        text += f"{loaded.incorrect_shapes[0][0]}"
+    level = "ok" if fits >= len(names) / 2 else "warning" if fits else "error"
+    why = "" if level == "ok" else "What is not loaded starts at random."
+    fix = "" if level == "ok" else "Check that the file is of this architecture."
+    return [Finding(level, "weights", f"{text}.", why, fix)]
+
+
+def data_problems(name: str) -> List[Problem]:
+    """Bad annotations of a registered data set, read from its JSON file where it has one."""
+    import json
+
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    metadata = MetadataCatalog.get(name)
+    dicts = None
+    if not os.path.isfile(metadata.get("json_file") or ""):
+        dicts = DatasetCatalog.get(name)
+    if os.path.isfile(metadata.get("json_file") or ""):
+        with open(metadata.json_file) as file:
+            return check_coco(json.load(file), metadata.get("image_root"))
+    return check_dicts(dicts, len(metadata.get("thing_classes") or ()))
+
+
+def check_data(names: List[str], examples: int = 3) -> List[Finding]:
+    """Whether data sets are there, and what is wrong with their annotations."""
+    from d2ext.data import require_dataset
+
+    found = []
+    for name in names:
+        try:
+            require_dataset(name)
+            problems = data_problems(name)
+        except Exception as error:  # a loader may fail in any way; the report goes on
+            reason = str(error.args[0]) if error.args else type(error).__name__
+            found.append(Finding("error", "data", reason.split("\n")[0]))
+            continue
+        summary = summarize_problems(problems, examples)
+        for kind, row in summary.items():
+            level = "warning" if kind in MILD else "error"
+            files = "; ".join(row["examples"])
+            what = f"'{name}': {row['count']} x {kind} in {row['files']} files ({files})."
+            why = KINDS[kind][0].upper() + KINDS[kind][1:] + "."
+            found.append(Finding(level, "data", what, why, "Correct or remove them."))
+        if not summary:
+            found.append(Finding("ok", "data", f"'{name}' is there and has no bad annotation."))
+    return found
+
+
+def check_schedule(cfg: Any) -> List[Finding]:
+    """Learning rate against batch size, and steps that never come."""
+    solver, found = cfg.SOLVER, []
+    images = solver.IMS_PER_BATCH
+    if solver.REFERENCE_BATCH > 0:
+        wanted = solver.BASE_LR * images / solver.REFERENCE_BATCH
+        if images != solver.REFERENCE_BATCH and not solver.AUTO_SCALE:
+            found.append(
+                Finding("warning", "lr", f"BASE_LR {solver.BASE_LR:g} was chosen for "
+                        f"{solver.REFERENCE_BATCH} images a step and there are {images}.",
+                        "Too high a rate diverges, too low a rate trains too little.",
+                        f"Set SOLVER.AUTO_SCALE True, or SOLVER.BASE_LR to {wanted:g}.")
+            )  # fmt: skip
+    elif solver.OPTIMIZER == "SGD":
+        usual = _SGD_RATES.get(cfg.MODEL.META_ARCHITECTURE, _SGD_RATE) * images / 16
+        if not usual / 4 <= solver.BASE_LR <= usual * 4:
+            found.append(
+                Finding("warning", "lr", f"BASE_LR is {solver.BASE_LR:g} for {images} images a "
+                        "step.", "Too high a rate diverges, too low a rate trains too little.",
+                        f"Detectron2's configs would have about {usual:g}; see d2ext lr-find.")
+            )  # fmt: skip
+    late = [step for step in solver.STEPS if step >= solver.MAX_ITER]
+    cosine = "Cosine" in solver.LR_SCHEDULER_NAME
+    if late and not cosine and not solver.EPOCHS:
+        found.append(
+            Finding("warning", "schedule", f"SOLVER.STEPS {late} come after MAX_ITER "
+                    f"{solver.MAX_ITER}.", "The rate is not lowered there.",
+                    "Lower SOLVER.STEPS or raise SOLVER.MAX_ITER.")
+        )  # fmt: skip
+    if solver.WARMUP_ITERS >= solver.MAX_ITER and not solver.EPOCHS:
+        found.append(
+            Finding("warning", "schedule", f"The warm-up of {solver.WARMUP_ITERS} steps lasts as "
+                    f"long as the training ({solver.MAX_ITER}).", "The rate never gets to BASE_LR.",
+                    "Lower SOLVER.WARMUP_ITERS.")
+        )  # fmt: skip
+    text = f"BASE_LR {solver.BASE_LR:g} with {solver.OPTIMIZER} for {images} images a step."
+    return found or [Finding("ok", "lr", text)]
+
+
+def check_steps(cfg: Any, model: nn.Module, steps: int, report=print) -> List[Finding]:
+    """Take some real training steps and say what a training will cost.
+
+    Args:
+        cfg: the config.
+        model: the detector; its weights change.
+        steps: how many.
+        report: called with a line of progress.
+    """
+    from detectron2.utils.events import EventStorage
+
+    from d2ext.engine import build_train_loader
+    from d2ext.engine.optimizer import build_optimizer
+
+    cfg = cfg.clone()
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+    # The first warm-up rate: BASE_LR from the start is no step that a training takes.
+    cfg.SOLVER.BASE_LR *= cfg.SOLVER.WARMUP_FACTOR
+    optimizer = build_optimizer(cfg, model)
+    batches = iter(build_train_loader(cfg))
+    cuda = cfg.MODEL.DEVICE.startswith("cuda")
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    model.train()
+    times, used, found = [], set(), []
+    with EventStorage():
+        for index in range(steps):
+            start = time.perf_counter()
+            losses = model(next(batches))
+            values = {name: float(loss.detach()) for name, loss in losses.items()}
+            bad = [name for name, value in values.items() if not math.isfinite(value)]
+            if bad:
+                what = f"{', '.join(bad)} is not finite in step {index + 1}."
+                fix = "Check the annotations and the weights."
+                return [Finding("error", "steps", what, "The training would stop here.", fix)]
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            used |= {n for n, p in model.named_parameters() if p.grad is not None}
+            optimizer.step()
+            if cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+            report(
+                f"step {index + 1} of {steps}: {times[-1]:.2f} s, loss {sum(values.values()):.3f}"
+            )
+    idle = [n for n, p in model.named_parameters() if p.requires_grad and n not in used]
+    if idle and not cfg.ENGINE.FIND_UNUSED_PARAMETERS:
+        found.append(
+            Finding("warning", "steps", f"{len(idle)} parameters got no gradient, e.g. {idle[0]}.",
+                    "Training on several GPUs would fail.",
+                    "Set ENGINE.FIND_UNUSED_PARAMETERS True if that is meant.")
+        )  # fmt: skip
+    return [*found, _cost(cfg, times, cuda)]
+
+
+def _cost(cfg: Any, times: List[float], cuda: bool) -> Finding:
+    # The first step warms up.
+    seconds = sorted(times[1:] or times)[len(times[1:] or times) // 2]
+    hours = seconds * cfg.SOLVER.MAX_ITER / 3600
+    if cuda:
+        memory = f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of GPU memory at most"
+    else:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        memory = f"{peak:.2f} GiB of memory at most, the program's own included"
+    whole = f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.0f} minutes"
+    return Finding(
+        "ok", "steps", f"{seconds:.2f} s a step on {cfg.MODEL.DEVICE}, about {whole} for "
+        f"{cfg.SOLVER.MAX_ITER} steps of {cfg.SOLVER.IMS_PER_BATCH} images; {memory}."
+    )  # fmt: skip
+
+
+def build_recorded(cfg: Any) -> Dict[str, Any]:
+    """Build the model of a config and note which keys it reads: ``model`` and ``seen``."""
+    from detectron2.modeling import build_model
+
+    from d2ext.engine import hooks
+
+    node = recording(cfg)
+    model = build_model(node)
+    hooks.build_loss_weights(node)
+    return {"model": model, "seen": sorted(node.__dict__["seen"])}

@@ -1,0 +1,154 @@
+"""What sub-commands share: the config argument, the output folder, JSON files."""
+
+import argparse
+import contextlib
+import json
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+__all__ = [
+    "add_config_arguments",
+    "add_output_argument",
+    "annotation_source",
+    "config_file",
+    "default_output",
+    "load_config",
+    "new_parser",
+    "quiet",
+    "write_json",
+]
+
+
+def new_parser(commands: Any, name: str, help: str, example: str) -> argparse.ArgumentParser:
+    """A sub-command's parser, whose ``--help`` ends with an example."""
+    return commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=f"Example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, nargs: Optional[str] = None) -> None:
+    """``CONFIG`` (or several), ``--opts`` and ``--import``."""
+    parser.add_argument(
+        "config",
+        nargs=nargs,
+        metavar="CONFIG",
+        help="a YAML file, or the name of a config that 'd2ext zoo' lists",
+    )
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of config keys"
+    )
+    parser.add_argument(
+        "--import",
+        action="append",
+        default=[],
+        dest="modules",
+        metavar="MODULE",
+        help="import a Python module first, for what it registers; may be repeated",
+    )
+
+
+def add_output_argument(parser: argparse.ArgumentParser, command: str) -> None:
+    """``--output``, the folder that takes all files of the command."""
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help=f"folder for the files written (default: output/{command}/ and a name)",
+    )
+
+
+def default_output(given: Optional[Path], command: str, source: str) -> Path:
+    """The output folder, made: the one given, or ``output/<command>/<stem of the source>``."""
+    folder = given or Path("output") / command / (Path(source).stem or "run")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def config_file(name: str) -> str:
+    """The file of a config that is given as a file or by its name in the zoo."""
+    if os.path.isfile(name):
+        return name
+    from .. import model_zoo
+
+    return model_zoo.get_config_file(name)
+
+
+def load_config(name: str, opts: List[str], modules: Tuple[str, ...] = ()) -> Any:
+    """The config of a command line, on a device that this machine has.
+
+    Args:
+        name: a YAML file, or a name in the zoo.
+        opts: overrides, KEY VALUE in turn.
+        modules: Python modules to import first.
+    """
+    from ..config import get_cfg
+    from ..engine.setup import choose_device, import_modules
+
+    import_modules(list(modules))
+    cfg = get_cfg()
+    cfg.merge_from_file(config_file(name))
+    cfg.merge_from_list(opts)
+    choose_device(cfg)
+    return cfg
+
+
+def annotation_source(name: str) -> Dict[str, Any]:
+    """A COCO data set as a dictionary, by its JSON file or by the name of a registered one."""
+    if not os.path.isfile(name):
+        from detectron2.data import DatasetCatalog, MetadataCatalog
+
+        from ..data import require_dataset
+
+        require_dataset(name)
+        metadata = MetadataCatalog.get(name)
+        if "json_file" not in metadata.as_dict():
+            raise SystemExit(
+                f"The data set '{name}' has no COCO or LVIS file; convert it with "
+                "'d2ext data voc2coco' and give the file."
+            )
+        if not os.path.isfile(metadata.json_file):
+            DatasetCatalog.get(name)  # the built-in sets are drawn when they are read
+        name = metadata.json_file
+    with open(name) as file:
+        return json.load(file)
+
+
+def write_json(path: Path, values: Any) -> Path:
+    """Write a JSON file; NaN and infinity, which JSON has not, become null."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_plain(values), indent=1) + "\n")
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@contextlib.contextmanager
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """Keep Detectron2's messages below ``level`` out of a command's output."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "d2ext")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, old in zip(loggers, before):
+            logger.setLevel(old)

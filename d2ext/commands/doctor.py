@@ -1,0 +1,105 @@
+"""``d2ext doctor``: find mistakes before a training starts."""
+
+import argparse
+import logging
+import sys
+from typing import Any, List
+
+from .common import (
+    add_config_arguments,
+    add_output_argument,
+    config_file,
+    default_output,
+    load_config,
+    new_parser,
+    quiet,
+    write_json,
+)
+
+__all__ = ["add_doctor", "run_doctor"]
+
+
+def add_doctor(commands: Any) -> None:
+    """``d2ext doctor CONFIG``."""
+    parser = new_parser(
+        commands,
+        "doctor",
+        "check a config, its data and its weights before training",
+        "d2ext doctor Demo/fcos_shapes --opts MODEL.FCOS.NUM_CLASSES 20",
+    )
+    add_config_arguments(parser)
+    add_output_argument(parser, "doctor")
+    parser.add_argument("--steps", type=int, default=3, help="training steps to time; 0: none")
+    parser.set_defaults(func=run_doctor)
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    from .._environment import versions
+
+    output = default_output(args.output, "doctor", args.config)
+    with quiet(logging.ERROR):  # what they warn of is among the findings
+        findings = _examine(args)
+    print()
+    for finding in findings:
+        print(finding)
+    counts = {
+        level: sum(f.level == level for f in findings) for level in ("error", "warning", "ok")
+    }
+    found = {"findings": [f._asdict() for f in findings], "counts": counts, "versions": versions()}
+    path = write_json(output / "doctor.json", found)
+    print(f"\n{counts['error']} errors, {counts['warning']} warnings. Written to {path}.")
+    return 1 if counts["error"] else 0
+
+
+def _examine(args: argparse.Namespace) -> List[Any]:
+    from .._environment import versions
+    from ..analysis import doctor
+    from ..analysis.key_reads import keys_of_file
+
+    Finding = doctor.Finding
+    listed = ", ".join(f"{name} {version}" for name, version in versions().items())
+    found = [Finding("ok", "versions", f"{listed}.")]
+    try:
+        cfg = load_config(args.config, args.opts, args.modules)
+        explicit = keys_of_file(config_file(args.config)) + args.opts[::2]
+    except (KeyError, ValueError, FileNotFoundError, ImportError, AssertionError) as error:
+        reason = str(error.args[0]) if error.args else type(error).__name__
+        fix = "Correct the config file or the command line."
+        return [*found, Finding("error", "config", reason, "Nothing can be built from it.", fix)]
+    found += doctor.check_schedule(cfg)
+    names = list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
+    print(f"Reading {', '.join(names)} ...", file=sys.stderr)
+    data = doctor.check_data(names)
+    found += data
+    print("Building the model ...", file=sys.stderr)
+    try:
+        built = doctor.build_recorded(cfg)
+    except Exception as error:  # any part of a model may refuse the config in its own way
+        reason = f"The model cannot be built: {error}".split("\n")[0]
+        return [*found, Finding("error", "model", reason, "", "Correct the key it names.")]
+    counting = [k for k in built["seen"] if k.endswith(".NUM_CLASSES") and "SEM_SEG" not in k]
+    found += doctor.check_keys(cfg, built["seen"], explicit)
+    loaded = [name for name in names if not _missing(name)]
+    classes = doctor.check_classes(built["model"], loaded, " and ".join(counting) or "NUM_CLASSES")
+    found += classes
+    found += doctor.check_weights(cfg, built["model"])
+    if args.steps > 0:
+        if any(f.level == "error" for f in (*data, *classes)):
+            return [*found, Finding("ok", "steps", "Not tried: correct the errors above first.")]
+        report = lambda line: print(line, file=sys.stderr)  # noqa: E731
+        try:
+            found += doctor.check_steps(cfg, built["model"], args.steps, report)
+        except Exception as error:  # a training step can fail anywhere in the user's code
+            reason = f"A training step fails: {type(error).__name__}: {error}".split("\n")[0]
+            found.append(Finding("error", "steps", reason))
+    return found
+
+
+def _missing(name: str) -> bool:
+    from ..data import require_dataset
+
+    try:
+        require_dataset(name)
+    except (KeyError, FileNotFoundError):
+        return True
+    return False

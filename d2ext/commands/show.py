@@ -1,0 +1,192 @@
+"""``d2ext show assign`` and ``d2ext show predict``: pictures of targets and of predictions."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Dict, List
+
+from .common import (
+    add_config_arguments,
+    add_output_argument,
+    annotation_source,
+    default_output,
+    load_config,
+    new_parser,
+    quiet,
+    write_json,
+)
+
+__all__ = ["add_show", "load_model"]
+
+
+def add_show(commands: Any) -> None:
+    """``d2ext show assign|predict``."""
+    parser = new_parser(
+        commands,
+        "show",
+        "draw what a detector learns from, or what it predicts",
+        "d2ext show assign Demo/fcos_shapes Demo/atss_shapes",
+    )
+    kinds = parser.add_subparsers(title="what", metavar="WHAT", required=True)
+    _add_assign(kinds)
+    _add_predict(kinds)
+
+
+def _add_assign(kinds: Any) -> None:
+    parser = new_parser(
+        kinds,
+        "assign",
+        "draw which priors learn which object, by level; several configs below each other",
+        "d2ext show assign Demo/fcos_shapes Demo/atss_shapes --images 2",
+    )
+    add_config_arguments(parser, nargs="+")
+    add_output_argument(parser, "show_assign")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="a checkpoint for each config; without them MODEL.WEIGHTS is loaded",
+    )
+    parser.add_argument("--images", type=int, default=1, help="how many images (default: 1)")
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="NAME",
+        help="an image of the training set by its file name or the end of it; may be repeated",
+    )  # fmt: skip
+    parser.set_defaults(func=run_assign)
+
+
+def _add_predict(kinds: Any) -> None:
+    parser = new_parser(
+        kinds,
+        "predict",
+        "draw predictions beside the ground truth, the worst images first",
+        "d2ext show predict output/coco_instances_results.json --dataset d2ext_shapes_val",
+    )
+    parser.add_argument("results", metavar="RESULTS", help="detections in COCO's results format")
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        metavar="DATA",
+        help="the data set's registered name, or its COCO JSON file",
+    )
+    parser.add_argument("--image-root", help="folder of the images, if DATA is a file")
+    parser.add_argument("--images", type=int, default=8, help="how many to draw (default: 8)")
+    parser.add_argument("--score", type=float, default=0.5, help="lowest score (default: 0.5)")
+    add_output_argument(parser, "show_predict")
+    parser.set_defaults(func=run_predict)
+
+
+def load_model(cfg: Any, weights: str = "") -> Any:
+    """The model of a config in evaluation mode, with the weights given or those of the config."""
+    from detectron2.modeling import build_model
+
+    from ..engine import Checkpointer
+
+    model = build_model(cfg)
+    Checkpointer(model).load(weights or cfg.MODEL.WEIGHTS)
+    return model.eval()
+
+
+def run_assign(args: argparse.Namespace) -> int:
+    if args.weights and len(args.weights) != len(args.config):
+        print("Give --weights one file for each config, in their order.", file=sys.stderr)
+        return 1
+    output = default_output(args.output, "show_assign", args.config[0])
+    with quiet():
+        configs = [load_config(name, args.opts, args.modules) for name in args.config]
+        models = [
+            load_model(cfg, weights)
+            for cfg, weights in zip(configs, args.weights or [""] * len(configs))
+        ]
+        items = _choose_items(configs[0], args.images, args.image)
+        report = [_draw_item(args.config, models, configs, item, output) for item in items]
+    print(f"Written to {write_json(output / 'assignments.json', report)}.")
+    return 0
+
+
+def _choose_items(cfg: Any, count: int, wanted: List[str]) -> List[Dict[str, Any]]:
+    """Dataset dicts of the training set, by name or the first with objects."""
+    from detectron2.data import get_detection_dataset_dicts
+
+    from ..data import require_dataset
+
+    require_dataset(*cfg.DATASETS.TRAIN)
+    dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=True)
+    if not wanted:
+        return dicts[:count]
+    found = [d for name in wanted for d in dicts if d["file_name"].endswith(name)]
+    if not found:
+        raise SystemExit(f"No training image ends with {' or '.join(wanted)}.")
+    return found
+
+
+def _draw_item(
+    names: List[str], models: List[Any], configs: List[Any], item: Dict[str, Any], output: Path
+) -> Dict[str, Any]:
+    import numpy as np
+    from detectron2.data import DatasetMapper, MetadataCatalog, detection_utils
+    from detectron2.data import transforms as T
+
+    from ..analysis.assignment_picture import assign_image, draw_assignments, table_of_levels
+
+    cfg = configs[0]
+    short, long = min(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN
+    mapper = DatasetMapper(
+        is_train=True,
+        augmentations=[T.ResizeShortestEdge(short, long)],  # no flip: the picture is the file
+        image_format=cfg.INPUT.FORMAT,
+    )
+    data = mapper(item)
+    pixels = detection_utils.convert_image_to_rgb(
+        np.ascontiguousarray(data["image"].permute(1, 2, 0).numpy()), cfg.INPUT.FORMAT
+    )
+    objects = data["instances"]
+    labels = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+    shown = [labels[c] if labels else str(c) for c in objects.gt_classes.tolist()]
+    rows, tables = [], []
+    for name, model in zip(names, models):
+        for assignment in assign_image(model, data):
+            rows.append((Path(name).stem, assignment))
+            tables.append(
+                {
+                    "config": name,
+                    "title": assignment["title"],
+                    "strides": assignment["strides"],
+                    "priors": assignment["priors"],
+                    "ignored": assignment["ignored"],
+                    "levels": table_of_levels(assignment, len(objects)),
+                }
+            )
+    path = output / f"{Path(item['file_name']).stem}.png"
+    draw_assignments(pixels, objects.gt_boxes.tensor.numpy(), shown, rows, path)
+    print(path)
+    return {"image": item["file_name"], "picture": path.name, "objects": shown, "rows": tables}
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    import json
+
+    from ..analysis.errors import judge
+    from ..analysis.prediction_sheet import draw_worst
+
+    output = default_output(args.output, "show_predict", args.results)
+    data = annotation_source(args.dataset)
+    with open(args.results) as file:
+        results = json.load(file)
+    verdict = judge(results, data, min_score=args.score)
+    root = args.image_root or _image_root(args.dataset)
+    report = draw_worst(verdict, data, root, output / "worst.png", args.images)
+    print(f"{output / 'worst.png'}: {report['summary']}")
+    print(f"Written to {write_json(output / 'predictions.json', report)}.")
+    return 0
+
+
+def _image_root(dataset: str) -> str:
+    import os
+
+    if os.path.isfile(dataset):
+        raise SystemExit("Say where the images are with --image-root.")
+    from detectron2.data import MetadataCatalog
+
+    return MetadataCatalog.get(dataset).get("image_root") or ""
