@@ -12,7 +12,9 @@ from typing import List, Optional
 
 from . import __version__
 from ._environment import requirement_problem, versions
+from .commands.analyze import add_analyze
 from .commands.doctor import add_doctor
+from .commands.export import add_export
 from .commands.predict import add_predict
 from .commands.show import add_show
 
@@ -43,7 +45,7 @@ def run_zoo(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = (add_zoo, add_doctor, add_show, add_predict)
+COMMANDS = (add_zoo, add_doctor, add_show, add_analyze, add_predict, add_export)
 
 
 class _VersionAction(argparse.Action):

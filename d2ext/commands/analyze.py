@@ -1,0 +1,85 @@
+"""``d2ext analyze``: what is behind the AP of a file of detections."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .common import (
+    add_output_argument,
+    annotation_source,
+    default_output,
+    new_parser,
+    write_json,
+)
+
+__all__ = ["add_analyze", "run_analyze"]
+
+
+def add_analyze(commands: Any) -> None:
+    """``d2ext analyze RESULTS``."""
+    parser = new_parser(
+        commands,
+        "analyze",
+        "consistency of score and IoU, calibration, kinds of error, long tail, sizes",
+        "d2ext analyze output/coco_instances_results.json --dataset d2ext_shapes_val",
+    )
+    parser.add_argument("results", metavar="RESULTS", help="detections in COCO's results format")
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        metavar="DATA",
+        help="the data set's registered name, or its COCO or LVIS JSON file",
+    )
+    parser.add_argument(
+        "--train", metavar="DATA", help="the training set, which says how frequent classes are"
+    )
+    parser.add_argument(
+        "--min-score",
+        type=float,
+        default=0.05,
+        help="consistency and calibration leave detections below it out (default: 0.05)",
+    )
+    parser.add_argument(
+        "--max-detections", type=int, default=100, help="of an image (default: 100; LVIS: 300)"
+    )
+    add_output_argument(parser, "analyze")
+    parser.set_defaults(func=run_analyze)
+
+
+def run_analyze(args: argparse.Namespace) -> int:
+    import json
+
+    from ..analysis import results_report
+    from ..analysis.consistency import best_ious
+
+    output = default_output(args.output, "analyze", args.results)
+    data = annotation_source(args.dataset)
+    train = annotation_source(args.train) if args.train else None
+    with open(args.results) as file:
+        results = json.load(file)
+    report = results_report.analyze_results(
+        results, data, train, min_score=args.min_score, max_detections=args.max_detections
+    )
+    scores = best_ious(results, data, min_score=args.min_score)
+    picture = output / "analysis.png"
+    title = f"{Path(args.results).name} on {Path(args.dataset).name}"
+    results_report.draw_analysis(report, scores, title, picture)
+    _print(report)
+    print(f"Written to {write_json(output / 'analysis.json', report)} and {picture}.")
+    return 0
+
+
+def _print(report: Any) -> None:
+    from ..analysis.results_report import explain_errors
+
+    errors, consistency = report["errors"], report["consistency"]
+    print(f"AP {report['AP']:.2f}, AP50 {errors['AP50']:.2f}")
+    print(
+        f"Score and IoU of {consistency['detections_hit']} hits: Pearson "
+        f"{consistency['pearson_hit']:.3f}, Spearman {consistency['spearman_hit']:.3f}"
+    )
+    for name, row in report["calibration"].items():
+        print(f"Expected calibration error against '{name}': {row['error']:.3f}")
+    costs = ", ".join(f"{k} {v:.2f}" for k, v in errors["cost"].items())
+    print(f"AP50 that correcting a kind of error adds: {costs}")
+    print(explain_errors())

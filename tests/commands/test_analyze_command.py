@@ -1,0 +1,53 @@
+"""d2ext analyze writes the numbers that its parts compute."""
+
+import json
+
+import pytest
+from commands_kit import call, read_json, tiny_project
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from d2ext.analysis.consistency import score_iou_consistency
+from d2ext.analysis.errors import mean_ap
+
+
+def test_report_of_results(tmp_path):
+    with tiny_project(tmp_path) as (name, _):
+        DatasetCatalog.get(name)
+        with open(MetadataCatalog.get(name).json_file) as f:
+            data = json.load(f)
+        results = []
+        for k, item in enumerate(data["annotations"]):
+            x, y, w, h = item["bbox"]
+            box = [x, y, w, h * (0.5 + 0.5 * (k % 4) / 3)]
+            row = {key: item[key] for key in ("image_id", "category_id")}
+            results.append({**row, "bbox": box, "score": 0.3 + 0.2 * (k % 4)})
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        out = tmp_path / "out"
+        words = ("analyze", tmp_path / "results.json", "--dataset", name, "--train", name)
+        assert call(*words, "--output", out) == 0
+    report = read_json(out / "analysis.json")
+    ap = mean_ap(results, data)
+    assert report["AP"] == pytest.approx(sum(ap.values()) / len(ap))
+    direct = score_iou_consistency(results, data)
+    assert report["consistency"]["pearson_hit"] == pytest.approx(direct["pearson_hit"])
+    assert direct["pearson_hit"] > 0.9  # planted: higher scores fit better
+    assert sum(r["objects"] for r in report["classes"]) == len(data["annotations"])
+    assert report["frequency_of"] == "the training set"
+    with Image.open(out / "analysis.png") as image:
+        assert image.size[0] > 1000
+
+
+def test_file_as_data_set_and_a_wrong_name(tmp_path):
+    data = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "categories": [{"id": 1, "name": "x"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}],
+    }
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    (tmp_path / "results.json").write_text("[]")
+    words = ("analyze", tmp_path / "results.json", "--output", tmp_path, "--dataset")
+    assert call(*words, tmp_path / "data.json") == 0
+    assert read_json(tmp_path / "analysis.json")["AP"] == 0
+    with pytest.raises(KeyError, match="not registered"):
+        call(*words, "no_such_data")
