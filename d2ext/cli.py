@@ -16,6 +16,7 @@ from .commands.analyze import add_analyze
 from .commands.doctor import add_doctor
 from .commands.export import add_export
 from .commands.predict import add_predict
+from .commands.report import add_report
 from .commands.show import add_show
 
 __all__ = ["COMMANDS", "build_parser", "main"]
@@ -45,7 +46,7 @@ def run_zoo(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = (add_zoo, add_doctor, add_show, add_analyze, add_predict, add_export)
+COMMANDS = (add_zoo, add_doctor, add_show, add_analyze, add_report, add_predict, add_export)
 
 
 class _VersionAction(argparse.Action):

@@ -1,0 +1,193 @@
+"""What a training left in its output folder, read for a report.
+
+Shapes: T rows of ``metrics.json``, C classes.
+"""
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+
+__all__ = ["Run", "differences", "is_loss", "load_run"]
+
+logger = logging.getLogger(__name__)
+
+_EVALUATED = ("bbox/", "segm/", "keypoints/", "ema/")
+
+
+def is_loss(name: str) -> bool:
+    """Whether a figure is a loss of the training."""
+    return (
+        name == "total_loss" or name.rsplit("/", 1)[-1].startswith("loss_") and "val/" not in name
+    )
+
+
+class Run:
+    """One output folder.
+
+    Attributes:
+        name: what the run is called in the report.
+        folder: the output folder.
+        rows: what ``metrics.json`` has, in order of ``iteration``.
+        config: what ``config.yaml`` says, by dotted names; empty if there is none.
+    """
+
+    def __init__(self, name: str, folder: Path, rows: List[Dict], config: Dict[str, Any]):
+        self.name, self.folder, self.rows, self.config = name, folder, rows, config
+        self._state: Optional[Dict[str, np.ndarray]] = None
+
+    def names(self) -> List[str]:
+        """All figures that were logged, in order of their first row."""
+        return list(dict.fromkeys(key for row in self.rows for key in row))
+
+    def series(self, name: str) -> Tuple[np.ndarray, np.ndarray]:
+        """Iterations and values of a figure: (T,) each."""
+        pairs = [(r["iteration"], r[name]) for r in self.rows if _is_number(r.get(name))]
+        if not pairs:
+            return np.zeros(0), np.zeros(0)
+        steps, values = zip(*pairs)
+        return np.array(steps, dtype=float), np.array(values, dtype=float)
+
+    def last(self, name: str) -> Optional[float]:
+        """The last value of a figure, if it was ever logged."""
+        values = self.series(name)[1]
+        return float(values[-1]) if len(values) else None
+
+    def evaluated(self) -> List[str]:
+        """Names of the evaluation's figures but those of single classes."""
+        return [k for k in self.names() if k.startswith(_EVALUATED) and "/AP-" not in k]
+
+    def class_ap(self) -> Dict[str, float]:
+        """The last AP of each class by its name."""
+        prefix = "bbox/AP-"
+        names = [k for k in self.names() if k.startswith(prefix)]
+        return {k[len(prefix) :]: self.last(k) for k in names}
+
+    def raw_loss(self, name: str) -> Optional[np.ndarray]:
+        """A loss before its adaptive weight: (T,) as :meth:`series`; None if it has none.
+
+        The losses of ``metrics.json`` are the weighted ones; the weight is the last one logged.
+        """
+        side = self._weight_of(name)
+        if side is None:
+            return None
+        steps, weighted = self.series(name)
+        when, weights = self.series(side)
+        if not len(when):
+            return None
+        index = np.searchsorted(when, steps, side="right") - 1
+        current = np.where(index >= 0, weights[np.maximum(index, 0)], 1.0)
+        return weighted / np.where(current > 0, current, np.nan)
+
+    def _weight_of(self, name: str) -> Optional[str]:
+        if not self.config.get("SOLVER.ALWA.ENABLED"):
+            return None
+        from d2ext.engine.hooks.loss_groups import find_groups
+
+        losses = [k for k in self.names() if is_loss(k) and k != "total_loss"]
+        try:
+            groups = find_groups(tuple(self.config.get("SOLVER.ALWA.GROUPS", ())), losses)
+        except (KeyError, ValueError):
+            return None
+        for group in groups:
+            if name in group.cls:
+                return f"alwa/{group.name}/w_cls"
+            if name in group.box:
+                return f"alwa/{group.name}/w_box"
+        return None
+
+    def state(self) -> Dict[str, np.ndarray]:
+        """Statistics of class losses and of sampling-free training in the last checkpoint."""
+        if self._state is None:
+            self._state = _read_state(self.folder)
+        return self._state
+
+    def pictures(self, count: int = 6) -> List[Path]:
+        """The first pictures the run drew."""
+        return sorted(self.folder.glob("pictures/*.png"))[:count]
+
+    def seconds(self) -> float:
+        """Median seconds of a step; NaN if none were logged."""
+        values = self.series("time")[1]
+        return float(np.median(values)) if len(values) else math.nan
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def load_run(folder: Path, name: str = "") -> Run:
+    """Read an output folder.
+
+    Args:
+        folder: it has to hold ``metrics.json``; ``config.yaml`` and checkpoints are optional.
+        name: what to call the run; the folder's name if not given.
+    """
+    folder = Path(folder)
+    path = folder / "metrics.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no metrics.json; give the OUTPUT_DIR of a training that has begun."
+        )
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the last line of a run that was killed while it wrote
+        if isinstance(row, dict) and _is_number(row.get("iteration")):
+            rows.append(row)
+    # A resumed run repeats rows: the last one of an iteration counts.
+    merged: Dict[int, Dict] = {}
+    for row in rows:
+        merged.setdefault(row["iteration"], {}).update(row)
+    rows = [merged[key] for key in sorted(merged)]
+    return Run(name or folder.resolve().name, folder, rows, _read_config(folder / "config.yaml"))
+
+
+def _read_config(path: Path) -> Dict[str, Any]:
+    import yaml
+
+    from .key_reads import flatten
+
+    if not path.is_file():
+        return {}
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        logger.warning(f"{path} is not plain YAML and is left out: {str(error).splitlines()[0]}")
+        return {}
+    return flatten(values) if isinstance(values, dict) else {}
+
+
+def _read_state(folder: Path) -> Dict[str, np.ndarray]:
+    """Buffers by name; nothing where there is no checkpoint that reads without running code."""
+    import torch
+
+    tag = folder / "last_checkpoint"
+    name = tag.read_text().strip() if tag.is_file() else "model_final.pth"
+    path = folder / Path(name).name
+    if not path.is_file():
+        return {}
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a checkpoint of another program may hold anything
+        logger.warning(f"{path} is left out: {str(error).splitlines()[0]}")
+        return {}
+    model = content.get("model", {}) if isinstance(content, dict) else {}
+    wanted = ("pos_neg", "prior", "fg_ratio", "class_counts")
+    return {
+        key: value.double().numpy()
+        for key, value in model.items()
+        if torch.is_tensor(value) and key.rsplit(".", 1)[-1] in wanted
+    }
+
+
+def differences(runs: List[Run]) -> Dict[str, List[Any]]:
+    """Config keys in which runs differ, with each run's value; None where it has none."""
+    keys = sorted({key for run in runs for key in run.config} - {"OUTPUT_DIR"})
+    table = {key: [run.config.get(key) for run in runs] for key in keys}
+    return {key: row for key, row in table.items() if any(v != row[0] for v in row)}
