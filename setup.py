@@ -10,6 +10,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
+EXPORT = ["onnx>=1.14", "onnxruntime>=1.15"]
+
 # What lies outside the package in a checkout and inside it in a wheel. An editable install reads
 # the originals, so an edited config takes effect at once.
 COPIED_INTO_PACKAGE = {
@@ -71,8 +73,9 @@ setup(
     cmdclass={"build_py": BuildPy},
     install_requires=read_requirements(),
     extras_require={
-        "dev": ["pytest>=7.4", "pytest-xdist>=3.3", "hypothesis>=6.80", "ruff>=0.6"],
-        "export": ["onnx>=1.14", "onnxruntime>=1.15"],
+        # With what "export" has, so that "make test" checks the exports too.
+        "dev": ["pytest>=7.4", "pytest-xdist>=3.3", "hypothesis>=6.80", "ruff>=0.6", *EXPORT],
+        "export": EXPORT,
         "wandb": ["wandb>=0.15"],
     },
     entry_points={"console_scripts": ["d2ext = d2ext.cli:main"]},
