@@ -13,8 +13,10 @@ from typing import List, Optional
 from . import __version__
 from ._environment import requirement_problem, versions
 from .commands.analyze import add_analyze
+from .commands.data import add_data
 from .commands.doctor import add_doctor
 from .commands.export import add_export
+from .commands.lr_find import add_lr_find
 from .commands.predict import add_predict
 from .commands.report import add_report
 from .commands.show import add_show
@@ -46,7 +48,17 @@ def run_zoo(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = (add_zoo, add_doctor, add_show, add_analyze, add_report, add_predict, add_export)
+COMMANDS = (
+    add_zoo,
+    add_doctor,
+    add_show,
+    add_analyze,
+    add_report,
+    add_lr_find,
+    add_data,
+    add_predict,
+    add_export,
+)
 
 
 class _VersionAction(argparse.Action):

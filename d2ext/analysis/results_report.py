@@ -183,7 +183,7 @@ def _draw_errors(axes: Any, report: Dict) -> None:
         axes.text(cost[kind], i, f" {cost[kind]:.1f}  ({count[kind]})", va="center", fontsize=8)
     axes.set_xlim(0, max(1e-3, max(cost.values()) * 1.45))
     axes.set_title("AP50 lost to each kind of error (number)", fontsize=9, loc="left")
-    axes.set_xlabel("points of AP50 that correcting it alone would add")
+    axes.set_xlabel("points of AP50 gained by correcting it")
 
 
 def _draw_frequency(axes: Any, report: Dict) -> None:

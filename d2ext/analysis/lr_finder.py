@@ -1,0 +1,147 @@
+"""A learning rate to begin with: the loss while the rate grows from step to step.
+
+Smith: Cyclical Learning Rates for Training Neural Networks, WACV 2017.
+
+Shapes: T steps.
+"""
+
+import math
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, Optional
+
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = ["centred", "draw_range_test", "range_test", "suggest_rate"]
+
+
+def range_test(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Any],
+    *,
+    lowest: float = 1e-6,
+    highest: float = 1.0,
+    steps: int = 100,
+    diverged: float = 4.0,
+    smoothing: float = 0.9,
+    clip: Optional[Callable[[torch.optim.Optimizer], Any]] = None,
+    report: Callable[[str], None] = print,
+) -> Dict[str, np.ndarray]:
+    """Train while the rate grows geometrically; stop early if the loss explodes.
+
+    Args:
+        model: gives a dictionary of losses (or one loss) for a batch; its weights change.
+        optimizer: all of its groups get rates in the proportion they have now.
+        batches: training batches, repeated if they end.
+        lowest, highest: first and last rate of the group with the highest one.
+        steps: T.
+        diverged: stop when the smoothed loss is so many times the lowest one.
+        smoothing: of the loss, as a moving average corrected for its start.
+        clip: called with the optimizer before each step.
+        report: called with a line of progress every ten steps.
+
+    Returns:
+        ``lr``, ``loss`` and ``smooth``: (T,), fewer if it stopped
+    """
+    from detectron2.utils.events import EventStorage
+
+    model.train()
+    top = max(group["lr"] for group in optimizer.param_groups)
+    shares = [group["lr"] / top for group in optimizer.param_groups]
+    rates, losses, smooth = [], [], []
+    average, stream = 0.0, iter(batches)
+    with EventStorage():
+        for step in range(steps):
+            rate = lowest * (highest / lowest) ** (step / max(steps - 1, 1))
+            for group, share in zip(optimizer.param_groups, shares):
+                group["lr"] = rate * share
+            batch = next(stream, None)
+            if batch is None:
+                stream = iter(batches)
+                batch = next(stream)
+            out = model(batch)
+            loss = sum(out.values()) if isinstance(out, dict) else out
+            optimizer.zero_grad()
+            loss.backward()
+            if clip is not None:
+                clip(optimizer)
+            optimizer.step()
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                break
+            average = smoothing * average + (1 - smoothing) * value
+            rates.append(rate)
+            losses.append(value)
+            smooth.append(average / (1 - smoothing ** (step + 1)))
+            if (step + 1) % 10 == 0:
+                report(f"step {step + 1} of {steps}: lr {rate:.2e}, loss {smooth[-1]:.3f}")
+            if smooth[-1] > diverged * min(smooth):
+                break
+    return {"lr": np.array(rates), "loss": np.array(losses), "smooth": np.array(smooth)}
+
+
+def centred(values: np.ndarray) -> np.ndarray:
+    """(T,) smoothed to both sides, so that a fall is not seen later than it happens."""
+    width = max(len(values) / 15, 1e-9)
+    steps = np.arange(len(values))
+    kernel = np.exp(-0.5 * ((steps[:, None] - steps[None]) / width) ** 2)
+    return kernel @ values / kernel.sum(axis=1)
+
+
+def suggest_rate(found: Dict[str, np.ndarray]) -> Dict[str, Optional[float]]:
+    """Rates to try, from what :func:`range_test` returns.
+
+    Returns:
+        ``steepest``, where the loss falls fastest by the logarithm of the rate, and ``safe``, a
+        tenth of the rate at the lowest loss. None if the loss does not fall by more than its noise.
+    """
+    lr, loss = found["lr"], found["loss"]
+    nothing: Dict[str, Optional[float]] = {"steepest": None, "safe": None}
+    if len(lr) < 3:
+        return nothing
+    curve = centred(loss)
+    end = int(np.argmin(curve)) + 1
+    # The noise of a value is that of a mean over some 3.5 widths of the smoothing. What explodes
+    # behind the lowest loss is no noise. The lowest of a few such means, against the first, which
+    # has half of the window, differs by some 3 noises where there is no fall at all.
+    noise = np.std(loss[:end] - curve[:end]) / np.sqrt(max(3.5 * len(lr) / 15, 1))
+    if end < 2 or curve[0] - curve[end - 1] <= 5 * noise:
+        return nothing
+    slope = np.gradient(curve[:end], np.log(lr[:end]))
+    return {"steepest": float(lr[int(np.argmin(slope))]), "safe": float(lr[end - 1] / 10)}
+
+
+def draw_range_test(
+    found: Dict[str, np.ndarray], rates: Dict[str, Optional[float]], current: float, path: Path
+) -> None:
+    """Draw loss against rate, with the suggestions and the config's own rate."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(found["lr"], found["loss"], color="#999999", lw=0.7, label="loss of a step")
+    curve = centred(found["loss"])
+    axes.plot(found["lr"], curve, color="#0072B2", lw=1.8, label="smoothed")
+    marks = (
+        ("steepest", "#009E73", "-", "steepest fall"),
+        ("safe", "#E69F00", "--", "a tenth of the lowest loss's"),
+    )
+    for key, color, style, text in marks:
+        if rates[key] is not None:
+            axes.axvline(rates[key], color=color, ls=style, label=f"{text}: {rates[key]:.2e}")
+    axes.axvline(current, color="#D55E00", ls=":", label=f"SOLVER.BASE_LR: {current:.2e}")
+    axes.set_xscale("log")
+    low, high = (curve.min(), curve.max()) if len(curve) else (0, 1)
+    axes.set_ylim(max(0, low - 0.1 * (high - low)), high + 0.2 * (high - low) + 1e-6)
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("total loss")
+    axes.set_title("Loss while the learning rate grows from step to step", fontsize=10, loc="left")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)

@@ -1,0 +1,173 @@
+"""``d2ext data``: make, convert, check and count data sets."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+from .common import (
+    add_output_argument,
+    annotation_source,
+    default_output,
+    new_parser,
+    write_json,
+)
+
+__all__ = ["add_data"]
+
+
+def add_data(commands: Any) -> None:
+    """``d2ext data shapes|voc2coco|check|stats``."""
+    parser = new_parser(
+        commands, "data", "make, convert, check and count data sets", "d2ext data stats train.json"
+    )
+    kinds = parser.add_subparsers(title="what", metavar="WHAT", required=True)
+    _add_shapes(kinds)
+    _add_voc2coco(kinds)
+    _add_check(kinds)
+    _add_stats(kinds)
+
+
+def _add_shapes(kinds: Any) -> None:
+    parser = new_parser(
+        kinds,
+        "shapes",
+        "draw a data set of shapes, to try a training without any download",
+        "d2ext data shapes --form coco --train 200 --val 50 --output my_shapes",
+    )
+    parser.add_argument("--form", choices=("coco", "lvis", "voc"), default="coco")
+    parser.add_argument("--train", type=int, default=200, help="training images (default: 200)")
+    parser.add_argument("--val", type=int, default=50, help="validation images (default: 50)")
+    parser.add_argument("--classes", type=int, default=20, help="1 to 60 (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other images")
+    add_output_argument(parser, "shapes")
+    parser.set_defaults(func=run_shapes)
+
+
+def _add_voc2coco(kinds: Any) -> None:
+    parser = new_parser(
+        kinds,
+        "voc2coco",
+        "convert Pascal VOC's XML files into one COCO JSON file",
+        "d2ext data voc2coco VOCdevkit/VOC2012 --split trainval --output converted",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="with Annotations and ImageSets/Main")
+    parser.add_argument("--split", help="a file in ImageSets/Main; all images if not given")
+    parser.add_argument("--classes", nargs="+", help="class names in the order of their ids")
+    parser.add_argument(
+        "--difficult",
+        choices=("keep", "crowd", "drop"),
+        default="keep",
+        help="objects marked difficult (default: keep)",
+    )
+    add_output_argument(parser, "voc2coco")
+    parser.set_defaults(func=run_voc2coco)
+
+
+def _add_check(kinds: Any) -> None:
+    parser = new_parser(
+        kinds,
+        "check",
+        "count bad annotations: zero area, outside, NaN, unknown class, missing file",
+        "d2ext data check d2ext_shapes_train",
+    )
+    _add_dataset(parser)
+    parser.add_argument("--image-root", help="folder of the images, if DATA is a file")
+    add_output_argument(parser, "data_check")
+    parser.set_defaults(func=run_check)
+
+
+def _add_stats(kinds: Any) -> None:
+    parser = new_parser(
+        kinds, "stats", "count and draw classes, objects and sizes", "d2ext data stats train.json"
+    )
+    _add_dataset(parser)
+    add_output_argument(parser, "data_stats")
+    parser.set_defaults(func=run_stats)
+
+
+def _add_dataset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "dataset", metavar="DATA", help="a registered name, or a COCO or LVIS JSON file"
+    )
+
+
+def run_shapes(args: argparse.Namespace) -> int:
+    from ..data.shapes import ShapesSpec, common_classes, long_tail_classes, write_dataset
+
+    pool = common_classes() if args.classes <= 20 else long_tail_classes()
+    if not 1 <= args.classes <= len(pool):
+        print(f"--classes must be 1 to {len(long_tail_classes())}.", file=sys.stderr)
+        return 1
+    output = default_output(args.output, "shapes", args.form)
+    if any(output.iterdir()):
+        print(f"{output} is not empty; give another folder with --output.", file=sys.stderr)
+        return 1
+    spec = ShapesSpec(
+        folder=output.name,
+        form=args.form,
+        classes=tuple(pool[: args.classes]),
+        splits=(("train", args.train), ("val", args.val)),
+        # LVIS' form takes its frequencies from the order of the classes.
+        ranks=tuple(range(args.classes)) if args.form == "lvis" else (),
+        seed=args.seed,
+    )
+    write_dataset(spec, str(output))
+    print(f"Drew {args.train} and {args.val} images into {output}.")
+    return 0
+
+
+def run_voc2coco(args: argparse.Namespace) -> int:
+    from ..data.voc_to_coco import voc_to_coco
+
+    output = default_output(args.output, "voc2coco", args.folder)
+    data = voc_to_coco(Path(args.folder), args.split, args.classes, args.difficult)
+    path = write_json(output / f"instances_{args.split or 'all'}.json", data)
+    counts = ", ".join(f"{len(data[k])} {k}" for k in ("images", "annotations", "categories"))
+    print(f"{counts}. Written to {path}; the images stay in {Path(args.folder) / 'JPEGImages'}.")
+    return 0
+
+
+def run_check(args: argparse.Namespace) -> int:
+    from ..analysis.annotation_check import KINDS, MILD, summarize_problems
+
+    output = default_output(args.output, "data_check", args.dataset)
+    summary = summarize_problems(_problems(args.dataset, args.image_root))
+    for kind, row in summary.items():
+        print(f"{row['count']} x {kind} in {row['files']} files: {KINDS[kind]}.")
+        for example in row["examples"]:
+            print(f"    {example}")
+    if not summary:
+        print("No bad annotation.")
+    print(f"Written to {write_json(output / 'check.json', summary)}.")
+    return 1 if set(summary) - set(MILD) else 0
+
+
+def _problems(dataset: str, image_root: Optional[str]) -> Any:
+    from ..analysis.annotation_check import check_coco
+    from ..analysis.doctor import data_problems
+    from ..data import require_dataset
+
+    if os.path.isfile(dataset):
+        return check_coco(annotation_source(dataset), image_root)
+    require_dataset(dataset)
+    return data_problems(dataset)
+
+
+def run_stats(args: argparse.Namespace) -> int:
+    from ..analysis.data_stats import data_stats, draw_stats
+
+    output = default_output(args.output, "data_stats", args.dataset)
+    data: Dict[str, Any] = annotation_source(args.dataset)
+    stats = data_stats(data)
+    picture = output / "stats.png"
+    draw_stats(stats, data, Path(args.dataset).name, picture)
+    for key in ("images", "images_without_objects", "objects", "crowds"):
+        print(f"{key.replace('_', ' '):24}{stats[key]}")
+    groups = ", ".join(f"{v} {k}" for k, v in stats["frequency_groups"].items())
+    sizes = ", ".join(f"{v} {k}" for k, v in stats["sizes"].items())
+    print(f"{'classes':24}{len(stats['classes'])} ({groups})")
+    print(f"{'objects by size':24}{sizes}")
+    print(f"Written to {write_json(output / 'stats.json', stats)} and {picture}.")
+    return 0

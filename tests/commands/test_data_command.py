@@ -1,0 +1,114 @@
+"""d2ext data: what is drawn, converted, checked and counted."""
+
+import json
+from pathlib import Path
+
+import pytest
+from commands_kit import call, read_json
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from d2ext.analysis.data_stats import data_stats
+from d2ext.data import tiny_dataset
+from d2ext.data.voc_to_coco import voc_to_coco
+
+
+@pytest.mark.parametrize("form", ["coco", "lvis"])
+def test_shapes_are_drawn_and_pass_the_check(tmp_path, form):
+    out = tmp_path / "shapes"
+    words = ("data", "shapes", "--form", form, "--train", 4, "--val", 2, "--classes", 3)
+    assert call(*words, "--output", out) == 0
+    (train,) = (out / "annotations").glob("*_train.json")
+    data = read_json(train)
+    assert len(data["images"]) == 4 and len(data["categories"]) == 3
+    root = out / "train" if form == "coco" else out
+    check = ("data", "check", train, "--image-root", root, "--output", tmp_path / "check")
+    assert call(*check) == 0
+    assert read_json(tmp_path / "check" / "check.json") == {}
+    assert call(*words, "--output", out) == 1  # not over what is there
+
+
+def test_check_fails_on_a_planted_box(tmp_path, capsys):
+    data = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 50, "height": 40}],
+        "categories": [{"id": 1, "name": "x"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 0, 9]}],
+    }
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    assert call("data", "check", tmp_path / "data.json", "--output", tmp_path / "out") == 1
+    report = read_json(tmp_path / "out" / "check.json")
+    assert report == {"zero area": {"count": 1, "files": 1, "examples": ["a.jpg: box 1, 1, 1, 10"]}}
+    assert "1 x zero area" in capsys.readouterr().out
+
+
+def test_voc_becomes_the_boxes_that_detectron2_reads(tmp_path):
+    with tiny_dataset("voc", num_images=3) as name:
+        dicts = DatasetCatalog.get(name)
+        meta = MetadataCatalog.get(name)
+        words = ("data", "voc2coco", meta.dirname, "--split", "train", "--output", tmp_path)
+        assert call(*words, "--classes", *meta.thing_classes) == 0
+        with pytest.raises(FileNotFoundError, match="the splits are train"):
+            voc_to_coco(meta.dirname, "nothing")
+    data = read_json(tmp_path / "instances_train.json")
+    assert [c["name"] for c in data["categories"]] == list(meta.thing_classes)
+    expected = {
+        Path(d["file_name"]).name: [
+            (a["category_id"], BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYWH_ABS))
+            for a in d["annotations"]
+        ]
+        for d in dicts
+    }
+    for image in data["images"]:
+        mine = [
+            (a["category_id"] - 1, a["bbox"])
+            for a in data["annotations"]
+            if a["image_id"] == image["id"]
+        ]
+        assert mine == expected[image["file_name"]]
+        assert (image["width"], image["height"]) == (96, 96) or image["width"] > 0
+
+
+def test_difficult_objects(tmp_path):
+    folder = tmp_path / "Annotations"
+    folder.mkdir()
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>9</ymax></bndbox>"
+    (folder / "a.xml").write_text(
+        "<annotation><size><width>20</width><height>10</height></size>"
+        f"<object><name>x</name><difficult>1</difficult>{box}</object>"
+        f"<object><name>y</name>{box}</object></annotation>"
+    )
+    assert [a["iscrowd"] for a in voc_to_coco(tmp_path)["annotations"]] == [0, 0]
+    crowd = voc_to_coco(tmp_path, difficult="crowd")["annotations"]
+    assert [a["iscrowd"] for a in crowd] == [1, 0]
+    assert crowd[0]["bbox"] == [0, 0, 5, 9]
+    dropped = voc_to_coco(tmp_path, difficult="drop")
+    assert [a["category_id"] for a in dropped["annotations"]] == [2]
+    assert dropped["images"][0]["file_name"] == "a.jpg"
+    with pytest.raises(ValueError, match="class 'x'"):
+        voc_to_coco(tmp_path, classes=["y"])
+
+
+def test_stats(tmp_path):
+    def item(key, image, category, side, crowd=0):
+        return {"id": key, "image_id": image, "category_id": category, "iscrowd": crowd,
+                "bbox": [0, 0, side, side], "area": side * side}  # fmt: skip
+
+    data = {
+        "images": [{"id": k, "file_name": f"{k}.jpg"} for k in (1, 2, 3)],
+        "categories": [{"id": 1, "name": "x"}, {"id": 2, "name": "y"}],
+        "annotations": [item(1, 1, 2, 10), item(2, 1, 2, 50), item(3, 2, 2, 100),
+                        item(4, 2, 1, 32), item(5, 3, 1, 9, crowd=1)],
+    }  # fmt: skip
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    assert call("data", "stats", tmp_path / "data.json", "--output", tmp_path / "out") == 0
+    stats = read_json(tmp_path / "out" / "stats.json")
+    assert stats == json.loads(json.dumps(data_stats(data)))
+    assert stats["images_without_objects"] == 1 and stats["crowds"] == 1
+    assert stats["classes"] == [
+        {"name": "y", "images": 2, "objects": 3}, {"name": "x", "images": 1, "objects": 1}
+    ]  # fmt: skip
+    assert stats["sizes"] == {"small": 1, "medium": 2, "large": 1}
+    assert stats["objects_per_image"] == {"median": 2.0, "largest": 2}
+    with Image.open(tmp_path / "out" / "stats.png") as image:
+        assert image.size[0] > 1000
