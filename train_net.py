@@ -4,6 +4,7 @@
     python train_net.py --config-file configs/... [--num-gpus N] [KEY VALUE ...]
     python train_net.py --config-file configs/... --resume
     python train_net.py --config-file configs/... --eval-only MODEL.WEIGHTS model.pth
+    python train_net.py --lazy --config-file configs/lazy/....py [--num-gpus N] [key=value ...]
 
 Three ways to start from a file, for three different things (see docs/trainer.md):
 --resume goes on where the last run in OUTPUT_DIR stopped; MODEL.WEIGHTS (or --init-from) starts a
@@ -24,6 +25,7 @@ from d2ext.engine import (
     default_setup,
     import_modules,
     launch,
+    train_lazy,
 )
 
 
@@ -45,6 +47,8 @@ def setup(args: Any) -> Any:
 
 def main(args: Any) -> Optional[int]:
     import_modules(args.modules)
+    if args.lazy:
+        return train_lazy(args)
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)

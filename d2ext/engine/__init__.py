@@ -7,6 +7,7 @@ from .data_loader import DataError, ResumableLoader
 from .errors import EXIT_NONFINITE, EXIT_PREEMPTED, NonFiniteLossError
 from .hooks import HOOK_REGISTRY, HookBase
 from .launch import launch
+from .lazy import build_lazy_trainer, train_lazy
 from .nonfinite import NonFiniteGuard
 from .precision import GlobalNormClipper, Precision
 from .schedule import resolve_schedule
@@ -27,6 +28,7 @@ __all__ = [
     "ResumableLoader",
     "Trainer",
     "argument_parser",
+    "build_lazy_trainer",
     "build_train_loader",
     "choose_device",
     "create_ddp_model",
@@ -36,4 +38,5 @@ __all__ = [
     "load_batch",
     "resolve_schedule",
     "save_batch",
+    "train_lazy",
 ]

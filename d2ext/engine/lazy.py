@@ -1,0 +1,109 @@
+"""Training from LazyConfigs, Python files in the layout of Detectron2's lazy script.
+
+A file defines ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier`` and ``train``;
+``train.hooks``, a list of LazyCalls, is this trainer's addition.
+"""
+
+import argparse
+import logging
+import os
+from typing import Any, Dict, Optional
+
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import default_setup
+from detectron2.engine import hooks as upstream
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter
+from detectron2.utils.logger import setup_logger
+
+from d2ext.ops.loss_weights import AdaptiveLossWeight
+
+from . import hooks
+from .checkpoint import Checkpointer
+from .precision import Precision
+from .trainer import Trainer
+from .writers import MetricsWriter
+
+__all__ = ["adaptive_loss_weights", "build_lazy_trainer", "train_lazy"]
+
+logger = logging.getLogger(__name__)
+
+
+def adaptive_loss_weights(**kwargs: Any) -> hooks.LossWeights:
+    """The hook of ALWA; arguments of :class:`d2ext.ops.loss_weights.AdaptiveLossWeight`."""
+    AdaptiveLossWeight(**kwargs)  # refuses bad settings now, not in the first step
+    return hooks.LossWeights(make_weighting=lambda: AdaptiveLossWeight(**kwargs))
+
+
+def train_lazy(args: argparse.Namespace) -> Optional[int]:
+    """``train_net.py --lazy``: train or evaluate what a LazyConfig describes.
+
+    Overrides are ``key=value`` words, such as ``train.max_iter=100 model.num_classes=20``.
+    """
+    cfg = LazyConfig.load(args.config_file)
+    cfg = LazyConfig.apply_overrides(cfg, args.opts)
+    if not torch.cuda.is_available() and str(cfg.train.device).startswith("cuda"):
+        logger.warning(f"train.device is {cfg.train.device}, but there is no GPU: using the CPU.")
+        cfg.train.device = "cpu"
+    if args.init_from:
+        cfg.train.init_checkpoint = args.init_from
+    default_setup(cfg, args)
+    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="d2ext")
+    model = instantiate(cfg.model).to(cfg.train.device)
+    if args.eval_only:
+        Checkpointer(model, cfg.train.output_dir).load(cfg.train.init_checkpoint)
+        _evaluate(cfg, model)
+        return 0
+    trainer = build_lazy_trainer(cfg, model)
+    if args.resume or args.reset_schedule:
+        trainer.resume_or_load(resume=args.resume, new_schedule=args.reset_schedule)
+    else:
+        trainer.checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
+    trainer.train()
+    return trainer.exit_code
+
+
+def build_lazy_trainer(cfg: Any, model: torch.nn.Module) -> Trainer:
+    """The trainer of a LazyConfig, with its hooks, for a model that is on its device."""
+    train = cfg.train
+    cfg.optimizer.params.model = model
+    trainer = Trainer(
+        model=model,
+        data_loader=instantiate(cfg.dataloader.train),
+        optimizer=instantiate(cfg.optimizer),
+        max_iter=train.max_iter,
+        precision=Precision(dtype="fp16" if train.amp.enabled else "fp32", device=train.device),
+        output_dir=train.output_dir,
+        max_to_keep=train.checkpointer.max_to_keep,
+        find_unused_parameters=train.ddp.find_unused_parameters,
+    )
+    writers = []
+    if comm.is_main_process():
+        file = os.path.join(train.output_dir, "metrics.json")
+        writers = [CommonMetricPrinter(train.max_iter), MetricsWriter(file)]
+    trainer.register_hooks(
+        [
+            upstream.IterationTimer(),
+            hooks.StopOnSignal(["SIGTERM", "SIGINT"]),
+            upstream.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            *[instantiate(hook) for hook in train.get("hooks", [])],
+            hooks.Evaluate(train.eval_period, lambda: _evaluate(cfg, model))
+            if "test" in cfg.dataloader
+            else None,
+            hooks.PeriodicWriter(writers, train.log_period),
+            hooks.PeriodicCheckpointer(train.checkpointer.period),
+        ]
+    )
+    return trainer
+
+
+def _evaluate(cfg: Any, model: torch.nn.Module) -> Dict[str, Any]:
+    if "evaluator" not in cfg.dataloader:
+        return {}
+    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    results = inference_on_dataset(model, loader, evaluator)
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results
