@@ -13,6 +13,7 @@ from typing import List, Optional
 from . import __version__
 from ._environment import requirement_problem, versions
 from .commands.analyze import add_analyze
+from .commands.common import new_parser
 from .commands.data import add_data
 from .commands.doctor import add_doctor
 from .commands.export import add_export
@@ -26,7 +27,9 @@ __all__ = ["COMMANDS", "build_parser", "main"]
 
 def add_zoo(commands) -> None:
     """``d2ext zoo``: the configs that come with d2ext."""
-    parser = commands.add_parser("zoo", help="list the configs that come with d2ext")
+    parser = new_parser(
+        commands, "zoo", "list the configs that come with d2ext", "d2ext zoo 'DualWeighting/*'"
+    )
     parser.add_argument(
         "pattern", nargs="?", help="part of a name, or a shell pattern such as 'Demo/*'"
     )
@@ -43,8 +46,13 @@ def run_zoo(args: argparse.Namespace) -> int:
     if not names:
         print(f"No config matches '{args.pattern}'; 'd2ext zoo' lists all.", file=sys.stderr)
         return 1
+    figures = {name: model_zoo.AUTHORS_AP.get(name) for name in names}
     rows = [model_zoo.describe_config(name) for name in names]
-    print(tabulate(rows, headers="keys", tablefmt="simple"))
+    if any(value is not None for value in figures.values()):
+        rows = [{**row, "authors' AP": figures[row["config"]]} for row in rows]
+    print(tabulate(rows, headers="keys", tablefmt="simple", floatfmt=".1f"))
+    if any(value is not None for value in figures.values()):
+        print("authors' AP: what the method's authors report, not measured with d2ext.")
     return 0
 
 

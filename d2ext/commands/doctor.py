@@ -79,8 +79,10 @@ def _examine(args: argparse.Namespace) -> List[Any]:
         return [*found, Finding("error", "model", reason, "", "Correct the key it names.")]
     counting = [k for k in built["seen"] if k.endswith(".NUM_CLASSES") and "SEM_SEG" not in k]
     found += doctor.check_keys(cfg, built["seen"], explicit)
-    loaded = [name for name in names if not _missing(name)]
-    classes = doctor.check_classes(built["model"], loaded, " and ".join(counting) or "NUM_CLASSES")
+    described = [name for name in names if _has_classes(name)]
+    classes = doctor.check_classes(
+        built["model"], described, " and ".join(counting) or "NUM_CLASSES"
+    )
     found += classes
     found += doctor.check_weights(cfg, built["model"])
     if args.steps > 0:
@@ -95,11 +97,16 @@ def _examine(args: argparse.Namespace) -> List[Any]:
     return found
 
 
-def _missing(name: str) -> bool:
+def _has_classes(name: str) -> bool:
+    """Whether a data set's classes can be known, be it that its files are missing."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
     from ..data import require_dataset
 
+    if name in DatasetCatalog.list() and MetadataCatalog.get(name).get("thing_classes"):
+        return True
     try:
         require_dataset(name)
     except (KeyError, FileNotFoundError):
-        return True
-    return False
+        return False
+    return True

@@ -1,11 +1,13 @@
 """Every sub-command explains itself with an example, and the docs name it."""
 
 import argparse
+import shlex
 
 import pytest
-from commands_kit import ROOT
+from commands_kit import ROOT, call
 
 from d2ext.cli import build_parser
+from d2ext.model_zoo import AUTHORS_AP
 
 
 def commands(parser, words=()):
@@ -19,7 +21,7 @@ def commands(parser, words=()):
 
 
 ALL = dict(commands(build_parser()))
-MINE = [w for w in ALL if w[0] in ("doctor", "show", "analyze", "report", "lr-find", "data")]
+MINE = [w for w in ALL if w[0] in ("zoo", "doctor", "show", "analyze", "report", "lr-find", "data")]
 
 
 @pytest.mark.parametrize("words", MINE, ids=" ".join)
@@ -30,7 +32,7 @@ def test_help_ends_with_an_example(words):
 
 @pytest.mark.parametrize("words", MINE, ids=" ".join)
 def test_the_example_is_understood(words):
-    example = ALL[words].format_help().split("Example:\n  d2ext ")[1].strip().split()
+    example = shlex.split(ALL[words].format_help().split("Example:\n  d2ext ")[1])
     args = build_parser().parse_args(example)
     assert callable(args.func)
 
@@ -42,7 +44,23 @@ def test_docs_show_it(words):
 
 def test_all_are_there():
     assert set(MINE) == {
-        ("doctor",), ("show", "assign"), ("show", "predict"), ("analyze",), ("report",),
+        ("zoo",), ("doctor",), ("show", "assign"), ("show", "predict"), ("analyze",), ("report",),
         ("lr-find",), ("data", "shapes"), ("data", "voc2coco"), ("data", "check"),
         ("data", "stats"),
     }  # fmt: skip
+
+
+def test_zoo_shows_the_authors_figures_of_the_docs(capsys):
+    for name, value in AUTHORS_AP.items():
+        folder, _, file = name.partition("/")
+        docs = {"DualWeighting": "dual_weighting", "EqualizedFocalLoss": "equalized_focal_loss"}
+        text = (ROOT / "docs" / f"{docs[folder]}.md").read_text()
+        backbone = "R101" if "R_101" in file else "R50"
+        start = f"| `{file}` " if folder == "DualWeighting" else f"| improved baseline {backbone} "
+        (row,) = [line for line in text.splitlines() if line.startswith(start)]
+        assert f"| {value} |" in row
+    assert call("zoo", "DualWeighting/*") == 0
+    out = capsys.readouterr().out
+    assert "47.9" in out and "not measured with d2ext" in out
+    assert call("zoo", "Demo/*") == 0
+    assert "authors" not in capsys.readouterr().out
