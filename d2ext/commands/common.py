@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -100,7 +101,7 @@ def load_config(name: str, opts: List[str], modules: Tuple[str, ...] = ()) -> An
 
 
 def annotation_source(name: str) -> Dict[str, Any]:
-    """A COCO data set as a dictionary, by its JSON file or by the name of a registered one."""
+    """A data set in COCO's form, by its JSON file or by the name of a registered one."""
     if not os.path.isfile(name):
         from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -109,15 +110,31 @@ def annotation_source(name: str) -> Dict[str, Any]:
         require_dataset(name)
         metadata = MetadataCatalog.get(name)
         if "json_file" not in metadata.as_dict():
-            raise SystemExit(
-                f"The data set '{name}' has no COCO or LVIS file; convert it with "
-                "'d2ext data voc2coco' and give the file."
-            )
+            return _coco_of(DatasetCatalog.get(name), list(metadata.get("thing_classes", ())))
         if not os.path.isfile(metadata.json_file):
             DatasetCatalog.get(name)  # the built-in sets are drawn when they are read
         name = metadata.json_file
     with open(name) as file:
         return json.load(file)
+
+
+def _coco_of(dicts: List[Dict[str, Any]], names: List[str]) -> Dict[str, Any]:
+    """Dataset dicts in COCO's form, with Detectron2's labels as ids of the categories."""
+    from detectron2.structures import BoxMode
+
+    keys = ("file_name", "width", "height")
+    annotations: List[Dict[str, Any]] = []
+    for item in dicts:
+        for thing in item.get("annotations", ()):
+            box = BoxMode.convert(list(thing["bbox"]), thing["bbox_mode"], BoxMode.XYWH_ABS)
+            row = {"id": len(annotations) + 1, "image_id": item["image_id"], "bbox": box}
+            row.update(category_id=thing["category_id"], iscrowd=thing.get("iscrowd", 0))
+            annotations.append({**row, "area": box[2] * box[3]})
+    return {
+        "images": [{"id": d["image_id"], **{k: d[k] for k in keys if k in d}} for d in dicts],
+        "annotations": annotations,
+        "categories": [{"id": k, "name": name} for k, name in enumerate(names)],
+    }
 
 
 def write_json(path: Path, values: Any) -> Path:
@@ -148,7 +165,10 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(level)
     try:
-        yield
+        with warnings.catch_warnings():
+            # Detectron2's anchors; there is nothing that a user could do about it.
+            warnings.filterwarnings("ignore", message="torch.meshgrid")
+            yield
     finally:
         for logger, old in zip(loggers, before):
             logger.setLevel(old)

@@ -51,3 +51,26 @@ def test_file_as_data_set_and_a_wrong_name(tmp_path):
     assert read_json(tmp_path / "analysis.json")["AP"] == 0
     with pytest.raises(KeyError, match="not registered"):
         call(*words, "no_such_data")
+
+
+def test_registered_data_set_without_a_json_file(tmp_path):
+    with tiny_project(tmp_path, "fcos_shapes", "voc") as (name, _):
+        dicts = DatasetCatalog.get(name)
+        results = []
+        for item in dicts[1:]:  # all objects but those of the first image, exactly
+            for thing in item["annotations"]:
+                x1, y1, x2, y2 = thing["bbox"]
+                row = {"image_id": item["image_id"], "category_id": thing["category_id"]}
+                results.append({**row, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": 0.9})
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        words = (tmp_path / "results.json", "--dataset", name, "--output", tmp_path / "out")
+        assert call("analyze", *words) == 0
+        assert call("show", "predict", *words) == 0
+        assert call("data", "stats", name, "--output", tmp_path / "out") == 0
+    report = read_json(tmp_path / "out" / "analysis.json")
+    missed = len(dicts[0]["annotations"])
+    assert report["errors"]["count"]["missed"] == missed
+    totals = read_json(tmp_path / "out" / "predictions.json")["totals"]
+    assert (totals["not_found"], totals["right"]) == (missed, len(results))
+    stats = read_json(tmp_path / "out" / "stats.json")
+    assert stats["objects"] == missed + len(results)
