@@ -69,6 +69,7 @@ setup(
     ],
     python_requires=">=3.9",
     packages=find_packages(include=["d2ext", "d2ext.*"]),
+    package_data={"d2ext": ["py.typed"]},
     zip_safe=False,
     cmdclass={"build_py": BuildPy},
     install_requires=read_requirements(),
