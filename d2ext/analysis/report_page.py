@@ -7,6 +7,7 @@ import base64
 import html
 import io
 import math
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -118,7 +119,10 @@ def _config(runs: List[Run]) -> str:
         if not rows:
             return ""
         heading = "Config keys in which the runs differ"
-        return f"<h2>{heading}</h2>{_table(['key', *(run.name for run in runs)], rows)}"
+        table = _table(["key", *(run.name for run in runs)], rows)
+        if len(rows) > 40:  # runs of different programs differ in hundreds of keys
+            table = f"<details><summary>{len(rows)} keys</summary>{table}</details>"
+        return f"<h2>{heading}</h2>{table}"
     keys = ("MODEL.META_ARCHITECTURE", "MODEL.WEIGHTS", "DATASETS.TRAIN", "DATASETS.TEST",
             "SOLVER.OPTIMIZER", "SOLVER.BASE_LR", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER",
             "SEED")  # fmt: skip
@@ -129,12 +133,23 @@ def _config(runs: List[Run]) -> str:
 def _pictures(run: Run) -> str:
     images = []
     for path in run.pictures():
-        data = base64.b64encode(path.read_bytes()).decode()
         name = html.escape(path.stem)
-        images.append(f'<p>{name}</p><img alt="{name}" src="data:image/png;base64,{data}">')
+        images.append(f'<p>{name}</p><img alt="{name}" src="{_small_picture(path)}">')
     if not images:
         return ""
     return f"<h2>Pictures of {html.escape(run.name)}</h2>" + "\n".join(images)
+
+
+def _small_picture(path: Path, side: int = 1600) -> str:
+    """A picture file as an inline JPEG of at most ``side`` pixels in width."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+        small.thumbnail((side, 8 * side))
+    buffer = io.BytesIO()
+    small.save(buffer, format="JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 # ------------------------------------------------------------------ pictures
@@ -238,13 +253,27 @@ def _draw_evaluation(runs: List[Run]) -> Optional[str]:
     return _curves(runs, names[:12])
 
 
+def _training_sets(run: Run) -> List[str]:
+    names = run.config.get("DATASETS.TRAIN") or ()
+    return [names] if isinstance(names, str) else list(names)
+
+
 def _frequencies(run: Run, count: int) -> Optional[List[int]]:
-    """Training images of each class, where the metadata says it."""
+    """Training images of each of ``count`` classes, where the metadata says it."""
     from d2ext.engine.hooks.class_balance import training_image_counts
 
-    names = run.config.get("DATASETS.TRAIN") or ()
-    names = [names] if isinstance(names, str) else list(names)
-    return training_image_counts(names, count)
+    return training_image_counts(_training_sets(run), count)
+
+
+def _frequencies_by_name(run: Run, names: Sequence[str]) -> Optional[List[int]]:
+    """The same for classes by name: ``metrics.json`` has them in another order than the ids."""
+    from detectron2.data import MetadataCatalog
+
+    sets = _training_sets(run)
+    classes = MetadataCatalog.get(sets[0]).get("thing_classes", ()) if sets else ()
+    counts = _frequencies(run, len(classes)) if classes else None
+    table = dict(zip(classes, counts or ()))
+    return [table[n] for n in names] if counts and set(names) <= set(table) else None
 
 
 def _draw_balance(runs: List[Run]) -> Optional[str]:
@@ -265,10 +294,12 @@ def _draw_balance(runs: List[Run]) -> Optional[str]:
             ranked = "training images with the class"
         else:
             ratio = np.sort(ratio)[::-1]
-        base = run.config.get("MODEL.EFL.GAMMA_B", 2.0)
-        scale = run.config.get("MODEL.EFL.SCALE", 8.0)
         panels[0].scatter(x, ratio, s=12, color=_color(i))
-        panels[1].scatter(x, base + scale * (1 - ratio), s=12, color=_color(i))
+        losses = {v for k, v in run.config.items() if k.endswith("CLS_LOSS")}
+        if losses & {"efl", "eqfl"}:  # EQL v2 keeps g too, and has no exponent
+            base = run.config.get("MODEL.EFL.GAMMA_B", 2.0)
+            scale = run.config.get("MODEL.EFL.SCALE", 8.0)
+            panels[1].scatter(x, base + scale * (1 - ratio), s=12, color=_color(i))
     for axes, title in zip(panels, ("g, positive over negative gradient", "EFL's exponent gamma")):
         _label(axes, title)
         axes.set_xlabel(ranked, fontsize=8)
@@ -304,9 +335,7 @@ def _draw_classes(runs: List[Run]) -> Optional[str]:
     names = [n for n in tables[0] if tables[0][n] is not None] if tables else []
     if not names:
         return None
-    counts = None
-    if runs[0].config:
-        counts = _frequencies(runs[0], len(names))
+    counts = _frequencies_by_name(runs[0], names)
     figure, panels = _grid(2 if counts else 1, 3.0, 5.4)
     order = sorted(names, key=lambda n: -(tables[0][n] or 0))
     for i, table in enumerate(tables):

@@ -95,6 +95,23 @@ def test_statistics_of_the_checkpoint(tmp_path):
     assert load_run(folder).state() == {}
 
 
+def test_frequencies_go_by_class_name(tmp_path):
+    from detectron2.data import MetadataCatalog
+
+    from d2ext.analysis.report_page import _frequencies_by_name
+
+    name = "test_frequencies_go_by_class_name"
+    counts = [{"id": 2, "image_count": 20}, {"id": 1, "image_count": 10}]
+    MetadataCatalog.get(name).set(thing_classes=["z", "a"], class_image_count=counts)
+    try:
+        run = load_run(write_run(tmp_path / "a", DATASETS={"TRAIN": [name]}))
+        assert _frequencies_by_name(run, ["a", "z"]) == [20, 10]
+        assert _frequencies_by_name(run, ["a", "unknown"]) is None
+    finally:
+        MetadataCatalog.remove(name)
+    assert _frequencies_by_name(load_run(write_run(tmp_path / "b")), ["a"]) is None
+
+
 def test_differences_and_missing_folder(tmp_path):
     runs = [load_run(write_run(tmp_path / str(k), lr=lr)) for k, lr in enumerate((0.1, 0.1, 0.3))]
     assert differences(runs[:2]) == {}
