@@ -106,4 +106,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     if problem is not None:
         print(problem, file=sys.stderr)
         return 1
-    return args.func(args) or 0
+    try:
+        return args.func(args) or 0
+    except FileNotFoundError as error:  # a wrong name on the command line: no traceback helps
+        print(error, file=sys.stderr)
+        return 1

@@ -107,7 +107,10 @@ def annotation_source(name: str) -> Dict[str, Any]:
 
         from ..data import require_dataset
 
-        require_dataset(name)
+        try:
+            require_dataset(name)
+        except KeyError as error:
+            raise FileNotFoundError(f"'{name}' is no file. {error.args[0]}") from None
         metadata = MetadataCatalog.get(name)
         if "json_file" not in metadata.as_dict():
             return _coco_of(DatasetCatalog.get(name), list(metadata.get("thing_classes", ())))

@@ -38,7 +38,7 @@ def test_report_of_results(tmp_path):
         assert image.size[0] > 1000
 
 
-def test_file_as_data_set_and_a_wrong_name(tmp_path):
+def test_file_as_data_set_and_a_wrong_name(tmp_path, capsys):
     data = {
         "images": [{"id": 1, "file_name": "a.jpg"}],
         "categories": [{"id": 1, "name": "x"}],
@@ -49,8 +49,8 @@ def test_file_as_data_set_and_a_wrong_name(tmp_path):
     words = ("analyze", tmp_path / "results.json", "--output", tmp_path, "--dataset")
     assert call(*words, tmp_path / "data.json") == 0
     assert read_json(tmp_path / "analysis.json")["AP"] == 0
-    with pytest.raises(KeyError, match="not registered"):
-        call(*words, "no_such_data")
+    assert call(*words, "no_such_data") == 1
+    assert "'no_such_data' is not registered" in capsys.readouterr().err
 
 
 def test_registered_data_set_without_a_json_file(tmp_path):

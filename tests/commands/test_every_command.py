@@ -64,3 +64,16 @@ def test_zoo_shows_the_authors_figures_of_the_docs(capsys):
     assert "47.9" in out and "not measured with d2ext" in out
     assert call("zoo", "Demo/*") == 0
     assert "authors" not in capsys.readouterr().out
+
+
+def test_a_wrong_name_is_one_line_and_not_a_traceback(tmp_path, capsys):
+    out = ("--output", tmp_path)
+    assert call("report", tmp_path / "nowhere", *out) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert call("show", "assign", "Demo/fcos_shape", *out) == 1
+    assert "the nearest are Demo/fcos_shapes.yaml" in capsys.readouterr().err
+    words = (tmp_path / "none.json", "--dataset", tmp_path / "none.json")
+    assert call("doctor", "Demo/fcos_shape", *out) == 1
+    assert "the nearest are Demo/fcos_shapes.yaml" in capsys.readouterr().out
+    assert call("analyze", *words, *out) == 1
+    assert "none.json' is no file" in capsys.readouterr().err
