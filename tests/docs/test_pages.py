@@ -91,7 +91,9 @@ def test_overrides_on_pages_are_keys(page):
 
 
 def test_configs_named_for_the_zoo_exist(page):
-    for name in re.findall(r"(?<!/)\b((?:Demo|COCO|VOC|LVISv1)/\w+)(?:\.yaml)?\b", page.read_text()):
+    for name in re.findall(
+        r"(?<!/)\b((?:Demo|COCO|VOC|LVISv1)/\w+)(?:\.yaml)?\b", page.read_text()
+    ):
         assert model_zoo.get_config_file(name)
 
 
