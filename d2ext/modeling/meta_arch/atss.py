@@ -17,13 +17,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..assigners import ATSSAssigner
-from ..losses.build import build_criterion
 from ..losses.criterion import Criterion
 from ..losses.positives import Positives
 from ..reduce import reduce_mean
 from ..sampling_free import SamplingFreeOptions
 from .atss_head import QualityHead
-from .dense import ExtDenseMixin, build_dense_normalizer, dense_slots
+from .dense import ExtDenseMixin, build_dense_normalizer, dense_arguments
 from .fcos import centerness_targets, select_features
 
 __all__ = ["ATSS"]
@@ -112,15 +111,8 @@ class ATSS(ExtDenseMixin, DenseDetector):
         backbone = build_backbone(cfg)
         shapes = select_features(backbone, node.IN_FEATURES, "MODEL.ATSS.IN_FEATURES")
         strides = [shape.stride for shape in shapes]
-        slots = dense_slots(
-            cfg,
-            box_loss="giou",
-            alpha=node.FOCAL_LOSS_ALPHA,
-            gamma=node.FOCAL_LOSS_GAMMA,
-            num_classes=node.NUM_CLASSES,
-            guides=("box", "quality"),
-        )
         return {
+            **dense_arguments(cfg, node, guides=("box", "quality")),
             "backbone": backbone,
             "head": QualityHead(
                 input_shape=shapes,
@@ -132,24 +124,14 @@ class ATSS(ExtDenseMixin, DenseDetector):
                 level_scales=node.LEVEL_SCALES,
                 conv_bias=node.CONV_BIAS,
             ),
-            "head_in_features": list(node.IN_FEATURES),
             **cls._geometry(node, strides),
-            "criterion": build_criterion(cfg, **slots),
             "assigner": ATSSAssigner(
                 topk=node.TOPK * len(node.ANCHOR_SCALES), clamp_centers=node.CLAMP_CENTERS
             ),
             "normalizer": build_dense_normalizer(cfg, kind="positives", sync=True, initial=100),
-            "sampling_free": SamplingFreeOptions.from_cfg(cfg, "dense"),
-            "num_classes": node.NUM_CLASSES,
             "quality": node.QUALITY,
             "box_loss_weight": node.BBOX_REG_LOSS_WEIGHT,
             "score": node.SCORE,
-            "test_score_thresh": node.SCORE_THRESH_TEST,
-            "test_topk_candidates": node.TOPK_CANDIDATES_TEST,
-            "test_nms_thresh": node.NMS_THRESH_TEST,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
         }
 

@@ -4,7 +4,7 @@ Shapes: N images, R anchors or points of all levels, M = N * R samples, K of the
 C classes.
 """
 
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -12,13 +12,20 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from ..assigners import Priors
+from ..losses.build import build_criterion
 from ..losses.guided import sampling_free_on
 from ..losses.normalizers import NORMALIZER_REGISTRY
 from ..losses.positives import Positives
-from ..sampling_free import OptimalBias
+from ..sampling_free import OptimalBias, SamplingFreeOptions
 from ..targets import pack_targets
 
-__all__ = ["ExtDenseMixin", "best_of_level", "build_dense_normalizer", "dense_slots"]
+__all__ = [
+    "ExtDenseMixin",
+    "best_of_level",
+    "build_dense_normalizer",
+    "dense_arguments",
+    "dense_slots",
+]
 
 
 def build_dense_normalizer(cfg: Any, *, kind: str, sync: bool, initial: float) -> nn.Module:
@@ -53,6 +60,36 @@ def dense_slots(
         "alpha": alpha,
         "gamma": gamma,
         **kwargs,
+    }
+
+
+def dense_arguments(cfg: Any, node: Any, guides: Sequence[str]) -> Dict[str, Any]:
+    """Arguments that FCOS and ATSS take from their sections of the config by the same names.
+
+    Args:
+        cfg: the config.
+        node: the detector's section, ``cfg.MODEL.FCOS`` or ``cfg.MODEL.ATSS``.
+        guides: losses that guide the class loss if there is no sampling.
+    """
+    slots = dense_slots(
+        cfg,
+        box_loss="giou",
+        alpha=node.FOCAL_LOSS_ALPHA,
+        gamma=node.FOCAL_LOSS_GAMMA,
+        num_classes=node.NUM_CLASSES,
+        guides=guides,
+    )
+    return {
+        "head_in_features": list(node.IN_FEATURES),
+        "num_classes": node.NUM_CLASSES,
+        "criterion": build_criterion(cfg, **slots),
+        "sampling_free": SamplingFreeOptions.from_cfg(cfg, "dense"),
+        "test_score_thresh": node.SCORE_THRESH_TEST,
+        "test_topk_candidates": node.TOPK_CANDIDATES_TEST,
+        "test_nms_thresh": node.NMS_THRESH_TEST,
+        "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
     }
 
 

@@ -14,11 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..assigners import CenterAssigner
-from ..losses.build import build_criterion
 from ..losses.criterion import Criterion
 from ..losses.positives import Positives
 from ..sampling_free import SamplingFreeOptions
-from .dense import ExtDenseMixin, build_dense_normalizer, dense_slots
+from .dense import ExtDenseMixin, build_dense_normalizer, dense_arguments
 
 __all__ = ["ExtFCOS", "centerness_targets", "select_features"]
 
@@ -83,15 +82,8 @@ class ExtFCOS(ExtDenseMixin, FCOS):
         node = cfg.MODEL.FCOS
         backbone = build_backbone(cfg)
         shapes = select_features(backbone, node.IN_FEATURES, "MODEL.FCOS.IN_FEATURES")
-        slots = dense_slots(
-            cfg,
-            box_loss="giou",
-            alpha=node.FOCAL_LOSS_ALPHA,
-            gamma=node.FOCAL_LOSS_GAMMA,
-            num_classes=node.NUM_CLASSES,
-            guides=("box", "ctr"),
-        )
         return {
+            **dense_arguments(cfg, node, guides=("box", "ctr")),
             "backbone": backbone,
             "head": FCOSHead(
                 input_shape=shapes,
@@ -100,19 +92,9 @@ class ExtFCOS(ExtDenseMixin, FCOS):
                 prior_prob=node.PRIOR_PROB,
                 norm=node.NORM,
             ),
-            "head_in_features": list(node.IN_FEATURES),
-            "num_classes": node.NUM_CLASSES,
             "center_sampling_radius": node.CENTER_SAMPLING_RADIUS,
-            "criterion": build_criterion(cfg, **slots),
             "assigner": CenterAssigner(center_sampling_radius=node.CENTER_SAMPLING_RADIUS),
             "normalizer": build_dense_normalizer(cfg, kind="ema", sync=False, initial=300),
-            "sampling_free": SamplingFreeOptions.from_cfg(cfg, "dense"),
-            "test_score_thresh": node.SCORE_THRESH_TEST,
-            "test_topk_candidates": node.TOPK_CANDIDATES_TEST,
-            "test_nms_thresh": node.NMS_THRESH_TEST,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
     def losses(
