@@ -95,7 +95,11 @@ def write_dataset(
     # Closing ends the processes at once if we are interrupted, not when memory is collected.
     with contextlib.closing(_draw_all(spec, root, jobs, num_workers)) as drawn:
         title = f"Drawing {spec.folder}"
-        for index, image in tqdm(drawn, title, len(jobs), unit="image", disable=not progress):
+        # Each update is a line of its own where the output goes into a file.
+        interval = 0.2 if sys.stderr.isatty() else 15.0
+        for index, image in tqdm(
+            drawn, title, len(jobs), unit="image", disable=not progress, mininterval=interval
+        ):
             results[index] = image
     split_images: Dict[str, List[DrawnImage]] = {name: [] for name, _ in spec.splits}
     for job, image in zip(jobs, results):
