@@ -50,7 +50,8 @@ def _add_weights(node: CN) -> None:
     node.SOFT_PRIOR = True
     node.PRIOR_SIGMA = 1.11
     node.PRIOR_THRESHOLD = 0.3
-    # t: "exp_giou" as above, or "iou_pow", s IoU^beta, as the paper writes it.
+    # t: "exp_giou" as above, or "iou_pow", s IoU^beta, as the paper writes it. "none", for
+    # ablations: no positive weighting, w_pos = q / sum_bag q.
     node.T_METRIC = "exp_giou"
     node.BETA = 5.0
     # MU_NORM below MU lets w_pos sum to more than 1, the more the better the object is detected;
@@ -58,7 +59,8 @@ def _add_weights(node: CN) -> None:
     node.MU = 5.0
     node.MU_NORM = 3.0
     # P_neg: "bag_norm" as above, or "fixed", a curve through 1 at NEG_IOU and 0 at IoU 0.95, as the
-    # paper writes it.
+    # paper writes it. "complement", for ablations: no weighting of the negatives on their own,
+    # P_neg = 1 - w_pos / max_bag w_pos.
     node.NEG_METRIC = "bag_norm"
     node.GAMMA1 = 2.0
     node.NEG_IOU = 0.5

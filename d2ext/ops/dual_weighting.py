@@ -51,7 +51,9 @@ class DualWeightingConstants:
             with the negative loss; the paper divides by the sum of the numerators (``mu_norm=mu``).
         neg_metric: the decreasing function of the IoU that relaxes a negative: ``"bag_norm"``,
             scaled to reach 0 and 1 in each bag, or ``"fixed"``, the paper's curve, 1 at
-            ``neg_iou`` and 0 at IoU 0.95.
+            ``neg_iou`` and 0 at IoU 0.95. ``"complement"`` switches the weighting of negatives on
+            their own off, for ablations: 1 less the positive weight over the largest of the bag,
+            as in the assignments that DW sets out to improve.
         gamma1: exponent of the IoU in it.
         neg_iou: pairs of a smaller IoU are full negatives.
         gamma2: exponent of the joint score in the negative loss (it has a gradient).
@@ -78,8 +80,8 @@ class DualWeightingConstants:
 
     def __post_init__(self):
         for name, known in (
-            ("t_metric", ("exp_giou", "iou_pow")),
-            ("neg_metric", ("bag_norm", "fixed")),
+            ("t_metric", ("exp_giou", "iou_pow", "none")),
+            ("neg_metric", ("bag_norm", "fixed", "complement")),
             ("neg_conflict", ("last", "min")),
         ):
             if getattr(self, name) not in known:
@@ -255,7 +257,7 @@ def _weigh(batch: _Batch, const: DualWeightingConstants) -> Tuple[DualWeights, t
         pos_weight = _positive_weights(
             score, iou, giou.detach(), prior, gt, len(batch.gt_boxes), const
         )
-        neg_metric = _negative_metric(iou, gt, len(batch.gt_boxes), const)
+        neg_metric = _negative_metric(iou, pos_weight, gt, len(batch.gt_boxes), const)
     weights = DualWeights(
         image, point, gt, iou, giou.detach(), score, prior, pos_weight, neg_metric
     )
@@ -305,6 +307,9 @@ def _positive_weights(
     const: DualWeightingConstants,
 ) -> torch.Tensor:
     """``exp(mu t) t q`` over the object's sum of ``exp(mu_norm t) t q``: (K,)."""
+    if const.t_metric == "none":
+        norm = prior.new_zeros(num_gt).index_add_(0, gt, prior)
+        return prior / norm.clamp(min=EPS)[gt]
     if const.t_metric == "exp_giou":
         location = torch.exp(-const.beta * (1 - giou))
     else:
@@ -316,9 +321,16 @@ def _positive_weights(
 
 
 def _negative_metric(
-    iou: torch.Tensor, gt: torch.Tensor, num_gt: int, const: DualWeightingConstants
+    iou: torch.Tensor,
+    pos_weight: torch.Tensor,
+    gt: torch.Tensor,
+    num_gt: int,
+    const: DualWeightingConstants,
 ) -> torch.Tensor:
     """How negative the point stays for the object's class, decreasing in the IoU: (K,)."""
+    if const.neg_metric == "complement":
+        top = pos_weight.new_zeros(num_gt).scatter_reduce_(0, gt, pos_weight, "amax")
+        return 1 - pos_weight / top.clamp(min=EPS)[gt]
     power = iou.pow(const.gamma1)
     start = const.neg_iou**const.gamma1
     if const.neg_metric == "fixed":

@@ -294,6 +294,23 @@ def test_switches_of_the_paper():
     assert_near(sums, torch.ones(num_gt), 1e-9, "sum of weights")
 
 
+def test_switches_for_ablations():
+    case = Case("w_quality")
+    base = case.weights()
+    num_gt = int(base.gt.max()) + 1
+    sums = torch.zeros(num_gt).double()
+    prior_sum = sums.clone().index_add_(0, base.gt, base.prior)
+    plain = case.weights(t_metric="none")
+    assert_near(plain.pos_weight, base.prior / prior_sum[base.gt], 1e-12, "none")
+    assert_near(plain.neg_metric, base.neg_metric, 0, "negatives are not touched")
+    coupled = case.weights(neg_metric="complement")
+    assert_near(coupled.pos_weight, base.pos_weight, 0, "positives are not touched")
+    top = sums.clone().scatter_reduce_(0, base.gt, base.pos_weight, "amax")
+    assert_near(coupled.neg_metric, 1 - base.pos_weight / top[base.gt], 1e-12, "complement")
+    losses = case.losses(t_metric="none", neg_metric="complement")
+    assert all(bool(torch.isfinite(v)) for v in losses.values())
+
+
 @pytest.mark.parametrize(
     "option, word",
     [
