@@ -10,6 +10,13 @@ A study is a YAML file::
       fcos: {config: configs/Demo/fcos_shapes.yaml}
       dw: {config: configs/Demo/dw_shapes.yaml, overrides: [MODEL.DW.SOFT_PRIOR, false]}
 
+Overrides that several runs combine may be written once, under ``parts``, and a config that all
+share on top::
+
+    config: configs/Demo/fcos_shapes.yaml
+    parts: {efl: [MODEL.DENSE.CLS_LOSS, efl], alwa: [SOLVER.ALWA.ENABLED, true]}
+    runs: {fcos: {}, both: {parts: [efl, alwa]}}
+
 Each finished run is one line of ``results.jsonl``. A run whose line is there, with the same config,
 is never repeated; one that was killed goes on from its last checkpoint.
 """
@@ -87,14 +94,22 @@ class Study:
 def load_study(path: Path, root: Path) -> Study:
     """Read a study file; config paths are relative to ``root``."""
     text = yaml.safe_load(Path(path).read_text())
-    common = text.get("common", [])
+    common, parts = text.get("common", []), text.get("parts", {})
     runs = []
     for name, entry in text["runs"].items():
-        overrides = (*common, *entry.get("overrides", ()))
+        overrides = list(common)
+        for part in entry.get("parts", ()):
+            if part not in parts:
+                raise ValueError(f"{path}: '{name}' has the part '{part}', which parts lacks.")
+            overrides += parts[part]
+        overrides = (*overrides, *entry.get("overrides", ()))
         if len(overrides) % 2:
             raise ValueError(f"{path}: the overrides of '{name}' are not KEY VALUE pairs.")
+        config = entry.get("config", text.get("config"))
+        if config is None:
+            raise ValueError(f"{path}: '{name}' names no config, and neither does the file.")
         for seed in text.get("seeds", [1]):
-            runs.append(Run(name, seed, str(Path(root) / entry["config"]), overrides))
+            runs.append(Run(name, seed, str(Path(root) / config), overrides))
     baseline = text.get("baseline")
     if baseline is not None and baseline not in text["runs"]:
         raise ValueError(f"{path}: the baseline '{baseline}' is none of {', '.join(text['runs'])}.")

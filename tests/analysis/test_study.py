@@ -106,6 +106,24 @@ def test_bad_study_files(tmp_path):
         load_study(path, tmp_path)
 
 
+def test_parts_are_combined(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        "name: x\nconfig: c.yaml\ncommon: [A, 1]\nparts: {p: [B, 2], q: [C, 3]}\n"
+        "runs: {none: {}, both: {parts: [p, q], overrides: [D, 4], config: d.yaml}}\n"
+    )
+    none, both = load_study(path, tmp_path).runs
+    assert none.overrides == ("A", 1) and none.config == str(tmp_path / "c.yaml")
+    assert both.overrides == ("A", 1, "B", 2, "C", 3, "D", 4)
+    assert both.config == str(tmp_path / "d.yaml")
+    path.write_text("name: x\nconfig: c\nparts: {p: []}\nruns: {a: {parts: [r]}}\n")
+    with pytest.raises(ValueError, match="'a' has the part 'r', which parts lacks"):
+        load_study(path, tmp_path)
+    path.write_text("name: x\nruns: {a: {}}\n")
+    with pytest.raises(ValueError, match="'a' names no config"):
+        load_study(path, tmp_path)
+
+
 def test_results_are_json_lines(make):
     runner = make()
     runner.run(report=lambda _: None)
