@@ -1,45 +1,123 @@
 #!/usr/bin/env python
-"""Run a study: a grid of configs and seeds, resumable at any point, with a table at the end.
+"""Run a study: a grid of configs and seeds, resumable at any point, with a table and a plot.
 
-Usage: python tools/study.py docs/studies/dw.yaml [--jobs 2] [--output DIR] [--table-only]
+Usage: python tools/study.py docs/studies/dw.yaml [--jobs 2] [--retry 1] [--output DIR]
+       python tools/study.py docs/studies/dw.yaml --table-only
+       python tools/study.py docs/studies/dw.yaml --launcher slurm --slurm-args "--gres=gpu:1"
+       python tools/study.py docs/studies/dw.yaml --commit-results
+
+Runs go to OUTPUT/NAME; call it again to go on. docs/studies/README.md tells how to write a study of
+your own.
 """
 
 import argparse
-import shutil
+import shlex
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def main():
+def parse():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", type=Path, help="YAML file of the study")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--retry", type=int, default=0, help="how often to try a failed run again")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "studies")
     parser.add_argument(
-        "--figures", nargs="+", default=["bbox/AP", "bbox/AP50", "bbox/AP75"], metavar="NAME"
+        "--import", dest="modules", action="append", default=[], metavar="MODULE",
+        help="a module of yours to import first (data sets, losses); may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--train-args", default="", metavar="WORDS", help='more for train_net.py: "--num-gpus 2"'
     )
+    parser.add_argument("--launcher", choices=["local", "slurm"], default="local")
+    parser.add_argument(
+        "--slurm-args", default="", metavar="WORDS",
+        help='options of sbatch, as one word: "--gres=gpu:1 --time=2:00:00"',
+    )  # fmt: skip
+    parser.add_argument("--figures", nargs="+", metavar="NAME", help="e.g. bbox/AP bbox/APr")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the table here too")
+    parser.add_argument(
+        "--plot", type=Path, nargs="?", const=True, metavar="FILE",
+        help="draw means, seeds and intervals; without FILE into the folder of the runs",
+    )  # fmt: skip
     parser.add_argument("--table-only", action="store_true", help="run nothing")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--commit-results", action="store_true",
+        help="run nothing; write results, table and plot beside the study file",
+    )  # fmt: skip
+    return parser.parse_args()
 
-    from d2ext.analysis.study import Runner, load_study, markdown_table
 
-    study = load_study(args.study, ROOT)
-    command = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py")]
-    runner = Runner(study, args.output / study.name, command, args.jobs)
+def make_runner(args, study, folder):
+    """The local runner or the launcher of Slurm jobs."""
+    from d2ext.analysis.study import Runner, SlurmLauncher
+
+    modules = [word for name in (*study.modules, *args.modules) for word in ("--import", name)]
+    command = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), *modules]
+    command += shlex.split(args.train_args)
+    if args.launcher == "slurm":
+        sbatch_args = shlex.split(args.slurm_args)
+        return SlurmLauncher(study, folder, command, sbatch_args=sbatch_args)
+    return Runner(study, folder, command, args.jobs, retry=args.retry)
+
+
+def show(args, study, results, folder):
+    """Print the table, and write what was asked for."""
+    from d2ext.analysis.study import default_figures, draw_study, markdown_table
+
+    figures = args.figures or list(study.figures) or default_figures(results)
+    title = f"{study.name}: {len(results)} of {len(study.runs)} runs"
+    table = markdown_table(results, figures, study.baseline)
+    print(f"\n{title}\n\n{table}")
+    tables = [args.table] if args.table else []
+    plots = [folder / "plot.png" if args.plot is True else args.plot] if args.plot else []
+    if args.commit_results:
+        tables.append(args.study.with_suffix(".md"))
+        plots.append(args.study.with_suffix(".png"))
+    for file in tables:
+        file.write_text(table)
+    for file in plots:
+        draw_study(results, figures, study.baseline, file, title=title)
+    for file in (*tables, *plots):
+        print(f"Written: {file}")
+
+
+def main():
+    args = parse()
+    from d2ext.analysis.study import Busy, Results, check_study, load_study
+    from d2ext.engine import import_modules
+
+    sys.path.insert(0, "")  # modules of the current folder, as in the runs
+    try:
+        study = load_study(args.study, ROOT)
+        import_modules([*study.modules, *args.modules])
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f"{error}")
+    problems = check_study(study)
+    if problems:
+        sys.exit("Nothing was run, because of\n  " + "\n  ".join(problems))
+    folder = args.output / study.name
+    results = Results(study, folder / "results.jsonl")
     committed = args.study.with_suffix(".jsonl")
-    if committed.exists() and not runner.results_file.exists():
-        runner.folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(committed, runner.results_file)
-    results = runner.results() if args.table_only else runner.run()
-    wanted = len(study.runs)
-    if results:
-        print(f"\n{study.name}: {len(results)} of {wanted} runs\n")
-        print(markdown_table(results, args.figures, study.baseline))
-    sys.exit(0 if len(results) == wanted else 1)
+    taken = results.take_over(committed)
+    if taken:
+        print(f"{taken} finished runs are taken from {committed}.")
+    if not (args.table_only or args.commit_results):
+        try:
+            make_runner(args, study, folder).run()
+        except (Busy, RuntimeError) as error:
+            sys.exit(f"{error}; wait for it, or choose another --output.")
+    finished = results.finished()
+    if finished:
+        if args.commit_results:
+            results.export(committed)
+            print(f"Written: {committed}")
+        show(args, study, finished, folder)
+    sys.exit(0 if len(finished) == len(study.runs) else 1)
 
 
 if __name__ == "__main__":

@@ -337,8 +337,10 @@ def build_recorded(cfg: Any) -> Dict[str, Any]:
     from detectron2.modeling import build_model
 
     from d2ext.engine import hooks
+    from d2ext.modeling.methods_in_use import check_methods_in_use
 
     node = recording(cfg)
     model = build_model(node)
+    check_methods_in_use(cfg, model)
     hooks.build_loss_weights(node)
     return {"model": model, "seen": sorted(node.__dict__["seen"])}

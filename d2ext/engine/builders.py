@@ -20,6 +20,8 @@ from detectron2.utils.events import EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
+from d2ext.modeling.methods_in_use import check_methods_in_use
+
 from . import hooks
 from .build_data import build_train_loader
 from .data_loader import ignore_stop_signals
@@ -68,6 +70,7 @@ class Builders:
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = build_model(cfg)
+        check_methods_in_use(cfg, model)
         logger.info(f"Model:\n{model}")
         return model
 

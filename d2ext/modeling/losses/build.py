@@ -45,6 +45,7 @@ def build_cls_loss(
             f"{_KEYS.get(place, 'The class loss')} is '{name}' with a column for the background, "
             "which only an ROI head has; set MODEL.EQLV2.OBJECTNESS to False."
         )
+    loss.place = place
     return loss
 
 
@@ -85,9 +86,11 @@ def build_criterion(
         coupling = build_harmonic_coupling(cfg, place=place, cls_loss=cls_part, box_loss=box_part)
     if guide is None:
         guide = build_guide(cfg, place=place, guides=guides)
-    return Criterion(
+    criterion = Criterion(
         cls_loss=cls_part,
         box_loss=box_part,
         coupling=coupling,
         guide=guide,
     )
+    criterion.place = place
+    return criterion

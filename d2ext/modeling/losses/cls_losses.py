@@ -31,8 +31,10 @@ class ClsLoss(nn.Module):
         needs_quality: True if ``forward`` wants the IoU of each positive.
         objectness: True for independent classes beside a column of its own for the background
             (logits (M, C + 1)); the loss then defines ``scores``, (M, C) for inference.
+        place: "dense", "rpn" or "roi" if it was built from a config, else "".
     """
 
+    place = ""
     sigmoid = True
     needs_quality = False
     objectness = False

@@ -41,7 +41,12 @@ class Criterion(nn.Module):
             :class:`CoupledTerms`.
         guide: rescales the class loss by the others, at the very end: a module called with the
             dict of losses, whose ``"cls"`` it may replace.
+
+    Attributes:
+        place: "dense", "rpn" or "roi" if it was built from a config, else "".
     """
+
+    place = ""
 
     def __init__(
         self,

@@ -1,0 +1,195 @@
+"""Study files: which configs, which seeds, and whether they can run at all.
+
+A study is a YAML file::
+
+    name: dw
+    baseline: fcos               # what the others are compared with, seed by seed
+    seeds: [1, 2, 3]
+    common: [SOLVER.MAX_ITER, 800]
+    runs:
+      fcos: {config: configs/Demo/fcos_shapes.yaml}
+      dw: {config: configs/Demo/dw_shapes.yaml, overrides: [MODEL.DW.SOFT_PRIOR, false]}
+
+Overrides that several runs combine may be written once, under ``parts``, and a config that all
+share on top::
+
+    config: configs/Demo/fcos_shapes.yaml
+    parts: {efl: [MODEL.DENSE.CLS_LOSS, efl], alwa: [SOLVER.ALWA.ENABLED, true]}
+    runs: {fcos: {}, both: {parts: [efl, alwa]}}
+
+``import: [module]`` names modules of yours to import first, ``figures: [bbox/AP]`` what the table
+shows.
+"""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import yaml
+
+__all__ = ["Run", "Study", "check_study", "load_study"]
+
+_KEYS = {"name", "baseline", "seeds", "common", "config", "parts", "runs", "import", "figures"}
+_RUN_KEYS = {"config", "overrides", "parts"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One config with one seed.
+
+    Attributes:
+        name: its name in the study.
+        seed: its seed.
+        config: the YAML file.
+        overrides: KEY VALUE words after the config.
+    """
+
+    name: str
+    seed: int
+    config: str
+    overrides: Sequence[Any]
+
+    def __str__(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
+    @property
+    def key(self) -> Tuple[str, int]:
+        """What tells it from the other runs of its study."""
+        return self.name, self.seed
+
+    def words(self) -> List[str]:
+        """What ``train_net.py`` is told besides the output folder."""
+        return ["--config-file", self.config, *map(str, self.overrides), "SEED", str(self.seed)]
+
+    def resolve(self) -> Any:
+        """The whole config."""
+        from d2ext import get_cfg
+
+        cfg = get_cfg()
+        cfg.merge_from_file(self.config)
+        cfg.merge_from_list([*map(str, self.overrides), "SEED", self.seed])
+        return cfg
+
+    def fingerprint(self) -> str:
+        """Changes when the config does, through whichever file it came.
+
+        Only what differs from the defaults counts, so that a key which is new in d2ext does not
+        make all finished runs old.
+        """
+        from d2ext import get_cfg
+
+        cfg, default = self.resolve(), get_cfg()
+        changed = []
+        for key in sorted(cfg.dotted_keys()):
+            value, usual = cfg, default
+            for word in key.split("."):
+                value, usual = value[word], usual.get(word) if usual is not None else None
+            if value != usual:
+                changed.append(f"{key}={value!r}")
+        return hashlib.sha256("\n".join(changed).encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What a study file says.
+
+    Attributes:
+        name: names its folder of results.
+        runs: every config with every seed.
+        baseline: the run that others are compared with.
+        modules: modules to import before a config is read or trained.
+        figures: what the table and the plot show; none: their own choice.
+    """
+
+    name: str
+    runs: List[Run]
+    baseline: Optional[str] = None
+    modules: Sequence[str] = ()
+    figures: Sequence[str] = ()
+
+
+def load_study(path: Path, root: Path) -> Study:
+    """Read a study file.
+
+    Args:
+        path: the file.
+        root: where configs are looked for after the file's own folder and the current one.
+    """
+    path = Path(path)
+    text = yaml.safe_load(path.read_text())
+    if not isinstance(text, dict) or not isinstance(text.get("runs"), dict) or "name" not in text:
+        raise ValueError(f"{path}: a study needs a name, and under runs a name for each config.")
+    _refuse_unknown(text, _KEYS, f"{path}")
+    runs = []
+    for name, entry in text["runs"].items():
+        entry = entry or {}
+        _refuse_unknown(entry, _RUN_KEYS, f"{path}, run '{name}'")
+        overrides = _overrides(path, text, name, entry)
+        config = entry.get("config", text.get("config"))
+        if config is None:
+            raise ValueError(f"{path}: '{name}' names no config, and neither does the file.")
+        file = _find_config(config, [path.parent, Path.cwd(), Path(root)])
+        for seed in text.get("seeds", [1]):
+            runs.append(Run(str(name), seed, str(file), overrides))
+    baseline = text.get("baseline")
+    if baseline is not None and baseline not in text["runs"]:
+        known = ", ".join(map(str, text["runs"]))
+        raise ValueError(f"{path}: the baseline '{baseline}' is none of {known}.")
+    # Seed by seed, so that a study which is stopped early has all its configs at some seeds.
+    runs.sort(key=lambda run: run.seed)
+    return Study(
+        name=str(text["name"]),
+        runs=runs,
+        baseline=baseline,
+        modules=tuple(text.get("import", ())),
+        figures=tuple(text.get("figures", ())),
+    )
+
+
+def _refuse_unknown(entry: Dict[str, Any], known: set, where: str) -> None:
+    unknown = sorted(set(entry) - known)
+    if unknown:
+        raise ValueError(f"{where}: '{unknown[0]}' is none of {', '.join(sorted(known))}.")
+
+
+def _overrides(path: Path, text: Dict[str, Any], name: str, entry: Dict[str, Any]) -> Tuple:
+    parts = text.get("parts", {})
+    overrides = list(text.get("common", ()))
+    for part in entry.get("parts", ()):
+        if part not in parts:
+            raise ValueError(f"{path}: '{name}' has the part '{part}', which parts lacks.")
+        overrides += parts[part]
+    overrides += entry.get("overrides", ())
+    if len(overrides) % 2:
+        raise ValueError(f"{path}: the overrides of '{name}' are not KEY VALUE pairs.")
+    return tuple(overrides)
+
+
+def _find_config(name: str, folders: Sequence[Path]) -> Path:
+    """The first file of that name; the last folder's where there is none, for the message."""
+    candidates = [folder / name for folder in folders]
+    return next((c.resolve() for c in candidates if c.is_file()), candidates[-1])
+
+
+def check_study(study: Study) -> List[str]:
+    """What is wrong with the configs of a study, one sentence for each run; empty: nothing.
+
+    A grid of hours should not find out about a misspelt key in its last row.
+    """
+    from d2ext.data import require_dataset
+
+    problems = []
+    seen = set()
+    for run in study.runs:
+        if run.name in seen:
+            continue
+        seen.add(run.name)
+        try:
+            cfg = run.resolve()
+            require_dataset(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+        # yacs raises AssertionErrors, and YAML has errors of its own.
+        except (OSError, KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+            text = error.args[0] if isinstance(error, KeyError) and error.args else error
+            problems.append(f"{run.name}: {text}")
+    return problems

@@ -1,0 +1,42 @@
+"""Locks on files: they end with the process that holds them, however it ends."""
+
+import contextlib
+import fcntl
+import os
+import socket
+from pathlib import Path
+from typing import Iterator
+
+__all__ = ["Busy", "locked"]
+
+
+class Busy(RuntimeError):
+    """Another process holds the lock."""
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[int]:
+    """Hold a lock on a file, which is made if need be and stays.
+
+    A child process that gets the file descriptor holds the lock too, until the last of them ends.
+
+    Args:
+        path: the file; whoever holds the lock writes who it is into it.
+        wait: until the lock is free, instead of raising :class:`Busy`.
+
+    Returns:
+        the file descriptor, for ``pass_fds``.
+    """
+    path = Path(path)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            owner = path.read_text().strip() or "unknown"
+            raise Busy(f"{path.parent} is in use by {owner}") from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)

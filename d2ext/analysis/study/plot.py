@@ -1,0 +1,108 @@
+"""A study as a picture: every seed, means, confidence intervals and learning curves."""
+
+import math
+import statistics
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from .table import compare, values_of
+
+__all__ = ["draw_study"]
+
+# Colours of Okabe and Ito, told apart also with impaired colour vision.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666")
+
+
+def draw_study(
+    results: List[Dict[str, Any]],
+    figures: Sequence[str],
+    baseline: Optional[str],
+    file: Path,
+    *,
+    title: str = "",
+) -> None:
+    """Draw a panel for each figure and, where there are several evaluations, its learning curves.
+
+    In a panel a dot is a seed and a line is a mean with its 95 % confidence interval. The dashed
+    line is the baseline's mean. Curves are means over seeds.
+
+    Args:
+        results: records of finished runs.
+        figures: names of figures, such as ``"bbox/AP"``.
+        baseline: the run that others are compared with.
+        file: where the picture goes; its ending says which format.
+        title: above the picture.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(record["name"] for record in results))
+    curves = mean_curves(results, figures[0])
+    panels = len(figures) + bool(curves)
+    picture = Figure(figsize=(3.2 * panels + 1.2, 0.32 * len(names) + 1.5), layout="constrained")
+    axes = picture.subplots(1, panels, squeeze=False)[0]
+    for axis, figure in zip(axes, figures):
+        _draw_means(axis, results, names, figure, baseline)
+        axis.set_yticks(range(len(names)), names if axis is axes[0] else [""] * len(names))
+    if curves:
+        for k, (name, points) in enumerate(curves.items()):
+            axes[-1].plot(*zip(*points), color=_COLOURS[k % len(_COLOURS)], label=name)
+        axes[-1].set_xlabel(f"iteration ({_short(figures[0])})", fontsize=8)
+        axes[-1].legend(fontsize=6)
+    for axis in axes:
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    picture.suptitle(title, fontsize=9)
+    # No date inside, so that the same results give the same file.
+    metadata = {"Software": None} if Path(file).suffix == ".png" else None
+    picture.savefig(file, dpi=130, metadata=metadata)
+
+
+def _draw_means(
+    axis: Any,
+    results: List[Dict[str, Any]],
+    names: Sequence[str],
+    figure: str,
+    baseline: Optional[str],
+) -> None:
+    values, table = values_of(results, figure), compare(results, figure, baseline)
+    if baseline in table:
+        axis.axvline(table[baseline]["mean"], color="#999999", linestyle="--", linewidth=0.8)
+    for row, name in enumerate(names):
+        if name not in table:
+            continue
+        colour = _COLOURS[-1] if name == baseline else _COLOURS[0]
+        seeds = list(values[name].values())
+        axis.plot(seeds, [row] * len(seeds), "o", color=colour, alpha=0.55, markersize=4)
+        mean, spread = table[name]["mean"], table[name]["spread"]
+        if not math.isnan(spread):
+            axis.plot([mean - spread, mean + spread], [row, row], color=colour, linewidth=1.2)
+        axis.plot([mean], [row], "|", color=colour, markersize=12, markeredgewidth=2)
+    # The first run on top; the room of the intervals is the dots', not that of three wide ones.
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_xlim(*_limits([v for by_seed in values.values() for v in by_seed.values()]))
+    axis.set_xlabel(_short(figure), fontsize=8)
+
+
+def _limits(values: Sequence[float]) -> Tuple[float, float]:
+    """The range of the seeds and a third more: with three seeds an interval may be ten of it."""
+    low, high = min(values), max(values)
+    room = max(high - low, 1.0) / 3
+    return low - room, high + room
+
+
+def _short(figure: str) -> str:
+    return figure.split("/", 1)[-1]
+
+
+def mean_curves(results: List[Dict[str, Any]], figure: str) -> Dict[str, List[Tuple[float, float]]]:
+    """Mean over seeds of a figure at each iteration that all seeds of a run were evaluated at."""
+    by_name: Dict[str, List[Dict[float, float]]] = {}
+    for record in results:
+        points = record.get("curves", {}).get(figure)
+        if points:
+            by_name.setdefault(record["name"], []).append(dict(map(tuple, points)))
+    curves = {}
+    for name, seeds in by_name.items():
+        shared = sorted(set.intersection(*(set(seed) for seed in seeds)))
+        curves[name] = [(i, statistics.fmean(seed[i] for seed in seeds)) for i in shared]
+    return curves

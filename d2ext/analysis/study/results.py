@@ -1,0 +1,166 @@
+"""Finished runs: one JSON line each, kept in the study's folder and, on demand, beside its file."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Sequence, Tuple
+
+from .definition import Run, Study
+
+__all__ = ["Results", "last_figures", "learning_curves", "versions"]
+
+_FIGURES = ("bbox/", "segm/", "ema/")
+
+
+class Results:
+    """The results file of a study.
+
+    Args:
+        study: the study.
+        file: one JSON line a finished run.
+    """
+
+    def __init__(self, study: Study, file: Path):
+        self.study = study
+        self.file = Path(file)
+        self.fingerprints = {run.key: run.fingerprint() for run in study.runs}
+
+    def all(self) -> List[Dict[str, Any]]:
+        """Every line, of old configs too. A line that a full disk cut short is left out."""
+        found = []
+        if self.file.exists():
+            for line in self.file.read_text().splitlines():
+                try:
+                    found.append(json.loads(line))
+                except json.JSONDecodeError:
+                    continue
+        return found
+
+    def finished(self) -> List[Dict[str, Any]]:
+        """The last line of every run whose config is still that of the study, in its order."""
+        found: Dict[Tuple[str, int], Dict[str, Any]] = {}
+        for record in self.all():
+            key = record["name"], record["seed"]
+            if self.fingerprints.get(key) == record["config"]:
+                found[key] = record
+        return [found[run.key] for run in self.study.runs if run.key in found]
+
+    def missing(self) -> List[Run]:
+        """Runs that have no result of their present config."""
+        done = {(record["name"], record["seed"]) for record in self.finished()}
+        return [run for run in self.study.runs if run.key not in done]
+
+    def changed(self) -> List[Run]:
+        """Runs that were finished with another config than they have now."""
+        missing = {run.key: run for run in self.missing()}
+        old = {(record["name"], record["seed"]) for record in self.all()}
+        return [run for key, run in missing.items() if key in old]
+
+    def add(self, run: Run, *, seconds: float, output: Path, resumed: bool) -> None:
+        """Append what a finished run's ``metrics.json`` says.
+
+        Args:
+            run: the run.
+            seconds: wall time of its last start.
+            output: its folder.
+            resumed: whether an earlier start had done a part of it.
+        """
+        metrics = output / "metrics.json"
+        figures = last_figures(metrics)
+        if not figures:
+            raise ValueError(f"{metrics} has no evaluation; name a data set in DATASETS.TEST.")
+        record = {
+            "name": run.name,
+            "seed": run.seed,
+            "config": self.fingerprints[run.key],
+            "seconds": round(seconds, 1),
+            "versions": versions(),
+            "figures": figures,
+            "output": output.name,
+        }
+        if resumed:
+            record["resumed"] = True
+        curves = learning_curves(metrics)
+        if curves:
+            record["curves"] = curves
+        self._append([record])
+
+    def take_over(self, file: Path) -> int:
+        """Add lines of another results file that are finished runs here; returns how many."""
+        other = Results(self.study, file).finished()
+        missing = {run.key for run in self.missing()}
+        new = [r for r in other if (r["name"], r["seed"]) in missing]
+        if new:
+            self._append(new)
+        return len(new)
+
+    def _append(self, records: Sequence[Dict[str, Any]]) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        if self.file.exists() and not self.file.read_bytes().endswith((b"\n",)):
+            text = "\n" + text  # the last line was cut short
+        # One write, so that lines of several processes do not mix.
+        with open(self.file, "a") as stream:
+            stream.write(text)
+
+    def export(self, file: Path) -> int:
+        """Write the finished runs, in the study's order, to ``file``; returns how many."""
+        records = self.finished()
+        part = Path(f"{file}.part")
+        part.write_text("".join(json.dumps(record) + "\n" for record in records))
+        os.replace(part, file)
+        return len(records)
+
+
+def versions() -> Dict[str, str]:
+    """Versions of what a run depends on."""
+    import torch
+    import torchvision
+
+    import d2ext
+
+    return {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "d2ext": d2ext.__version__,
+    }
+
+
+def _evaluations(metrics: Path) -> List[Tuple[int, Dict[str, float]]]:
+    """Iteration and figures of every line of a ``metrics.json`` that has some."""
+    found = []
+    if metrics.exists():
+        for line in metrics.read_text().splitlines():
+            values = json.loads(line)
+            figures = {
+                key: value
+                for key, value in values.items()
+                if key.startswith(_FIGURES) and isinstance(value, (int, float))
+            }
+            if figures:
+                found.append((int(values.get("iteration", 0)), figures))
+    return found
+
+
+def last_figures(metrics: Path) -> Dict[str, float]:
+    """The last value of every evaluation figure in a ``metrics.json``."""
+    found: Dict[str, float] = {}
+    for _, figures in _evaluations(metrics):
+        found.update(figures)
+    return found
+
+
+def learning_curves(metrics: Path) -> Dict[str, List[Sequence[float]]]:
+    """(iteration, value) pairs of each figure that was evaluated several times.
+
+    Figures of single classes are left out: there are too many of them for a results file.
+    """
+    curves: Dict[str, Dict[int, float]] = {}
+    for iteration, figures in _evaluations(metrics):
+        for key, value in figures.items():
+            if "-" not in key:
+                # A resumed run may repeat an evaluation: the last counts.
+                curves.setdefault(key, {})[iteration] = value
+    return {key: sorted(points.items()) for key, points in curves.items() if len(points) > 1}

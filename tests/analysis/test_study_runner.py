@@ -1,0 +1,191 @@
+"""The study runner: what is finished is never repeated, what changed is, what failed is said."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from study_kit import fake_command, figures, study_of
+
+from d2ext.analysis.study import Busy, Runner, locked
+
+
+@pytest.fixture
+def make(tmp_path, pytestconfig):
+    command = fake_command(tmp_path)
+
+    def runner(lr=2.0, jobs=1, **kwargs):
+        study = study_of(tmp_path, pytestconfig.rootpath, lr)
+        kwargs.setdefault("report", lambda line: None)
+        return Runner(study, tmp_path / "out", command, jobs, **kwargs)
+
+    return runner
+
+
+def test_runs_all_then_none_then_only_what_changed(make):
+    said = []
+    results = make(jobs=2, report=said.append).run()
+    assert figures(results) == {("a", 1): 1, ("b", 1): 2, ("a", 2): 2, ("b", 2): 4}
+    assert all(r["seconds"] >= 0 and "torch" in r["versions"] for r in results)
+    assert said[:2] == [
+        "s: 0 runs are finished, 4 to do.",
+        "About an unknown number of minutes are left.",
+    ]
+    assert said[-1].endswith("done. About 0 minutes are left.")
+    make(report=said.append).run()
+    assert said[-1] == "s: 4 runs are finished, 0 to do."
+    changed = make(lr=3.0, report=said.append)
+    assert figures(changed.results.finished()) == {("a", 1): 1, ("a", 2): 2}
+    assert figures(changed.run())[("b", 2)] == 6
+    assert "b, seed 1: its config has changed since it was run, so it runs again." in said
+
+
+def test_a_killed_study_goes_on(make):
+    runner = make()
+    runner._one(runner.study.runs[0])
+    said = []
+    again = make(report=said.append)
+    again.run()
+    assert said[0] == "s: 1 runs are finished, 3 to do."
+    assert len(again.results.file.read_text().splitlines()) == 4
+
+
+STARTER = """
+import sys
+from pathlib import Path
+from study_kit import fake_command, study_of
+from d2ext.analysis.study import Runner
+folder = Path(sys.argv[1])
+Runner(study_of(folder, sys.argv[2]), folder / "out", fake_command(folder)).run()
+"""
+
+
+@pytest.mark.slow
+def test_a_training_that_outlives_its_killed_study_is_waited_for(
+    make, tmp_path, pytestconfig, monkeypatch
+):
+    """Only then is its folder trained in again, so two never meet."""
+    gate = tmp_path / "gate"
+    for end in ("there", "go"):
+        os.mkfifo(f"{gate}.{end}")
+    here = os.path.dirname(__file__)
+    env = {**os.environ, "GATE": str(gate)}
+    env["PYTHONPATH"] = os.pathsep.join([str(pytestconfig.rootpath), here])
+    words = [sys.executable, "-c", STARTER, str(tmp_path), str(pytestconfig.rootpath)]
+    study = subprocess.Popen(words, env=env)
+    with open(f"{gate}.there") as there:  # opens when the training begins
+        child = int(there.read())
+    with pytest.raises(Busy, match=f"out is in use by process {study.pid}"):
+        make().run()
+    study.send_signal(signal.SIGKILL)
+    study.wait()
+    os.kill(child, 0)  # it is still there
+
+    waited = threading.Event()
+    said = []
+
+    def report(line):
+        said.append(line)
+        if "is waited for" in line:
+            waited.set()
+
+    again = make(report=report)
+    thread = threading.Thread(target=again.run)
+    thread.start()
+    assert waited.wait(60)
+    assert not again.results.finished()
+    with open(f"{gate}.go", "w"):  # lets the old training end
+        pass
+    thread.join(60)
+    assert len(again.results.finished()) == 4
+    assert len(again.results.file.read_text().splitlines()) == 4
+    metrics = next((tmp_path / "out").glob("a_seed1_*")) / "metrics.json"
+    assert len(metrics.read_text().splitlines()) == 4  # the old training wrote all, then the new
+
+
+def test_a_lock_ends_with_its_holder(tmp_path):
+    path = tmp_path / "x.lock"
+    busy = pytest.raises(Busy, match=f"in use by process {os.getpid()} on ")
+    with locked(path), busy, locked(path):
+        pass
+    with locked(path):
+        pass
+
+
+def test_a_failed_run_is_reported_and_tried_again(make, monkeypatch, tmp_path):
+    fail = tmp_path / "fail"
+    monkeypatch.setenv("FAIL_B", str(fail))
+    fail.write_text("xx")
+    said = []
+    assert len(make(report=said.append).run()) == 2
+    assert sum("failed with exit code 3, see " in line for line in said) == 2
+    assert len(make(report=said.append).run()) == 4  # the next call tries it
+
+
+def test_a_failed_run_is_tried_again_at_once(make, monkeypatch, tmp_path):
+    fail = tmp_path / "fail"
+    monkeypatch.setenv("FAIL_B", str(fail))
+    fail.write_text("xx")
+    said = []
+    results = make(report=said.append, retry=2).run()
+    assert figures(results) == {("a", 1): 1, ("b", 1): 2, ("a", 2): 2, ("b", 2): 4}
+    again = [line for line in said if "Tried again" in line]
+    assert [line[-9:] for line in again] == ["(1 of 2).", "(2 of 2)."]
+
+
+def test_a_run_without_evaluation_is_no_result(make, tmp_path):
+    runner = make()
+    runner.command = [sys.executable, "-c", "pass"]
+    said = []
+    runner.report = said.append
+    assert runner.run() == []
+    assert "gave no result" in said[2] and "name a data set in DATASETS.TEST" in said[2]
+
+
+def test_results_are_json_lines(make):
+    runner = make()
+    runner.run()
+    lines = [json.loads(line) for line in runner.results.file.read_text().splitlines()]
+    known = {"name", "seed", "config", "seconds", "versions", "figures", "output", "curves"}
+    assert known == set(lines[0])
+    assert lines[0]["curves"] == {"bbox/AP": [[3, 0.0], [7, 1.0]]}
+
+
+def test_a_line_that_was_cut_short_is_run_again(make):
+    runner = make()
+    runner.run()
+    text = runner.results.file.read_text()
+    runner.results.file.write_text(text[:-20])
+    assert len(runner.results.finished()) == 3
+    assert len(make().run()) == 4
+
+
+def test_committed_results_are_taken_over_and_written_back(make, tmp_path):
+    runner = make()
+    runner.run()
+    committed = tmp_path / "s.jsonl"
+    assert runner.results.export(committed) == 4
+    names = [(r["name"], r["seed"]) for r in map(json.loads, committed.read_text().splitlines())]
+    assert names == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+    runner.results.file.unlink()
+    changed = make(lr=3.0)
+    assert changed.results.take_over(committed) == 2
+    assert changed.results.take_over(committed) == 0
+    assert figures(changed.results.finished()) == {("a", 1): 1, ("a", 2): 2}
+
+
+def test_the_time_left_follows_earlier_runs(make):
+    said = []
+    runner = make(report=said.append, jobs=2)
+    runner.run()
+    records = runner.results.all()
+    for record in records:
+        record["seconds"] = {"a": 60.0, "b": 600.0}[record["name"]]
+    keep = [json.dumps(r) for r in records if r["seed"] == 1]
+    runner.results.file.write_text("\n".join(keep) + "\n")
+    del said[:]
+    make(report=said.append, jobs=2).run()
+    assert said[1] == "About 6 minutes are left."  # (60 + 600) / 2 jobs is 5.5 minutes

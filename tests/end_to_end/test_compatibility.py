@@ -1,0 +1,82 @@
+"""Methods by detectors: what the table says works trains a step, and what it says is refused is."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from model_kit import make_batch, shrink
+
+from d2ext import model_zoo
+from d2ext.compatibility import DETECTORS, METHODS, cells, markdown_table, overrides, refusal
+from d2ext.engine import Trainer
+from d2ext.engine.hooks import build_loss_weights
+from d2ext.modeling.losses import Criterion, EqualizedFocalLoss
+from d2ext.modeling.losses.harmonic import HarmonicIoULoss
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def named(cell):
+    return "-".join((cell[0], *cell[1])).replace(" ", "_")
+
+
+def params(of):
+    """Pairs build on what single methods show, so they run with the slow tests."""
+    for cell in cells():
+        if (refusal(*cell) is None) == of:
+            marks = [pytest.mark.slow] if len(cell[1]) > 1 else []
+            yield pytest.param(*cell, id=named(cell), marks=marks)
+
+
+def config(detector, methods):
+    cfg = shrink(model_zoo.get_config(DETECTORS[detector].config))
+    cfg.merge_from_list(overrides(detector, methods))
+    return cfg
+
+
+def in_use(method, parts, hook):
+    """Whether a method is at work somewhere in a model or its trainer."""
+    equalized = [c.cls_loss for c in parts if isinstance(c.cls_loss, EqualizedFocalLoss)]
+    return {
+        "EFL": any(not loss.needs_quality for loss in equalized),
+        "EQFL": any(loss.needs_quality for loss in equalized),
+        "Sampling-Free": any(c.guide is not None for c in parts),
+        "Harmonic": any(c.coupling is not None for c in parts),
+        "HIoU loss": any(isinstance(c.box_loss, HarmonicIoULoss) for c in parts),
+        "ALWA": hook is not None and len(hook.groups) == 1,
+    }[method]
+
+
+@pytest.mark.parametrize("detector, methods", params(True))
+def test_allowed(detector, methods):
+    cfg = config(detector, methods)
+    torch.manual_seed(0)
+    model = Trainer.build_model(cfg)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    batch = make_batch((2, 0), size=64, masks=cfg.MODEL.MASK_ON)
+    trainer = Trainer(
+        model=model,
+        data_loader=itertools.repeat(batch),
+        optimizer=torch.optim.SGD(model.parameters(), lr=1e-3),
+        max_iter=1,
+    )
+    hook = build_loss_weights(cfg)
+    trainer.register_hooks([hook] if hook else [])
+    trainer.train()
+    parts = [m for m in model.modules() if isinstance(m, Criterion)]
+    assert [m for m in METHODS if in_use(m, parts, hook)] == [m for m in METHODS if m in methods]
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("detector, methods", params(False))
+def test_refused(detector, methods):
+    sentence, _ = refusal(detector, methods)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        Trainer.build_model(config(detector, methods))
+    assert any(word in str(caught.value) for word in ("set ", "choose ", "leave "))
+
+
+def test_the_readme_has_the_table():
+    assert markdown_table() in (ROOT / "README.md").read_text()

@@ -1,0 +1,92 @@
+"""tools/study.py as it is called."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/analysis"))
+
+from study_kit import CONFIG, FAKE, STUDY  # noqa: E402
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Calls the tool in a folder with a stand-in for train_net.py; gives exit code and output."""
+    spec = importlib.util.spec_from_file_location("study_tool", ROOT / "tools/study.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train_net.py").write_text(FAKE)
+    config = ROOT / CONFIG
+    (tmp_path / "s.yaml").write_text(STUDY % (config, config, 2.0))
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["study.py", "s.yaml", *words])
+        with pytest.raises(SystemExit) as end:
+            tool.main()
+        return end.value.code, capsys.readouterr().out
+
+    return run
+
+
+def test_runs_shows_and_commits(call, tmp_path):
+    assert call("--table-only") == (1, "")
+    code, text = call("--jobs", "2", "--plot", "--figures", "bbox/AP")
+    assert code == 0 and "| b | 2 | 3.0 ± 1.4 | +1.5 ± 6.4 |" in text
+    folder = tmp_path / "output/studies/s"
+    assert (folder / "plot.png").exists() and not (tmp_path / "s.jsonl").exists()
+    code, text = call("--commit-results")
+    assert code == 0 and text.count("Written: ") == 3
+    assert "| b | 2 | 3.0 ± 1.4 | +1.5 ± 6.4 |" in (tmp_path / "s.md").read_text()
+    assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 4
+    assert (tmp_path / "s.png").exists()
+    (folder / "results.jsonl").unlink()
+    code, text = call("--table-only", "--table", "t.md")
+    assert code == 0 and "4 finished runs are taken from s.jsonl" in text
+    assert (tmp_path / "t.md").read_text() == (tmp_path / "s.md").read_text()
+
+
+def test_your_own_module_and_words(call, tmp_path):
+    """A module of the current folder registers a data set, here and in each run."""
+    (tmp_path / "my_study_data.py").write_text(
+        "from detectron2.data import DatasetCatalog\n"
+        "if 'my_study_train' not in DatasetCatalog.list():\n"
+        "    DatasetCatalog.register('my_study_train', list)\n"
+    )
+    text = (tmp_path / "s.yaml").read_text()
+    data = "DATASETS.TRAIN, \"('my_study_train',)\""
+    (tmp_path / "s.yaml").write_text(text.replace("MAX_ITER, 7", f"MAX_ITER, 7, {data}"))
+    words = tmp_path / "words"
+    # It finds the module; importing Detectron2 in each run would take long.
+    saving = f"open({str(words)!r}, 'w').write(json.dumps(words))\n"
+    saving += "import importlib.util\nassert importlib.util.find_spec('my_study_data')\n"
+    fake = FAKE.replace("start = words", saving + "start = words", 1)
+    (tmp_path / "train_net.py").write_text(fake)
+    code, _ = call()
+    assert "my_study_train' is not registered" in code
+    try:
+        code, _ = call("--import", "my_study_data", "--train-args", "--num-gpus 2")
+    finally:
+        from detectron2.data import DatasetCatalog
+
+        if "my_study_train" in DatasetCatalog.list():
+            DatasetCatalog.remove("my_study_train")
+        sys.modules.pop("my_study_data", None)
+    assert code == 0
+    assert json.loads(words.read_text())[:5] == [
+        "--import", "my_study_data", "--num-gpus", "2", "--resume",
+    ]  # fmt: skip
+
+
+def test_a_bad_config_is_reported_before_anything_runs(call, tmp_path):
+    text = (tmp_path / "s.yaml").read_text()
+    (tmp_path / "s.yaml").write_text(text.replace("SOLVER.BASE_LR", "SOLVER.BASE_RL"))
+    code, _ = call()
+    assert code.startswith("Nothing was run, because of\n  b: ") and "SOLVER.BASE_LR" in code
+    assert not (tmp_path / "output").exists()
