@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-__all__ = ["best_ious", "pearson", "score_iou_consistency", "spearman"]
+__all__ = ["annotation_file", "best_ious", "pearson", "score_iou_consistency", "spearman"]
 
 Source = Union[str, Path, List[Dict[str, Any]], Dict[str, Any]]
 
@@ -134,7 +134,7 @@ def _load(source: Source) -> Any:
     return source
 
 
-def _annotation_file(name: str) -> str:
+def annotation_file(name: str) -> str:
     """The file called ``name``, or that of the registered data set of this name."""
     if Path(name).is_file():
         return name
@@ -160,7 +160,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parser.parse_args(argv)
     summary = score_iou_consistency(
         args.results,
-        _annotation_file(args.annotations),
+        annotation_file(args.annotations),
         min_score=args.min_score,
         min_iou=args.min_iou,
     )

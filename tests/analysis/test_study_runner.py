@@ -1,5 +1,6 @@
 """The study runner: what is finished is never repeated, what changed is, what failed is said."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -8,9 +9,10 @@ import sys
 import threading
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from study_kit import fake_command, figures, study_of
 
-from d2ext.analysis.study import Busy, Runner, locked
+from d2ext.analysis.study import Busy, Results, Runner, Study, locked
 
 
 @pytest.fixture
@@ -152,6 +154,46 @@ def test_results_are_json_lines(make):
     known = {"name", "seed", "config", "seconds", "versions", "figures", "output", "curves"}
     assert known == set(lines[0])
     assert lines[0]["curves"] == {"bbox/AP": [[3, 0.0], [7, 1.0]]}
+
+
+@pytest.fixture
+def one_object(tmp_path):
+    """A data set of one object in one image."""
+    file = tmp_path / "one_object.json"
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10], "area": 100}
+    annotation["iscrowd"] = 0
+    categories, images = [{"id": 1, "name": "x"}], [{"id": 1, "width": 10, "height": 10}]
+    file.write_text(
+        json.dumps({"images": images, "annotations": [annotation], "categories": categories})
+    )
+    DatasetCatalog.register("study_one_object", list)
+    MetadataCatalog.get("study_one_object").json_file = str(file)
+    yield "study_one_object"
+    DatasetCatalog.remove("study_one_object")
+    MetadataCatalog.remove("study_one_object")
+
+
+def test_what_a_study_measures_is_kept(make, tmp_path, one_object):
+    words = ("DATASETS.TEST", f"('{one_object}',)")
+    run = dataclasses.replace(make().study.runs[1], overrides=words)
+    study = Study("s", [run], measure=("lr", "consistency"))
+    output = tmp_path / "run"
+    found = output / f"inference/{one_object}/coco_instances_results.json"
+    found.parent.mkdir(parents=True)
+    (output / "metrics.json").write_text('{"iteration": 7, "bbox/AP": 1.0, "lr": 0.5}\n')
+    results = Results(study, tmp_path / "results.jsonl")
+    with pytest.raises(ValueError, match="its consistency cannot be measured: .*coco_instances"):
+        results.add(run, seconds=1.0, output=output, resumed=False)
+    # Scores that are the IoUs.
+    detections = [
+        {"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10 * score], "score": score}
+        for score in (1.0, 0.75, 0.5)
+    ]
+    found.write_text(json.dumps(detections))
+    results.add(run, seconds=1.0, output=output, resumed=False)
+    (record,) = results.finished()
+    assert record["figures"]["lr"] == 0.5
+    assert record["figures"]["consistency/pearson"] == pytest.approx(1.0)
 
 
 def test_a_line_that_was_cut_short_is_run_again(make):

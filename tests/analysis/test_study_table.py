@@ -24,6 +24,12 @@ def test_paired_differences():
     assert "| a | 3 | 20.0 ± 10.0 | |" in text
 
 
+def test_what_is_no_ap_has_two_digits():
+    results = [{**r, "figures": {"alwa/x": r["figures"]["bbox/AP"] / 100}} for r in RESULTS]
+    text = markdown_table(results, ["alwa/x"], "a")
+    assert "| b | 3 | 0.22 ± 0.11 | +0.02 ± 0.02 |" in text
+
+
 def test_one_seed_has_no_spread():
     text = markdown_table([record("a", 1, 10.0), record("b", 1, 12.0)], ["bbox/AP"], "a")
     assert "| b | 1 | 12.0 | +2.0 |" in text and "nan" not in text

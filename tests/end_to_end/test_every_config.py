@@ -8,6 +8,7 @@ from model_kit import build, make_batch, shrink, train_step
 
 from d2ext import get_cfg
 from d2ext.config import CfgNode
+from d2ext.modeling.methods_in_use import check_methods_in_use
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 PATHS = sorted(ROOT.rglob("*.yaml"))
@@ -37,6 +38,7 @@ def test_config_trains_a_step(path):
     cfg.merge_from_file(str(path))
     wanted = cfg.clone()
     model = build(shrink(cfg))
+    check_methods_in_use(cfg, model)  # as the trainer does
     masks = cfg.MODEL.MASK_ON and cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
     losses, grads = train_step(model, make_batch((2, 0), size=64, masks=masks))
     assert losses and all(torch.isfinite(v) for v in losses.values())

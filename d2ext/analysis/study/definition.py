@@ -18,10 +18,12 @@ share on top::
     runs: {fcos: {}, both: {parts: [efl, alwa]}}
 
 ``import: [module]`` names modules of yours to import first, ``figures: [bbox/AP]`` what the table
-shows.
+shows, and ``measure`` what is kept besides the evaluation: ``consistency`` (how far scores follow
+IoUs) or beginnings of names in ``metrics.json``, such as ``alwa/``.
 """
 
 import dataclasses
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -30,7 +32,8 @@ import yaml
 
 __all__ = ["Run", "Study", "check_study", "load_study"]
 
-_KEYS = {"name", "baseline", "seeds", "common", "config", "parts", "runs", "import", "figures"}
+_KEYS = {"name", "baseline", "seeds", "common", "config", "parts", "runs"}
+_KEYS |= {"import", "figures", "measure"}
 _RUN_KEYS = {"config", "overrides", "parts"}
 
 
@@ -77,9 +80,7 @@ class Run:
         Only what differs from the defaults counts, so that a key which is new in d2ext does not
         make all finished runs old.
         """
-        from d2ext import get_cfg
-
-        cfg, default = self.resolve(), get_cfg()
+        cfg, default = self.resolve(), _default_config()
         changed = []
         for key in sorted(cfg.dotted_keys()):
             value, usual = cfg, default
@@ -88,6 +89,13 @@ class Run:
             if value != usual:
                 changed.append(f"{key}={value!r}")
         return hashlib.sha256("\n".join(changed).encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=1)
+def _default_config() -> Any:
+    from d2ext import get_cfg
+
+    return get_cfg()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +108,7 @@ class Study:
         baseline: the run that others are compared with.
         modules: modules to import before a config is read or trained.
         figures: what the table and the plot show; none: their own choice.
+        measure: what is kept of a run besides the figures of its evaluation.
     """
 
     name: str
@@ -107,6 +116,7 @@ class Study:
     baseline: Optional[str] = None
     modules: Sequence[str] = ()
     figures: Sequence[str] = ()
+    measure: Sequence[str] = ()
 
 
 def load_study(path: Path, root: Path) -> Study:
@@ -144,6 +154,7 @@ def load_study(path: Path, root: Path) -> Study:
         baseline=baseline,
         modules=tuple(text.get("import", ())),
         figures=tuple(text.get("figures", ())),
+        measure=tuple(text.get("measure", ())),
     )
 
 

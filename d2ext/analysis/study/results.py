@@ -70,6 +70,11 @@ class Results:
         figures = last_figures(metrics)
         if not figures:
             raise ValueError(f"{metrics} has no evaluation; name a data set in DATASETS.TEST.")
+        prefixes = tuple(word for word in self.study.measure if word != "consistency")
+        if prefixes:
+            figures.update(last_figures(metrics, prefixes))
+        if "consistency" in self.study.measure:
+            figures.update(consistency(run, output))
         record = {
             "name": run.name,
             "seed": run.seed,
@@ -128,7 +133,9 @@ def versions() -> Dict[str, str]:
     }
 
 
-def _evaluations(metrics: Path) -> List[Tuple[int, Dict[str, float]]]:
+def _evaluations(
+    metrics: Path, prefixes: Tuple[str, ...] = _FIGURES
+) -> List[Tuple[int, Dict[str, float]]]:
     """Iteration and figures of every line of a ``metrics.json`` that has some."""
     found = []
     if metrics.exists():
@@ -137,19 +144,33 @@ def _evaluations(metrics: Path) -> List[Tuple[int, Dict[str, float]]]:
             figures = {
                 key: value
                 for key, value in values.items()
-                if key.startswith(_FIGURES) and isinstance(value, (int, float))
+                if key.startswith(prefixes) and isinstance(value, (int, float))
             }
             if figures:
                 found.append((int(values.get("iteration", 0)), figures))
     return found
 
 
-def last_figures(metrics: Path) -> Dict[str, float]:
-    """The last value of every evaluation figure in a ``metrics.json``."""
+def last_figures(metrics: Path, prefixes: Tuple[str, ...] = _FIGURES) -> Dict[str, float]:
+    """The last value of every figure of such a beginning in a ``metrics.json``."""
     found: Dict[str, float] = {}
-    for _, figures in _evaluations(metrics):
+    for _, figures in _evaluations(metrics, prefixes):
         found.update(figures)
     return found
+
+
+def consistency(run: Run, output: Path) -> Dict[str, float]:
+    """How far the scores of a run's last detections follow their IoUs, as ``consistency/...``."""
+    from d2ext.analysis.consistency import annotation_file, score_iou_consistency
+
+    data = run.resolve().DATASETS.TEST[0]
+    detections = output / "inference" / data / "coco_instances_results.json"
+    try:
+        summary = score_iou_consistency(detections, annotation_file(data))
+    except FileNotFoundError as error:
+        raise ValueError(f"its consistency cannot be measured: {error}") from error
+    # JSON knows no NaN: a correlation of nothing is left out.
+    return {f"consistency/{k}": v for k, v in summary.items() if v == v}
 
 
 def learning_curves(metrics: Path) -> Dict[str, List[Sequence[float]]]:

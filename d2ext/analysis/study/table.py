@@ -83,21 +83,25 @@ def markdown_table(
         "|---" * (len(heads) + 2) + "|",
     ]
     for name in names:
-        cells = [cell for figure in figures for cell in _cells(tables[figure].get(name))]
+        cells = []
+        for figure in figures:
+            # An AP is a percentage; what else is measured may be a correlation or a ratio.
+            digits = 1 if figure.startswith(("bbox/", "segm/", "ema/")) else 2
+            cells += _cells(tables[figure].get(name), digits)
         seeds = sum(record["name"] == name for record in results)
         lines.append(f"| {name} | {seeds} | {' | '.join(cells)} |".replace("|  |", "| |"))
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: Optional[Dict[str, float]]) -> List[str]:
+def _cells(row: Optional[Dict[str, float]], digits: int) -> List[str]:
     if row is None:
         return ["", ""]
-    value = f"{row['mean']:.1f}{_plus_minus(row['std'])}"
+    value = f"{row['mean']:.{digits}f}{_plus_minus(row['std'], digits)}"
     if "difference" not in row:
         return [value, ""]
-    return [value, f"{row['difference']:+.1f}{_plus_minus(row['interval'])}"]
+    return [value, f"{row['difference']:+.{digits}f}{_plus_minus(row['interval'], digits)}"]
 
 
-def _plus_minus(width: float) -> str:
+def _plus_minus(width: float, digits: int) -> str:
     """Nothing where a single value has no spread."""
-    return "" if math.isnan(width) else f" ± {width:.1f}"
+    return "" if math.isnan(width) else f" ± {width:.{digits}f}"
