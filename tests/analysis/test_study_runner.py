@@ -97,11 +97,11 @@ def test_a_training_that_outlives_its_killed_study_is_waited_for(
     again = make(report=report)
     thread = threading.Thread(target=again.run)
     thread.start()
-    assert waited.wait(60)
+    assert waited.wait(300)
     assert not again.results.finished()
     with open(f"{gate}.go", "w"):  # lets the old training end
         pass
-    thread.join(60)
+    thread.join(300)
     assert len(again.results.finished()) == 4
     assert len(again.results.file.read_text().splitlines()) == 4
     metrics = next((tmp_path / "out").glob("a_seed1_*")) / "metrics.json"

@@ -48,7 +48,7 @@ def in_use(method, parts, hook):
     }[method]
 
 
-@pytest.mark.parametrize("detector, methods", params(True))
+@pytest.mark.parametrize("detector, methods", list(params(True)))
 def test_allowed(detector, methods):
     cfg = config(detector, methods)
     torch.manual_seed(0)
@@ -70,7 +70,7 @@ def test_allowed(detector, methods):
     assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("detector, methods", params(False))
+@pytest.mark.parametrize("detector, methods", list(params(False)))
 def test_refused(detector, methods):
     sentence, _ = refusal(detector, methods)
     with pytest.raises(ValueError, match=sentence) as caught:
