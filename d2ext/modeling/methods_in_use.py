@@ -32,12 +32,16 @@ def check_methods_in_use(cfg: Any, model: nn.Module) -> None:
     for method in ("HARMONIC", "SAMPLING_FREE"):
         node = cfg.MODEL[method]
         wanted = {place for place in _PLACES if node[f"ON_{place.upper()}"]}
-        if node.ENABLED and not places:
+        # A head of your own may train without sampling and have no criterion of ours.
+        own = method == "SAMPLING_FREE" and any(
+            hasattr(module, "sampling_free") for module in model.modules()
+        )
+        if node.ENABLED and not places and not own:
             raise ValueError(
                 f"MODEL.{method}.ENABLED is True, but {name} has no part that can use it; choose "
                 f"{_BUILT_BY}, or set it to False."
             )
-        if node.ENABLED and not wanted & places:
+        if node.ENABLED and places and not wanted & places:
             missing = " or ".join(f"MODEL.{method}.ON_{place.upper()}" for place in sorted(places))
             raise ValueError(
                 f"MODEL.{method}.ENABLED is True, but it is off at every place that {name} has; "
