@@ -43,6 +43,14 @@ def _add_solver_keys(cfg: CN) -> None:
     # Deterministic algorithms where torch has them; it warns and names the operation elsewhere.
     cfg.SOLVER.DETERMINISTIC = False
 
+    # Who turns a training image into the model's input. "detectron2": Detectron2's DatasetMapper.
+    # "fast": d2ext.data.FastMapper, the same samples with pixels within one grey level; a config
+    # it does not cover is refused. "auto": the fast one where it covers the config. See
+    # docs/data.md.
+    cfg.DATALOADER.MAPPER = "auto"
+    # The same for evaluation, where figures are compared with published ones to the last digit.
+    cfg.DATALOADER.MAPPER_TEST = "detectron2"
+
     # Rounding of RepeatFactorTrainingSampler's factors: "stochastic" (anew each epoch, right on
     # average) or "ceil" (the same list each epoch).
     cfg.DATALOADER.REPEAT_ROUNDING = "stochastic"

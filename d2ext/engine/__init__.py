@@ -1,7 +1,7 @@
 """The trainer, its hooks, its checkpoints, and how its processes start."""
 
 from .batch_file import load_batch, save_batch
-from .build_data import build_train_loader
+from .build_data import build_mapper, build_train_loader
 from .checkpoint import Checkpointer
 from .data_loader import DataError, ResumableLoader
 from .errors import EXIT_NONFINITE, EXIT_PREEMPTED, NonFiniteLossError
@@ -29,6 +29,7 @@ __all__ = [
     "Trainer",
     "argument_parser",
     "build_lazy_trainer",
+    "build_mapper",
     "build_train_loader",
     "choose_device",
     "create_ddp_model",

@@ -1,7 +1,7 @@
 """The training loader a config describes."""
 
 import logging
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -14,10 +14,12 @@ from detectron2.data.samplers import (
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 
+from d2ext.data import FastMapper, why_not_fast
+
 from .data_loader import ResumableLoader
 from .random_state import sample_seed
 
-__all__ = ["build_train_loader"]
+__all__ = ["build_mapper", "build_train_loader"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ def build_train_loader(
 
     Args:
         cfg: the config.
-        mapper: turns a dataset dict into the model's input; Detectron2's by default.
+        mapper: turns a dataset dict into the model's input; DATALOADER.MAPPER by default.
     """
     shares = comm.get_world_size() * cfg.SOLVER.ACCUMULATE
     if cfg.SOLVER.IMS_PER_BATCH % shares or shares > cfg.SOLVER.IMS_PER_BATCH:
@@ -53,12 +55,41 @@ def build_train_loader(
         # A random but shared seed where the config names none; it is saved with the checkpoint.
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
         epoch_size=_epoch_size(cfg, len(dataset_dicts), factors),
+        pin_memory=cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available(),
     )
 
 
-def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[Dict], Any]:
-    """The mapper a config asks for."""
-    return DatasetMapper(cfg, is_train)
+def build_mapper(
+    cfg: CfgNode, is_train: bool, *, augmentations: Optional[Sequence[Any]] = None
+) -> DatasetMapper:
+    """The mapper that DATALOADER.MAPPER, or DATALOADER.MAPPER_TEST, asks for.
+
+    Args:
+        cfg: the config.
+        is_train: for training; a mapper for evaluation leaves the annotations out.
+        augmentations: in place of the config's.
+    """
+    arguments = DatasetMapper.from_config(cfg, is_train)
+    if augmentations is not None:
+        arguments["augmentations"] = list(augmentations)
+    key = "DATALOADER.MAPPER" if is_train else "DATALOADER.MAPPER_TEST"
+    return _choose_mapper(key, cfg.DATALOADER[key.split(".")[1]], arguments)
+
+
+def _choose_mapper(key: str, choice: str, arguments: Dict[str, Any]) -> DatasetMapper:
+    if choice not in ("auto", "fast", "detectron2"):
+        raise ValueError(f"{key} is '{choice}'; choose auto, fast or detectron2.")
+    if choice == "detectron2":
+        logger.info("Mapper: Detectron2's DatasetMapper.")
+        return DatasetMapper(**arguments)
+    reason = why_not_fast(arguments["augmentations"], arguments["image_format"])
+    if reason is None:
+        logger.info("Mapper: FastMapper, Detectron2's samples with pixels within one grey level.")
+        return FastMapper(**arguments)
+    if choice == "fast":
+        raise ValueError(f"FastMapper does not cover {reason}; set {key} to auto or detectron2.")
+    logger.info(f"Mapper: Detectron2's DatasetMapper, because FastMapper does not cover {reason}.")
+    return DatasetMapper(**arguments)
 
 
 class _IndexStream:

@@ -23,7 +23,7 @@ from torch import nn
 from d2ext.modeling.methods_in_use import check_methods_in_use
 
 from . import hooks
-from .build_data import build_train_loader
+from .build_data import build_mapper, build_train_loader
 from .data_loader import ignore_stop_signals
 from .nonfinite import NonFiniteGuard
 from .optimizer import build_optimizer
@@ -95,7 +95,9 @@ class Builders:
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
-        loader = build_detection_test_loader(cfg, dataset_name)
+        loader = build_detection_test_loader(
+            cfg, dataset_name, mapper=build_mapper(cfg, is_train=False)
+        )
         loader.worker_init_fn = ignore_stop_signals
         return loader
 

@@ -19,6 +19,8 @@ from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from d2ext.data import PackedBatch
+
 from .random_state import isolated_random_state, sample_seed, seed_cpu
 
 __all__ = ["DataError", "ResumableLoader", "ignore_stop_signals"]
@@ -147,6 +149,8 @@ class ResumableLoader:
         num_workers: worker processes; any number gives the same batches.
         seed: the seed of order and augmentation, the same on all ranks.
         epoch_size: images in an epoch, over all ranks.
+        pin_memory: batches lie where a GPU can copy from by itself. See
+            :class:`~d2ext.data.PackedBatch`, which they are then, and from worker processes.
     """
 
     def __init__(
@@ -160,7 +164,9 @@ class ResumableLoader:
         num_workers: int = 0,
         seed: int = 0,
         epoch_size: Optional[float] = None,
+        pin_memory: bool = False,
     ):
+        self.pin_memory = pin_memory
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, int(seed)
         self.epoch_size = float(len(dataset) if epoch_size is None else epoch_size)
         self.batches_consumed = 0
@@ -183,7 +189,9 @@ class ResumableLoader:
             dataset,
             batch_sampler=batches,
             num_workers=self.num_workers,
-            collate_fn=_identity,
+            # One block a batch, where it has some way to go.
+            collate_fn=PackedBatch.pack if self.num_workers or self.pin_memory else _identity,
+            pin_memory=self.pin_memory,
             worker_init_fn=_init_worker,
             # Its own generator: starting an iterator must not draw from the model's.
             generator=torch.Generator(),
@@ -198,11 +206,26 @@ class ResumableLoader:
             "batches": self.batches_consumed,
             "batch_size": self.batch_size,
             "world_size": comm.get_world_size(),
+            "mapper": self._mapper_name(),
         }
+
+    def _mapper_name(self) -> str:
+        return getattr(self._mapper, "__qualname__", type(self._mapper).__qualname__)
+
+    def _compare_mappers(self, saved: Optional[str]) -> None:
+        if saved is None:  # a checkpoint from before there was a choice
+            saved = "DatasetMapper" if self._mapper_name() == "FastMapper" else None
+        if saved not in (None, self._mapper_name()):
+            logger.warning(
+                f"The checkpoint was trained with the mapper {saved} and now it is "
+                f"{self._mapper_name()}: images go on in the same order, but not bit for bit. "
+                "DATALOADER.MAPPER chooses the mapper."
+            )
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         """Go on behind the saved batches; the next ``iter`` begins there."""
         self.seed = int(state["seed"])
+        self._compare_mappers(state.get("mapper"))
         images = state["batches"] * state["batch_size"] * state["world_size"]
         self.batches_consumed = images // (self.batch_size * comm.get_world_size())
         if (state["batch_size"], state["world_size"]) != (self.batch_size, comm.get_world_size()):

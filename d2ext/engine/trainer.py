@@ -16,6 +16,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from d2ext.data import PackedBatch
+
 from .builders import Builders
 from .checkpoint import Checkpointer
 from .errors import EXIT_PREEMPTED
@@ -281,8 +283,12 @@ class Trainer(TrainerState, Builders, TrainerBase):
 
     def _micro_step(self, batch: Any) -> Optional[Dict[str, torch.Tensor]]:
         """Forward and backward; None if the whole step is left out."""
+        inputs = batch
+        if isinstance(batch, PackedBatch) and self.device.type != "cpu":
+            # Here, because DistributedDataParallel and the model would move it tensor by tensor.
+            inputs = batch.to(self.device)
         with self.precision.autocast():
-            losses = self.model(batch)
+            losses = self.model(inputs)
         if isinstance(losses, torch.Tensor):
             losses = {"total_loss": losses}
         if self.guard.skipping and self._recorder.any_nonfinite(losses):

@@ -9,6 +9,7 @@ from detectron2.data import transforms as T
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
+from .build_data import build_mapper
 from .data_loader import ignore_stop_signals
 
 __all__ = ["ValidationBatches"]
@@ -33,10 +34,10 @@ class ValidationBatches:
         if cfg.TEST.VAL_LOSS.MAX_BATCHES > 0:
             places = places[: cfg.TEST.VAL_LOSS.MAX_BATCHES]
         resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        arguments = {**DatasetMapper.from_config(cfg, True), "augmentations": [resize]}
-        arguments.update(use_instance_mask=cfg.MODEL.MASK_ON)
+        # The training mapper: an evaluation's leaves the ground truth out.
+        mapper = build_mapper(cfg, is_train=True, augmentations=[resize])
         loader = DataLoader(
-            _Mapped([dicts[p % len(dicts)] for p in places], DatasetMapper(**arguments)),
+            _Mapped([dicts[p % len(dicts)] for p in places], mapper),
             batch_size=1,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             collate_fn=_identity,
