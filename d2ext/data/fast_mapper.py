@@ -38,7 +38,8 @@ def why_not_fast(augmentations: Sequence[Any], image_format: str) -> Optional[st
     if image_format not in _FORMATS:
         return f"images in the format {image_format}"
     for augmentation in augmentations:
-        name = type(augmentation).__name__
+        # Detectron2 wraps a transform that is given in place of an augmentation.
+        name = type(getattr(augmentation, "tfm", augmentation)).__name__
         if type(augmentation) not in _AUGMENTATIONS:
             return f"the augmentation {name}"
         if type(augmentation) in _RESIZES and augmentation.interp != Image.BILINEAR:
@@ -64,7 +65,7 @@ class FastMapper(DatasetMapper):
         if reason is not None:
             raise ValueError(
                 f"FastMapper does not cover {reason}; use Detectron2's DatasetMapper "
-                "(DATALOADER.MAPPER: auto chooses by itself)."
+                "(with DATALOADER.MAPPER auto the choice is made by itself)."
             )
 
     def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
