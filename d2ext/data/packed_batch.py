@@ -8,7 +8,7 @@ Nothing is padded: the model pads, as it always did, where the images already ar
 
 import copy
 from dataclasses import dataclass
-from typing import Any, List, Tuple, Union
+from typing import Any, Callable, List, Tuple, Union
 
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, RotatedBoxes
@@ -50,7 +50,7 @@ class PackedBatch(list):
 
     def __init__(self, block: torch.Tensor, layout: List[Any]):
         self.block, self._layout = block, layout
-        super().__init__(_fill(layout, block))
+        super().__init__(_fill(layout, lambda place: place.of(block)))
 
     @classmethod
     def pack(cls, samples: List[Any]) -> "PackedBatch":
@@ -77,11 +77,22 @@ class PackedBatch(list):
         """The same batch on a device: one copy, which does not wait if the block is pinned."""
         return PackedBatch(self.block.to(device, non_blocking=True), self._layout)
 
+    def unpack(self) -> List[Any]:
+        """The samples as they are now, each tensor in memory of its own.
+
+        ``torch.save`` needs it: it refuses views of one block in different number formats.
+        """
+        tensors: List[torch.Tensor] = []
+        places: List[_Place] = []
+        layout = [_take_out(sample, tensors, places) for sample in self]
+        own = {place: tensor.clone() for place, tensor in zip(places, tensors)}
+        return _fill(layout, own.__getitem__)
+
     def __reduce__(self) -> Tuple[Any, ...]:
         return PackedBatch, (self.block, self._layout)
 
     def __deepcopy__(self, memo: Any) -> List[Any]:
-        return copy.deepcopy(list(self), memo)
+        return copy.deepcopy(self.unpack(), memo)
 
 
 def _take_out(value: Any, tensors: List[torch.Tensor], places: List[_Place]) -> Any:
@@ -104,20 +115,20 @@ def _take_out(value: Any, tensors: List[torch.Tensor], places: List[_Place]) -> 
     return value
 
 
-def _fill(value: Any, block: torch.Tensor) -> Any:
+def _fill(value: Any, find: Callable[[_Place], torch.Tensor]) -> Any:
     kind = type(value)
     if kind is _Place:
-        return value.of(block)
+        return find(value)
     if kind is dict:
-        return {k: _fill(v, block) for k, v in value.items()}
+        return {k: _fill(v, find) for k, v in value.items()}
     if kind in (list, tuple):
-        return kind(_fill(v, block) for v in value)
+        return kind(_fill(v, find) for v in value)
     if kind is not _Structure:
         return value
     if value.kind is Instances:
         size, fields = value.content
         instances = Instances(size)
         for name, field in fields.items():
-            instances.set(name, _fill(field, block))
+            instances.set(name, _fill(field, find))
         return instances
-    return value.kind(_fill(value.content, block))
+    return value.kind(_fill(value.content, find))

@@ -13,6 +13,8 @@ from detectron2.structures import (
     RotatedBoxes,
 )
 
+from d2ext.data import PackedBatch
+
 from .checkpoint import atomic_write, plain
 
 __all__ = ["batch_file_names", "load_batch", "save_batch"]
@@ -31,6 +33,8 @@ def batch_file_names(batch: Any) -> List[str]:
 
 def save_batch(path: str, batch: List[Dict[str, Any]], **extra: Any) -> None:
     """Write a batch, as tensors and plain values; read it with :func:`load_batch`."""
+    if isinstance(batch, PackedBatch):
+        batch = batch.unpack()
     samples = (
         [{key: _encode(value) for key, value in sample.items()} for sample in batch]
         if all(isinstance(sample, dict) for sample in batch)

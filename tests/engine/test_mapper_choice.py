@@ -170,8 +170,6 @@ def test_a_packed_batch_is_saved_as_any_other(tiny, tmp_path):
     save_batch(str(tmp_path / "batch.pth"), batch)
     again = load_batch(str(tmp_path / "batch.pth"))["batch"]
     assert differences(plain([again]), plain([list(batch)])) == []
-    # All tensors share the block, which is written once.
-    assert (tmp_path / "batch.pth").stat().st_size < 2 * len(batch.block) + 20_000
 
 
 @pytest.mark.gpu
