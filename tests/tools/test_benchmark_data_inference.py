@@ -1,0 +1,50 @@
+"""The benchmark's parts on data and inference: both sides do the same work."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+ARGS = Namespace(device="cpu", quick=True)
+
+
+@pytest.fixture
+def components(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from benchmarks import data, inference
+
+    return {"data": data, "inference": inference}
+
+
+def test_both_loaders_take_the_same_images(components):
+    mapper, loader = components["data"].cases(ARGS)
+    assert mapper["name"].startswith("mapper") and mapper["note"]
+    for _ in range(3):
+        assert mapper["ours"]() is mapper["peer"]() is None
+    images, objects = loader["ours"]()
+    assert loader["peer"]() == (images, objects) and images == 8 and objects > 0
+
+
+def test_mappers_of_a_round_see_the_same_image(components, tmp_path, monkeypatch):
+    data = components["data"]
+    dicts = data.draw_jpegs(str(tmp_path), 20, 30, count=3)
+    seen = []
+    rounds = [data._one_image(lambda d, k=k: seen.append((k, d["image_id"])), dicts, None)
+              for k in range(2)]  # fmt: skip
+    for run in rounds * 4:
+        run()
+    assert seen == [(k, n % 3) for n in range(4) for k in range(2)]
+
+
+def test_both_models_find_the_same(components):
+    retinanet, fcos, weighting = components["inference"].cases(ARGS)
+    for case in (retinanet, fcos):
+        for ours, theirs in zip(case["ours"](), case["peer"]()):
+            a, b = ours["instances"], theirs["instances"]
+            assert len(a) == len(b) > 20, case["name"]
+            # Not their classes: of equal scores either may come first.
+            assert torch.allclose(a.scores, b.scores, atol=1e-6)
+    for side in ("ours", "peer"):
+        assert [len(x["instances"]) > 20 for x in weighting[side]()] == [True, True]
