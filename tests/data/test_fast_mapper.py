@@ -134,7 +134,6 @@ def objects(height, width, masks, seed=0):
 def check_instances(theirs, ours):
     a, b = theirs["instances"], ours["instances"]
     assert a.image_size == b.image_size and set(a.get_fields()) == set(b.get_fields())
-    assert len(b) > 0
     for name, field in a.get_fields().items():
         other = b.get(name)
         assert type(other) is type(field)
@@ -143,6 +142,7 @@ def check_instances(theirs, ours):
                 assert all(np.array_equal(x, y) for x, y in zip(p, q)) and len(p) == len(q)
         else:
             assert torch.equal(getattr(field, "tensor", field), getattr(other, "tensor", other))
+    return len(b)
 
 
 CROP = T.RandomCrop("relative_range", (0.5, 0.5))
@@ -180,8 +180,49 @@ def test_annotations_and_random_draws(tmp_path, name, masks):
     for seed in range(4):
         theirs, ours = both(sample, AUGMENTATIONS[name], seed, **arguments)
         check_pixels(theirs, ours)
-        check_instances(theirs, ours)
+        assert check_instances(theirs, ours) > 0
         assert ours["instances"].has("gt_masks") == (masks != "none")
+
+
+BOXES = {
+    "floats": lambda box, k: [float(x) for x in box],
+    "thirds": lambda box, k: [x / 3 for x in box],
+    "whole numbers": lambda box, k: [int(x) for x in box],
+    "some whole": lambda box, k: [int(x) if k % 2 else x for x in box],
+    "mixed in a box": lambda box, k: [int(box[0]), *box[1:]],
+    "a tuple": lambda box, k: tuple(box),
+    "NumPy's numbers": lambda box, k: [np.float64(x) for x in box],
+    "an array": lambda box, k: np.array(box),
+    "outside": lambda box, k: [box[0] - 30.0, box[1] - 9.0, box[2] + 40.0, box[3] + 60.0],
+}
+
+
+@pytest.mark.parametrize("kind", BOXES)
+@pytest.mark.parametrize("name", ["crop", "flips first"])
+def test_boxes_of_every_number_format(tmp_path, name, kind):
+    """Detectron2 rounds by the format a box came in, and so do we, bit for bit."""
+    sample = save(noise(61, 80), tmp_path / "image.png")
+    found = 0
+    for modes in ({BoxMode.XYXY_ABS}, {BoxMode.XYWH_ABS}, set(BoxMode)):
+        if kind == "an array" and BoxMode.XYWH_ABS in modes:
+            continue  # which Detectron2 itself does not take
+        annotations = [x for x in objects(61, 80, "none") if x["bbox_mode"] in modes]
+        for k, annotation in enumerate(annotations):
+            annotation["bbox"] = BOXES[kind](annotation["bbox"], k)
+        sample["annotations"] = annotations
+        for seed in range(3):
+            theirs, ours = both(sample, AUGMENTATIONS[name], seed)
+            found += check_instances(theirs, ours)
+    assert found > 3
+
+
+@pytest.mark.parametrize("iscrowd", [None, 1])
+def test_images_without_objects(tmp_path, iscrowd):
+    sample = save(noise(61, 80), tmp_path / "image.png")
+    sample["annotations"] = [] if iscrowd is None else objects(61, 80, "none")[3:4]
+    theirs, ours = both(sample, AUGMENTATIONS["horizontal"])
+    assert len(ours["instances"]) == len(theirs["instances"]) == 0
+    assert set(ours["instances"].get_fields()) == set(theirs["instances"].get_fields())
 
 
 def test_boxes_of_cropped_masks(tmp_path):

@@ -43,8 +43,8 @@ def test_both_models_find_the_same(components):
     for case in (retinanet, fcos):
         for ours, theirs in zip(case["ours"](), case["peer"]()):
             a, b = ours["instances"], theirs["instances"]
-            assert len(a) == len(b) > 20, case["name"]
+            assert len(a) == len(b) > 5, case["name"]
             # Not their classes: of equal scores either may come first.
             assert torch.allclose(a.scores, b.scores, atol=1e-6)
     for side in ("ours", "peer"):
-        assert [len(x["instances"]) > 20 for x in weighting[side]()] == [True, True]
+        assert [len(x["instances"]) > 5 for x in weighting[side]()] == [True, True]
