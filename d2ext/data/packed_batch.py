@@ -12,6 +12,7 @@ from typing import Any, Callable, List, Tuple, Union
 
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, RotatedBoxes
+from torch.utils.data import get_worker_info
 
 __all__ = ["PackedBatch"]
 
@@ -62,7 +63,7 @@ class PackedBatch(list):
         tensors: List[torch.Tensor] = []
         places: List[_Place] = []
         layout = [_take_out(sample, tensors, places) for sample in samples]
-        block = torch.empty(places[-1].stop if places else 0, dtype=torch.uint8)
+        block = _new_block(places[-1].stop if places else 0)
         for tensor, place in zip(tensors, places):
             place.of(block).copy_(tensor)
         return cls(block, layout)
@@ -93,6 +94,15 @@ class PackedBatch(list):
 
     def __deepcopy__(self, memo: Any) -> List[Any]:
         return copy.deepcopy(self.unpack(), memo)
+
+
+def _new_block(size: int) -> torch.Tensor:
+    block = torch.empty(size if get_worker_info() is None else 0, dtype=torch.uint8)
+    if get_worker_info() is not None:
+        # In shared memory from the start, as PyTorch's own collation does it: sending the block
+        # would otherwise copy it there, which costs as much as packing.
+        block.set_(torch.UntypedStorage._new_shared(size))
+    return block
 
 
 def _take_out(value: Any, tensors: List[torch.Tensor], places: List[_Place]) -> Any:

@@ -85,7 +85,7 @@ def test_the_number_of_workers_changes_nothing_and_a_resume_goes_on(tiny, tmp_pa
     whole = list(islice(build_train_loader(toy_cfg(tmp_path, *words)), 6))
     first = build_train_loader(toy_cfg(tmp_path, *words, "DATALOADER.NUM_WORKERS", 2))
     used = list(islice(first, 2))
-    assert all(isinstance(batch, PackedBatch) for batch in used)
+    assert all(isinstance(batch, PackedBatch) and batch.block.is_shared() for batch in used)
     second = build_train_loader(toy_cfg(tmp_path, *words, "SEED", 8))
     second.load_state_dict(first.state_dict())
     rest = list(islice(second, 4))
