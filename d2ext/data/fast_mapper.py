@@ -2,7 +2,7 @@
 
 Of the time Detectron2's mapper takes, most goes into Pillow's resize. PyTorch resizes bytes with
 the same filter (bilinear, widened when it shrinks) in a fraction of it, and rounds differently
-in about one pixel of a thousand, by one grey level. All else is Detectron2's own: the
+here and there, by one grey level. All else is Detectron2's own: the
 augmentations and what they draw, the transforms, the treatment of annotations.
 
 Shapes: H and W the size of an image, G objects.
