@@ -100,7 +100,7 @@ def test_versions_of_a_step_start_alike():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("component", ["evaluation", "steps", "trainer"])
+@pytest.mark.parametrize("component", ["data", "evaluation", "inference", "steps", "trainer"])
 def test_every_component_runs(component, tmp_path):
     file = tmp_path / "figures.json"
     words = ["--quick", "--rounds", "1", "--components", component, "--json", str(file)]

@@ -20,18 +20,18 @@ def components(monkeypatch):
 
 def test_both_loaders_take_the_same_images(components):
     mapper, loader = components["data"].cases(ARGS)
-    assert mapper["name"].startswith("mapper") and mapper["note"]
+    assert mapper.name.startswith("mapper") and mapper.note
     for _ in range(3):
-        assert mapper["ours"]() is mapper["peer"]() is None
-    images, objects = loader["ours"]()
-    assert loader["peer"]() == (images, objects) and images == 8 and objects > 0
+        assert mapper.versions["d2ext"]() is mapper.versions["Detectron2"]() is None
+    images, objects = loader.versions["d2ext"]()
+    assert loader.versions["Detectron2"]() == (images, objects) and images == 8 and objects > 0
 
 
 def test_mappers_of_a_round_see_the_same_image(components, tmp_path, monkeypatch):
     data = components["data"]
     dicts = data.draw_jpegs(str(tmp_path), 20, 30, count=3)
     seen = []
-    rounds = [data._one_image(lambda d, k=k: seen.append((k, d["image_id"])), dicts, None)
+    rounds = [data._one_image(lambda d, k=k: seen.append((k, d["image_id"])), dicts)
               for k in range(2)]  # fmt: skip
     for run in rounds * 4:
         run()
@@ -41,10 +41,10 @@ def test_mappers_of_a_round_see_the_same_image(components, tmp_path, monkeypatch
 def test_both_models_find_the_same(components):
     retinanet, fcos, weighting = components["inference"].cases(ARGS)
     for case in (retinanet, fcos):
-        for ours, theirs in zip(case["ours"](), case["peer"]()):
+        for ours, theirs in zip(*(run() for run in case.versions.values())):
             a, b = ours["instances"], theirs["instances"]
-            assert len(a) == len(b) > 5, case["name"]
+            assert len(a) == len(b) > 5, case.name
             # Not their classes: of equal scores either may come first.
             assert torch.allclose(a.scores, b.scores, atol=1e-6)
-    for side in ("ours", "peer"):
-        assert [len(x["instances"]) > 5 for x in weighting[side]()] == [True, True]
+    for run in weighting.versions.values():
+        assert [len(x["instances"]) > 5 for x in run()] == [True, True]

@@ -3,10 +3,11 @@
 Shapes: H and W the size of an image.
 """
 
+import argparse
 import itertools
 import os
 import tempfile
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Sequence, Tuple
 
 import numpy as np
 from detectron2.data import DatasetMapper, build_detection_train_loader
@@ -18,42 +19,45 @@ from PIL import Image
 from d2ext.data import FastMapper
 from d2ext.engine import ResumableLoader
 
+from .runner import Case, Ratio
+
 __all__ = ["cases"]
 
 OBJECTS = 8
 BATCH = 4
 
 
-def cases(args: Any) -> List[Dict[str, Any]]:
+def cases(args: argparse.Namespace) -> List[Case]:
     """The mapper, an image a round, at a large and at the demo's size, and the whole loader."""
-    quick = getattr(args, "quick", False)
     # (H, W) of the files, and the short edge they are resized to.
-    sizes = [((48, 64), 40)] if quick else [((480, 640), 800), ((192, 256), 160)]
+    sizes = [((48, 64), 40)] if args.quick else [((480, 640), 800), ((192, 256), 160)]
+    ratios = [Ratio("d2ext", "Detectron2", round(1 / 1.5, 3))]
+    batches = 2 if args.quick else 20
     found = []
     for (height, width), short in sizes:
         folder = tempfile.TemporaryDirectory(prefix="d2ext-benchmark-")
-        dicts = draw_jpegs(folder.name, height, width, count=4 if quick else 16)
-        name = f"{width}x{height}, short edge {short}"
-        ours, peer = (_mapper(kind, short) for kind in (FastMapper, DatasetMapper))
-        found.append(
-            {
-                "name": f"mapper, {name}",
-                "ours": _one_image(ours, dicts, folder),
-                "peer": _one_image(peer, dicts, folder),
-                "note": f"one image with {OBJECTS} boxes and polygons, resize and flip; "
-                "the peer is Detectron2's DatasetMapper",
-            }
-        )
-        batches = 2 if quick else 20
-        found.append(
-            {
-                "name": f"loader with 2 workers, {name}",
-                "ours": _our_loader(ours, dicts, folder, batches),
-                "peer": _their_loader(peer, dicts, folder, batches),
-                "note": f"{batches} batches of {BATCH} images, with the start of the workers; "
-                "the peer is Detectron2's loader with its mapper",
-            }
-        )
+        dicts = draw_jpegs(folder.name, height, width, count=4 if args.quick else 16)
+        name = f"{width} x {height}, short edge {short}"
+        ours, theirs = (_mapper(kind, short) for kind in (FastMapper, DatasetMapper))
+        found += [
+            Case(
+                f"mapper, {name}",
+                {"d2ext": _one_image(ours, dicts), "Detectron2": _one_image(theirs, dicts)},
+                ratios,
+                note=f"one JPEG with {OBJECTS} boxes",
+                rounds=None if args.quick else 100,
+            ),
+            Case(
+                f"loader, {name}",
+                {
+                    "d2ext": lambda d=dicts, m=ours: _draw(_our_loader(m, d), batches),
+                    "Detectron2": lambda d=dicts, m=theirs: _draw(_their_loader(m, d), batches),
+                },
+                ratios,
+                note=f"{batches} batches of {BATCH} from 2 workers, with their start",
+                close=folder.cleanup,
+            ),
+        ]
     return found
 
 
@@ -100,10 +104,10 @@ def _mapper(kind: Callable, short: int) -> DatasetMapper:
     return kind(True, augmentations=augmentations, image_format="BGR")
 
 
-def _one_image(mapper: Callable, dicts: Sequence[Dict], folder: Any) -> Callable[[], None]:
+def _one_image(mapper: Callable, dicts: Sequence[Dict]) -> Callable[[], None]:
     rounds = itertools.count()
 
-    def run(keep: Any = folder) -> None:  # the files live as long as the function
+    def run() -> None:
         number = next(rounds)
         np.random.seed(number)  # both mappers meet the same image and the same flip
         mapper(dicts[number % len(dicts)])
@@ -111,40 +115,28 @@ def _one_image(mapper: Callable, dicts: Sequence[Dict], folder: Any) -> Callable
     return run
 
 
-def _draw(batches: Any, count: int) -> Tuple[int, int]:
+def _draw(loader: Iterable, count: int) -> Tuple[int, int]:
     """Take batches; the number of images and of objects in them."""
-    images = [sample for batch in itertools.islice(iter(batches), count) for sample in batch]
+    images = [sample for batch in itertools.islice(loader, count) for sample in batch]
     return len(images), sum(len(x["instances"]) for x in images)
 
 
-def _our_loader(
-    mapper: Callable, dicts: List[Dict], folder: Any, batches: int
-) -> Callable[[], Tuple[int, int]]:
-    def run(keep: Any = folder) -> Tuple[int, int]:
-        loader = ResumableLoader(
-            dicts,
-            mapper,
-            lambda seed: TrainingSampler(len(dicts), seed=seed),
-            batch_size=BATCH,
-            num_workers=2,
-        )
-        return _draw(loader, batches)
-
-    return run
+def _our_loader(mapper: Callable, dicts: List[Dict]) -> Iterable:
+    return ResumableLoader(
+        dicts,
+        mapper,
+        lambda seed: TrainingSampler(len(dicts), seed=seed),
+        batch_size=BATCH,
+        num_workers=2,
+    )
 
 
-def _their_loader(
-    mapper: Callable, dicts: List[Dict], folder: Any, batches: int
-) -> Callable[[], Tuple[int, int]]:
-    def run(keep: Any = folder) -> Tuple[int, int]:
-        loader = build_detection_train_loader(
-            dicts,
-            mapper=mapper,
-            sampler=TrainingSampler(len(dicts), seed=0),
-            total_batch_size=BATCH,
-            aspect_ratio_grouping=False,
-            num_workers=2,
-        )
-        return _draw(loader, batches)
-
-    return run
+def _their_loader(mapper: Callable, dicts: List[Dict]) -> Iterable:
+    return build_detection_train_loader(
+        dicts,
+        mapper=mapper,
+        sampler=TrainingSampler(len(dicts), seed=0),
+        total_batch_size=BATCH,
+        aspect_ratio_grouping=False,
+        num_workers=2,
+    )
