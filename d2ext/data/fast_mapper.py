@@ -2,8 +2,8 @@
 
 Of the time Detectron2's mapper takes, most goes into Pillow's resize. PyTorch resizes bytes with
 the same filter (bilinear, widened when it shrinks) in a fraction of it, and rounds differently
-here and there, by one grey level. All else is Detectron2's own: the
-augmentations and what they draw, the transforms, the treatment of annotations.
+here and there, by one grey level. Augmentations, what they draw, their transforms and the treatment
+of masks and keypoints are Detectron2's own; boxes without them are transformed all at once.
 
 Shapes: H and W the size of an image, G objects.
 """
