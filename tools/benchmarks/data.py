@@ -23,12 +23,12 @@ from .runner import Case, Ratio
 
 __all__ = ["cases"]
 
-OBJECTS = 8
+IMAGES, OBJECTS = 8, 8
 BATCH = 4
 
 
 def cases(args: argparse.Namespace) -> List[Case]:
-    """The mapper, an image a round, at a large and at the demo's size, and the whole loader."""
+    """The mapper, some images a round, at a large and at the demo's size, and the whole loader."""
     # (H, W) of the files, and the short edge they are resized to.
     sizes = [((48, 64), 40)] if args.quick else [((480, 640), 800), ((192, 256), 160)]
     ratios = [Ratio("d2ext", "Detectron2", round(1 / 1.5, 3))]
@@ -42,10 +42,9 @@ def cases(args: argparse.Namespace) -> List[Case]:
         found += [
             Case(
                 f"mapper, {name}",
-                {"d2ext": _one_image(ours, dicts), "Detectron2": _one_image(theirs, dicts)},
+                {"d2ext": _map_some(ours, dicts), "Detectron2": _map_some(theirs, dicts)},
                 ratios,
-                note=f"one JPEG with {OBJECTS} boxes",
-                rounds=None if args.quick else 100,
+                note=f"{IMAGES} JPEGs with {OBJECTS} boxes each",
             ),
             Case(
                 f"loader, {name}",
@@ -104,13 +103,13 @@ def _mapper(kind: Callable, short: int) -> DatasetMapper:
     return kind(True, augmentations=augmentations, image_format="BGR")
 
 
-def _one_image(mapper: Callable, dicts: Sequence[Dict]) -> Callable[[], None]:
-    rounds = itertools.count()
+def _map_some(mapper: Callable, dicts: Sequence[Dict]) -> Callable[[], None]:
+    numbers = itertools.count()
 
     def run() -> None:
-        number = next(rounds)
-        np.random.seed(number)  # both mappers meet the same image and the same flip
-        mapper(dicts[number % len(dicts)])
+        for number in itertools.islice(numbers, IMAGES):
+            np.random.seed(number)  # both mappers meet the same images and the same flips
+            mapper(dicts[number % len(dicts)])
 
     return run
 
