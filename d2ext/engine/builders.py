@@ -23,6 +23,7 @@ from torch import nn
 from d2ext.modeling.methods_in_use import check_methods_in_use
 
 from . import hooks
+from .attributes import TrainerAttributes
 from .build_data import build_mapper, build_train_loader
 from .data_loader import ignore_stop_signals
 from .nonfinite import NonFiniteGuard
@@ -37,7 +38,7 @@ __all__ = ["Builders"]
 logger = logging.getLogger(__name__)
 
 
-class Builders:
+class Builders(TrainerAttributes):
     """The part of :class:`Trainer` that reads the config; no class of its own."""
 
     @classmethod
@@ -213,7 +214,7 @@ class Builders:
 class _FirstBatches:
     """The first batches of a loader, with a length."""
 
-    def __init__(self, loader: Iterable, count: int):
+    def __init__(self, loader: Any, count: int):
         self._loader, self._count = loader, count
 
     def __len__(self) -> int:

@@ -6,7 +6,7 @@ import os
 import re
 import zipfile
 from collections import OrderedDict
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -204,12 +204,12 @@ def plain(value: Any, path: str = "checkpoint") -> Any:
         if not hasattr(value, "_metadata"):
             return items
         # A module's state dict carries the versions of its layers, which loading looks at.
-        state = OrderedDict(items)
+        state: Any = OrderedDict(items)
         state._metadata = value._metadata
         return state
     if isinstance(value, (list, tuple)):
-        items = [plain(v, f"{path}.{k}") for k, v in enumerate(value)]
-        return tuple(items) if isinstance(value, tuple) else items
+        entries = [plain(v, f"{path}.{k}") for k, v in enumerate(value)]
+        return tuple(entries) if isinstance(value, tuple) else entries
     raise TypeError(
         f"{path} is a {type(value).__name__}, which a checkpoint cannot hold; return tensors, "
         "numbers, strings, lists and dicts from state_dict()."
@@ -217,7 +217,8 @@ def plain(value: Any, path: str = "checkpoint") -> Any:
 
 
 def _builtin(value: Any) -> Any:
-    for kind in (bool, int, float, str, bytes):
+    kinds: Tuple[Any, ...] = (bool, int, float, str, bytes)
+    for kind in kinds:
         if isinstance(value, kind):
             return kind(value) if type(value) is not kind else value
     return value

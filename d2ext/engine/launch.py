@@ -67,7 +67,7 @@ def launch(
         return _run(main, args, place, timeout)
     if num_gpus_per_machine * num_machines <= 1:
         return _call(main, args)
-    if dist_url == "auto":
+    if dist_url is None or dist_url == "auto":
         if num_machines > 1:
             raise ValueError("--dist-url auto finds a port on one machine; name the URL of rank 0.")
         dist_url = f"tcp://127.0.0.1:{free_port()}"
@@ -209,7 +209,7 @@ def _spawn(
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return max(codes)
+    return max(codes[:])
 
 
 def free_port() -> int:

@@ -104,7 +104,7 @@ def copy_into_buffers(model: nn.Module, values: Dict[str, torch.Tensor]) -> None
 def without_repeats(ranks: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
     """Drop the buffers of a rank that equal rank 0's, which the model in the checkpoint has."""
     first = ranks[0]["buffers"]
-    kept = defaultdict(dict)
+    kept: Dict[int, Dict[str, torch.Tensor]] = defaultdict(dict)
     for rank, state in enumerate(ranks):
         for name, value in state["buffers"].items():
             if rank and not torch.equal(value, first[name]):

@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 def get_random_state() -> Dict[str, Any]:
     """The state of python's, numpy's and torch's generators, as tensors and plain containers."""
-    _, keys, position, has_gauss, gauss = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    _, keys, position, has_gauss, gauss = legacy
     state = {
         "python": random.getstate(),
         "numpy": {

@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional
 from detectron2.engine import HookBase as UpstreamHookBase
 from detectron2.utils import comm
 
+from .attributes import TrainerAttributes
 from .checkpoint import plain
 from .description import describe_run
 from .module_state import (
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 _SCHEDULE_HOOKS = ("LRScheduler", "PeriodicWriter", "IterationTimer")
 
 
-class TrainerState:
+class TrainerState(TrainerAttributes):
     """The part of :class:`Trainer` that saves and restores it; no class of its own."""
 
     def _init_state(self) -> None:

@@ -106,7 +106,7 @@ class StepRecorder:
         tail = values[count:]
         data_time, wishes = step.data_time, step.stop_wishes
         if self.world_size > 1:
-            data_time, wishes = max(tail[: self.world_size]), tail[-2:]
+            data_time, wishes = max(tail[: self.world_size]), (tail[-2], tail[-1])
             if tail[-3] > 0:
                 self._agree_on_names(self._last_local_names)
         means = [value / self.world_size for value in values[:count]]

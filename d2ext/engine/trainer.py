@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 import weakref
-from typing import Any, ContextManager, Dict, Iterable, List, Optional
+from typing import Any, ContextManager, Dict, Iterable, Iterator, List, Optional
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -103,7 +103,8 @@ class Trainer(TrainerState, Builders, TrainerBase):
         self.device = next(model.parameters()).device
         self.model = create_ddp_model(model, find_unused_parameters=find_unused_parameters)
         self.model.train()
-        self.data_loader, self._data_iterator = data_loader, None
+        self.data_loader = data_loader
+        self._data_iterator: Optional[Iterator] = None
         self.optimizer, self.scheduler = optimizer, scheduler
         self.precision = precision or Precision()
         self.accumulate, self.clipper = accumulate, clipper
@@ -170,7 +171,7 @@ class Trainer(TrainerState, Builders, TrainerBase):
 
     def _latch_stop(self) -> None:
         if comm.get_world_size() == 1:
-            self._stop_agreed = tuple(self._wishes)
+            self._stop_agreed = (self._wishes[0], self._wishes[1])
 
     @property
     def stopping(self) -> bool:
@@ -276,7 +277,8 @@ class Trainer(TrainerState, Builders, TrainerBase):
         self.precision.unscale(self.optimizer)
         self.after_backward()
         grad_norm = None if self.clipper is None else self.clipper(self.optimizer)
-        records = self._recorder.push(self.iter, losses, data_time, tuple(self._wishes), grad_norm)
+        wishes = (self._wishes[0], self._wishes[1])
+        records = self._recorder.push(self.iter, losses, data_time, wishes, grad_norm)
         self._take_in(records)
         self.precision.step(self.optimizer)
         self.completed_steps = self.iter + 1
@@ -300,7 +302,7 @@ class Trainer(TrainerState, Builders, TrainerBase):
             return None
         losses = self.on_losses(losses)
         self.guard.saw(batch, losses)
-        total = sum(losses.values())
+        total: Any = sum(losses.values())
         if self.accumulate > 1:
             total = total / self.accumulate
         self.precision.scale(total).backward()
@@ -319,8 +321,8 @@ class Trainer(TrainerState, Builders, TrainerBase):
             return next(self._data_iterator)
         except StopIteration:
             # A finite loader, given explicitly, begins anew.
-            self._data_iterator = iter(self.data_loader)
-            return next(self._data_iterator)
+            self._data_iterator = iterator = iter(self.data_loader)
+            return next(iterator)
 
     # -------------------------------------------------------------- metrics
 

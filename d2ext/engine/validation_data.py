@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from detectron2.utils import comm
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from .build_data import build_mapper
 from .data_loader import ignore_stop_signals
@@ -36,7 +36,7 @@ class ValidationBatches:
         resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         # The training mapper: an evaluation's leaves the ground truth out.
         mapper = build_mapper(cfg, is_train=True, augmentations=[resize])
-        loader = DataLoader(
+        loader: DataLoader = DataLoader(
             _Mapped([dicts[p % len(dicts)] for p in places], mapper),
             batch_size=1,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -47,7 +47,7 @@ class ValidationBatches:
             yield batch, float(place < len(dicts))
 
 
-class _Mapped:
+class _Mapped(Dataset):
     def __init__(self, dicts: List[Dict], mapper: DatasetMapper):
         self._dicts, self._mapper = dicts, mapper
 

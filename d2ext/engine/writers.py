@@ -53,6 +53,9 @@ class MetricsWriter(JSONWriter):
     resumed, because the steps are done, and logged, again.
     """
 
+    _file_handle: TextIO
+    _last_write: int
+
     def __init__(self, json_file: str, window_size: int = 20):
         self._path, self._restored = json_file, False
         super().__init__(json_file, window_size)
@@ -118,7 +121,9 @@ class WandbWriter(EventWriter):
                 "ENGINE.WANDB.ENABLED needs the package wandb: run 'pip install wandb', "
                 "or set it to False."
             ) from error
-        self._wandb, self._run, self._run_id = wandb, None, None
+        self._wandb = wandb
+        self._run: Any = None
+        self._run_id: Optional[str] = None
         self._window_size, self._last_write = window_size, -1
         self._arguments = {
             "project": cfg.ENGINE.WANDB.PROJECT,
@@ -163,10 +168,10 @@ class ProgressBar(EventWriter):
         """Called before the first step of a run."""
         names = ("", "detectron2", "fvcore", "d2ext")
         for handler in {h for name in names for h in logging.getLogger(name).handlers}:
-            is_terminal = isinstance(handler, logging.StreamHandler) and not isinstance(
-                handler, logging.FileHandler
-            )
-            if is_terminal and getattr(handler.stream, "isatty", lambda: False)():
+            if isinstance(handler, logging.FileHandler):
+                continue
+            stream = getattr(handler, "stream", None)
+            if getattr(stream, "isatty", lambda: False)():
                 handler.addFilter(self._make_room)
                 self._filtered.append(handler)
 

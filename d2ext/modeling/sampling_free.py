@@ -219,6 +219,9 @@ class OptimalBias:
         sampling_free: the options, None if it is off.
     """
 
+    prior: torch.Tensor
+    fg_ratio: torch.Tensor
+    class_counts: torch.Tensor
     score_power = 1.0
     sampling_free: Optional[SamplingFreeOptions] = None
 

@@ -35,7 +35,8 @@ def _enclosing(boxes1: torch.Tensor, boxes2: torch.Tensor) -> Tuple[torch.Tensor
     """Width and height of the smallest box around each row's two boxes, both (K,)."""
     top_left = torch.min(boxes1[..., :2], boxes2[..., :2])
     bottom_right = torch.max(boxes1[..., 2:], boxes2[..., 2:])
-    return (bottom_right - top_left).unbind(dim=-1)
+    width, height = (bottom_right - top_left).unbind(dim=-1)
+    return width, height
 
 
 def pair_iou(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = EPS) -> torch.Tensor:

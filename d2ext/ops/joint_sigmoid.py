@@ -75,7 +75,7 @@ class _JointSigmoidLosses(torch.autograd.Function):
         loss, grad = _negative(x, y, gamma, needs_grad)
         _scale_cells(loss, cell, neg_weight)
         negative = -loss.sum()
-        if needs_grad:
+        if grad is not None:
             _scale_cells(grad, cell, neg_weight)
             grad_y = grad.sum(dim=1) * torch.sigmoid(-y)
             grad_x = grad.mul_(torch.sigmoid(-x))

@@ -185,7 +185,7 @@ def _fused_pass(logits, labels, quality, gamma, pos_weight, neg_weight, need_gra
         loss_sum += loss.sum(dim=0) if loss_sum.dim() else loss.sum()
         if with_sums:
             neg_sum += slope.sum(dim=0)
-        if need_grad:
+        if grad is not None:
             torch.mul(slope, neg_weight, out=grad[rows])
 
     gamma_own, weight_own = _pick(gamma, column), _pick(pos_weight, column)
@@ -197,7 +197,7 @@ def _fused_pass(logits, labels, quality, gamma, pos_weight, neg_weight, need_gra
     # masked_fill, not a product: what a row without a positive holds here may be infinite.
     loss = (loss * weight_own).masked_fill_(~is_pos, 0.0)
     slope = (slope * weight_own).masked_fill_(~is_pos, 0.0)
-    if need_grad:
+    if grad is not None:
         grad.scatter_add_(1, column[:, None], slope[:, None].to(grad_dtype))
     if with_sums:
         pos_sum.index_add_(0, column, slope.abs().double())

@@ -15,7 +15,7 @@ from typing import Optional, Tuple
 import torch
 from torch.nn import functional as F
 
-from .sigmoid_kernel import check_shapes, compute_dtype, fused_sigmoid_loss, split_labels
+from .sigmoid_kernel import Factor, check_shapes, compute_dtype, fused_sigmoid_loss, split_labels
 
 __all__ = [
     "equalization_v2_loss",
@@ -168,26 +168,26 @@ def sigmoid_loss_per_row(
     check_shapes(logits, labels, quality if kind in ("qfl", "eqfl") else None)
     with torch.autocast(device_type=logits.device.type, enabled=False):
         z = logits.to(compute_dtype(logits))
-        power, weight = gamma, 1.0
+        is_pos, ignored, column = split_labels(labels, z.shape[1])
+        power: Factor = gamma
+        weight: Factor = 1.0
         if kind == "bce":
             power = 0.0
         elif kind in ("efl", "eqfl"):
             if grad_ratio is None:
                 raise ValueError(f"kind '{kind}' needs grad_ratio, the (C,) ratios of gradients.")
             power, weight = _equalized_factors(logits, grad_ratio, gamma_b, scale)
+        power_own, weight_own = (f[column] if torch.is_tensor(f) else f for f in (power, weight))
         alpha_pos, alpha_neg = _alphas(alpha if kind in ("focal", "efl") else -1.0)
 
-        is_pos, ignored, column = split_labels(labels, z.shape[1])
         terms = alpha_neg * weight * torch.exp(power * F.logsigmoid(z)) * -F.logsigmoid(-z)
         own = z.gather(1, column[:, None])[:, 0]
-        if kind in ("efl", "eqfl"):
-            power, weight = power[column], weight[column]
-        if kind in ("qfl", "eqfl"):
+        if quality is not None and kind in ("qfl", "eqfl"):
             target = quality.detach().to(z.dtype)
             bce = F.binary_cross_entropy_with_logits(own, target, reduction="none")
-            positive = weight * bce * (target - own.sigmoid()).abs().pow(power)
+            positive = weight_own * bce * (target - own.sigmoid()).abs().pow(power_own)
         else:
-            positive = alpha_pos * weight * torch.exp(power * F.logsigmoid(-own))
+            positive = alpha_pos * weight_own * torch.exp(power_own * F.logsigmoid(-own))
             positive = positive * -F.logsigmoid(own)
         kept = terms.gather(1, column[:, None])[:, 0]
         terms = terms.scatter(1, column[:, None], torch.where(is_pos, positive, kept)[:, None])

@@ -1,7 +1,7 @@
 """Exponential moving average of a model's parameters and buffers."""
 
 import contextlib
-from typing import Any, Dict, Iterator, List, Set, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ class ModelEMA(HookBase):
 
     def _reset(self) -> None:
         self.average = {k: _widened(v) for k, v in self.model.state_dict().items()}
-        self._places = None
+        self._places: Optional[List[Tuple[str, Dict, str]]] = None
 
     def before_train(self) -> None:
         # Weights are loaded after the hook is built; a restored average has updates.

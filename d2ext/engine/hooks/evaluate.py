@@ -28,10 +28,11 @@ class Evaluate(HookBase):
     """
 
     def __init__(self, period: int, function: Callable[[], Optional[Dict[str, Any]]]):
-        self._period, self._function = period, function
+        self._period = period
+        self._function: Optional[Callable[[], Optional[Dict[str, Any]]]] = function
 
     def after_step(self) -> None:
-        if not self.trainer.is_due(self._period):
+        if self._function is None or not self.trainer.is_due(self._period):
             return
         self.trainer.save_before(self)
         with isolated_random_state():

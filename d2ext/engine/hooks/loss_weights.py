@@ -91,7 +91,7 @@ class LossWeights(HookBase):
         if self.make_weighting is None:
             return losses
         if not self.groups:
-            self._find_groups(list(losses))
+            self._find_groups(list(losses), self.make_weighting)
         raw = self._observe(losses)
         for name, weight in self.weights.items():
             if weight != 1.0:
@@ -110,9 +110,9 @@ class LossWeights(HookBase):
             self._static_names = names
         return self._factors
 
-    def _find_groups(self, names: List[str]) -> None:
+    def _find_groups(self, names: List[str], make: Callable[[], LossWeighting]) -> None:
         found = find_groups(self.wanted, names)
-        self.groups = {group: self.make_weighting() for group in found}
+        self.groups = {group: make() for group in found}
         logger.info(
             "Adaptive loss weights: "
             + "; ".join(f"{g.name}: {' + '.join(g.cls)} / {' + '.join(g.box)}" for g in found)
@@ -182,7 +182,7 @@ class LossWeights(HookBase):
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         """Restore the weights, also inside of a window."""
         self._saved = state_dict or None
-        if self.groups:
+        if self.groups and self.make_weighting is not None:
             self._pending = []
             self.groups = {group: self.make_weighting() for group in self.groups}
             self._restore()

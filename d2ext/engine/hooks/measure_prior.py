@@ -99,8 +99,7 @@ class MeasurePrior(HookBase):
         self.model, self.batches, self.cache = model, batches, cache
         self.max_batches, self.tolerance = max_batches, tolerance
         self._initial = {
-            name: part.classifier.bias.detach().clone()
-            for name, part in find_optimal_bias(model).items()
+            name: _bias(part).detach().clone() for name, part in find_optimal_bias(model).items()
         }
 
     def before_train(self) -> None:
@@ -113,13 +112,13 @@ class MeasurePrior(HookBase):
         wanted = {
             name: part
             for name, part in parts.items()
-            if float(part.fg_ratio) == 0 or (new[name] and not part.sampling_free.prior)
+            if float(part.fg_ratio) == 0 or (new[name] and not _given_prior(part))
         }
         if not wanted:
             return
         for name, measured in self._measure().items():
             if name in wanted:
-                fixed = bool(wanted[name].sampling_free.prior)
+                fixed = _given_prior(wanted[name]) > 0
                 self._apply(name, wanted[name], measured, set_bias=new[name] and not fixed)
 
     def _missing_keys(self) -> Optional[set]:
@@ -133,16 +132,16 @@ class MeasurePrior(HookBase):
 
     def _is_new(self, name: str, part: OptimalBias, missing: Optional[set]) -> bool:
         """Whether the part's classifier is still as it was made."""
-        layer = part.classifier
+        bias = _bias(part)
         # Weights may also have come another way than through the trainer's checkpointer.
-        if not torch.equal(layer.bias.cpu(), self._initial[name].cpu()):
+        if not torch.equal(bias.cpu(), self._initial[name].cpu()):
             return False
-        key = next(key for key, p in self.model.named_parameters() if p is layer.bias)
+        key = next(key for key, p in self.model.named_parameters() if p is bias)
         return missing is None or key in missing
 
     def _measure(self) -> Dict[str, PriorMeasurement]:
         known = self.cache.read() if self.cache is not None else None
-        if known is not None:
+        if self.cache is not None and known is not None:
             logger.info(f"The prior is known from {self.cache.path}.")
             return known
         logger.info("Measuring the prior of foreground samples on the training data.")
@@ -169,8 +168,20 @@ class MeasurePrior(HookBase):
             f"{where}: {measured.ratio:.4g} of the samples are foreground (one in "
             f"{1 / measured.ratio:.0f}; {measured.batches} batches, relative error "
             f"{measured.relative_error:.1%}); prior {measured.prior():.4g}, bias "
-            f"{'set to' if set_bias else 'loaded,'} {part.classifier.bias[0].item():.4g}."
+            f"{'set to' if set_bias else 'loaded,'} {_bias(part)[0].item():.4g}."
         )
+
+
+def _bias(part: OptimalBias) -> torch.Tensor:
+    bias = part.classifier.bias
+    if not isinstance(bias, torch.Tensor):
+        raise ValueError(f"The last classification layer of {type(part).__name__} has no bias.")
+    return bias
+
+
+def _given_prior(part: OptimalBias) -> float:
+    """The prior that the options give; 0: it is to be measured."""
+    return part.sampling_free.prior if part.sampling_free is not None else 0.0
 
 
 class _Closing:

@@ -1,7 +1,7 @@
 """The training losses on a validation set, without touching anything the training uses."""
 
 import contextlib
-from typing import Any, Callable, Dict, Iterable, Iterator, List
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Tuple
 
 import torch
 from detectron2.utils import comm
@@ -67,7 +67,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     saved: List[Any] = []
     for module in model.modules():
         buffers = {k: (b, b.detach().clone()) for k, b in module._buffers.items() if b is not None}
-        attributes = {}
+        attributes: Dict[str, Tuple[Any, Any]] = {}
         for key, value in vars(module).items():
             if isinstance(value, torch.Tensor):
                 attributes[key] = (value, value.detach().clone())
