@@ -1,5 +1,5 @@
 # make setup   .venv with everything in it       make test   the tests
-# make demo    train, evaluate, show pictures    make lint   style
+# make demo    train, evaluate, show pictures    make lint   style, types
 #
 # make setup PYTHON=python3.12                   another Python
 # make setup TORCH="torch==X torchvision==Y"     other builds of PyTorch (any words pip takes)
@@ -51,11 +51,12 @@ demo: setup
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 format: setup
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find d2ext tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -75,7 +75,15 @@ setup(
     install_requires=read_requirements(),
     extras_require={
         # With what "export" has, so that "make test" checks the exports too.
-        "dev": ["pytest>=7.4", "pytest-xdist>=3.3", "hypothesis>=6.80", "ruff>=0.6", *EXPORT],
+        "dev": [
+            "pytest>=7.4",
+            "pytest-xdist>=3.3",
+            "hypothesis>=6.80",
+            "ruff>=0.6",
+            "mypy>=1.10",
+            "build>=1.0",
+            *EXPORT,
+        ],
         "export": EXPORT,
         "wandb": ["wandb>=0.15"],
     },

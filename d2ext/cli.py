@@ -21,6 +21,7 @@ from .commands.lr_find import add_lr_find
 from .commands.predict import add_predict
 from .commands.report import add_report
 from .commands.show import add_show
+from .commands.train import add_train
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
@@ -58,6 +59,7 @@ def run_zoo(args: argparse.Namespace) -> int:
 
 COMMANDS = (
     add_zoo,
+    add_train,
     add_doctor,
     add_show,
     add_analyze,
@@ -98,11 +100,12 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Optional[List[str]] = None) -> int:
     """Run one command; return its exit status."""
     parser = build_parser()
-    args = parser.parse_args(argv)
+    problem = requirement_problem()
+    # Without torch not every flag is known; the answer is then what is missing.
+    args = parser.parse_args(argv) if problem is None else parser.parse_known_args(argv)[0]
     if not hasattr(args, "func"):
         parser.print_help()
         return 2
-    problem = requirement_problem()
     if problem is not None:
         print(problem, file=sys.stderr)
         return 1

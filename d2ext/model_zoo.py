@@ -74,7 +74,7 @@ def get_config_file(path: str) -> str:
 
     Args:
         path: its name below ``configs/``, such as ``"Demo/retinanet.yaml"``; ``.yaml`` may be left
-            out.
+            out. A LazyConfig is ``"lazy/fcos.py"``.
 
     Returns:
         the full name of the file
@@ -82,7 +82,8 @@ def get_config_file(path: str) -> str:
     Raises:
         FileNotFoundError: there is no such config; the message names the nearest ones
     """
-    known = list_configs(include_base=True)
+    lazy = sorted(f"lazy/{file.name}" for file in (config_root() / "lazy").glob("*.py"))
+    known = list_configs(include_base=True) + lazy
     name = PurePosixPath(path.replace("\\", "/")).as_posix()
     for candidate in (name, f"{name}.yaml"):
         if candidate in known:
@@ -98,8 +99,13 @@ def get_config(path: str) -> CfgNode:
     """A config by its name, merged into the defaults and ready for overrides.
 
     Args:
-        path: as in `get_config_file`
+        path: as in `get_config_file`, a YAML config
     """
+    if path.endswith(".py"):
+        raise ValueError(
+            f"{path} is a LazyConfig; load get_config_file({path!r}) with Detectron2's LazyConfig, "
+            "or train it with --lazy."
+        )
     cfg = get_cfg()
     cfg.merge_from_file(get_config_file(path))
     return cfg

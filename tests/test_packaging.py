@@ -6,16 +6,20 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from detectron2.data import MetadataCatalog
 
 import d2ext
+from d2ext.data import tiny_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("setup.py", "pyproject.toml", "requirements.txt", "MANIFEST.in", "LICENSE", "README.md")
+SOURCES = ("setup.py", "pyproject.toml", "requirements.txt", "MANIFEST.in", "LICENSE", "README.md",
+           "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "Makefile", "train_net.py")  # fmt: skip
 
 # Where the name to import is not the name to install.
 DISTRIBUTIONS = {
@@ -39,8 +43,7 @@ def source(tmp_path_factory):
     """A copy of the checkout, so that the build leaves nothing in it, with two configs more."""
     copy = tmp_path_factory.mktemp("source")
     for name in SOURCES:
-        if (ROOT / name).exists():
-            shutil.copy2(ROOT / name, copy / name)
+        shutil.copy2(ROOT / name, copy / name)
     skip = shutil.ignore_patterns("__pycache__")
     for name in ("d2ext", "configs", "tools"):
         shutil.copytree(ROOT / name, copy / name, ignore=skip)
@@ -65,9 +68,12 @@ def test_wheel_holds_package_configs_installer_and_licence(wheel):
         names = set(archive.namelist())
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "d2ext").rglob("*.py")}
     configs = {
-        f"d2ext/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "configs").rglob("*.yaml")
+        f"d2ext/{p.relative_to(ROOT).as_posix()}"
+        for kind in ("*.yaml", "*.py")
+        for p in (ROOT / "configs").rglob(kind)
     }
-    assert modules | configs | {"d2ext/install_detectron2.py"} <= names
+    assert "d2ext/configs/lazy/combined.py" in configs
+    assert modules | configs | {"d2ext/install_detectron2.py", "d2ext/py.typed"} <= names
     assert any(n.endswith("LICENSE") for n in names)
     assert not [n for n in names if n.startswith(("tests/", "tools/", "configs/"))]
 
@@ -121,6 +127,110 @@ def test_a_deleted_config_leaves_the_next_wheel(source, wheel, tmp_path):
         names = archive.namelist()
     assert "d2ext/configs/Base-Packaging.yaml" in names
     assert "d2ext/configs/Packaging/a.yaml" not in names
+
+
+@pytest.mark.slow
+def test_build_makes_an_sdist_and_from_it_the_same_wheel(source, wheel, tmp_path):
+    """``python -m build`` makes the wheel out of the sdist, so that what it lacks is missing."""
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path)]
+    subprocess.run([*command, str(source)], check=True, stdin=subprocess.DEVNULL)
+    (sdist,) = tmp_path.glob("d2ext-*.tar.gz")
+    (built,) = tmp_path.glob("d2ext-*.whl")
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(built) as other:
+        expected = {i.filename: i.CRC for i in one.infolist() if "dist-info" not in i.filename}
+        assert {
+            i.filename: i.CRC for i in other.infolist() if "dist-info" not in i.filename
+        } == expected
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {*SOURCES, "tools/install_detectron2.py", "configs/lazy/fcos.py"} <= names
+
+
+# Of the environment that runs the tests everything but its d2ext, which is this checkout.
+HIDE = """
+import sys
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
+sys.path[:] = [p for p in sys.path if p != {root!r}]
+sys.path += [p for p in {paths!r} if p not in sys.path]
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory):
+    """A virtual environment with the wheel installed, which borrows torch and the like."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    command = [*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    purelib = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    paths = [p for p in sys.path if p and Path(p).name in ("site-packages", "dist-packages")]
+    Path(purelib, "zz_borrowed.pth").write_text("import zz_borrowed\n")
+    Path(purelib, "zz_borrowed.py").write_text(HIDE.format(root=str(ROOT), paths=paths))
+    return folder / "bin"
+
+
+def call(environment, cwd, *words):
+    """Run a command of the environment in a folder that knows nothing of the checkout."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    return subprocess.run(
+        [str(environment / words[0]), *map(str, words[1:])],
+        cwd=str(cwd),
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_environment_has_the_wheel_and_its_commands(environment, tmp_path):
+    code = "import d2ext, torch; print(d2ext.__file__, d2ext.model_zoo.config_root(), sep='\\n')"
+    done = call(environment, tmp_path, "python", "-W", "ignore", "-c", code)
+    assert done.returncode == 0, done.stdout
+    root = str(environment.parent)
+    assert all(line.startswith(root) for line in done.stdout.splitlines()[-2:]), done.stdout
+    help_text = call(environment, tmp_path, "d2ext", "--help").stdout
+    assert all(word in help_text for word in ("zoo", "train", "predict", "export", "doctor"))
+    listed = call(environment, tmp_path, "d2ext", "zoo", "Demo/*").stdout
+    shipped = {
+        p.relative_to(ROOT / "configs").as_posix() for p in ROOT.glob("configs/Demo/*_*.yaml")
+    }
+    assert shipped and all(name in listed for name in shipped)
+    help_text = call(environment, tmp_path, "python", "-m", "d2ext.install_detectron2", "--help")
+    assert "--wheel-dir" in help_text.stdout
+
+
+@pytest.mark.slow
+def test_environment_trains_and_predicts(environment, tmp_path):
+    with tiny_dataset(num_images=4, root=str(tmp_path)) as name:
+        images = Path(MetadataCatalog.get(name).image_root)
+        annotations = MetadataCatalog.get(name).json_file
+        (tmp_path / "my_data.py").write_text(
+            "from detectron2.data.datasets import register_coco_instances\n"
+            f"register_coco_instances('mine', {{}}, {annotations!r}, {str(images)!r})\n"
+        )
+        done = call(
+            environment, tmp_path, "d2ext", "train", "--fast-dev-run", "--import", "my_data",
+            "--config-file", "Demo/dw_shapes", "DATASETS.TRAIN", "('mine',)",
+            "DATASETS.TEST", "('mine',)", "MODEL.DW.NUM_CLASSES", 3, "SOLVER.IMS_PER_BATCH", 2,
+            "DATALOADER.NUM_WORKERS", 0, "ENGINE.TENSORBOARD", False, "OUTPUT_DIR", "out",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        weights = tmp_path / "out" / "model_final.pth"
+        done = call(
+            environment, tmp_path, "d2ext", "predict", "--weights", weights, "--threshold", "0",
+            "--output", "found", next(images.glob("*.*")),
+        )  # fmt: skip
+        assert done.returncode == 0 and "detections in 1 images" in done.stdout, done.stdout
+        assert (tmp_path / "found" / "predictions.json").is_file()
 
 
 def _imports(file):

@@ -1,8 +1,8 @@
 """RetinaNet with EFL; the parts of configs/EqualizedFocalLoss/retinanet_R_50_FPN_1x_efl.yaml."""
 
 from detectron2.config import LazyCall as L
-from detectron2.evaluation import LVISEvaluator
 
+from d2ext.evaluation import LVISEvaluator
 from d2ext.modeling.losses import EqualizedFocalLoss
 
 from .retinanet import dataloader, lr_multiplier, model, optimizer, train  # noqa: F401

@@ -3,6 +3,7 @@
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
+from d2ext.evaluation import COCOEvaluator
 from d2ext.modeling.assigners import IoUAssigner
 from d2ext.modeling.losses.box_losses import SmoothL1Loss
 from d2ext.modeling.losses.cls_losses import FocalLoss
@@ -12,6 +13,7 @@ from d2ext.modeling.meta_arch import ExtRetinaNet
 
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader
 dataloader.train.mapper.use_instance_mask = False
+dataloader.evaluator._target_ = COCOEvaluator
 lr_multiplier = model_zoo.get_config("common/coco_schedule.py").lr_multiplier_1x
 optimizer = model_zoo.get_config("common/optim.py").SGD
 optimizer.lr = 0.01

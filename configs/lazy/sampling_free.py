@@ -1,7 +1,7 @@
 """RetinaNet without sampling; the parts of configs/SamplingFree/retinanet_R_50_FPN_1x.yaml.
 
-The YAML config measures the prior before the first step. Here it is given: 2e-5 is for 80 classes
-and RetinaNet's anchors, d2ext.ops.sampling_free.optimal_prior computes it from counts.
+As with YAML the prior is measured on the training data before the first step; prior=2e-5 in
+SamplingFreeOptions would give it. train.prior has the limits of the measurement.
 """
 
 from detectron2.config import LazyCall as L
@@ -18,4 +18,5 @@ model.criterion.cls_loss = L(BCELoss)()
 model.criterion.box_loss.beta = 0.11
 model.criterion.guide = L(GuidedScale)(guides=["box"], weight=1.0)
 model.normalizer = L(PositiveNormalizer)()
-model.sampling_free = L(SamplingFreeOptions)(prior=2e-5)
+model.sampling_free = L(SamplingFreeOptions)()
+train.prior = dict(max_batches=500, tolerance=0.02)

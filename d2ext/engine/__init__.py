@@ -10,6 +10,7 @@ from .launch import launch
 from .lazy import build_lazy_trainer, train_lazy
 from .nonfinite import NonFiniteGuard
 from .precision import GlobalNormClipper, Precision
+from .run import main, run
 from .schedule import resolve_schedule
 from .setup import argument_parser, choose_device, default_setup, import_modules
 from .trainer import Trainer, create_ddp_model
@@ -37,7 +38,9 @@ __all__ = [
     "import_modules",
     "launch",
     "load_batch",
+    "main",
     "resolve_schedule",
+    "run",
     "save_batch",
     "train_lazy",
 ]

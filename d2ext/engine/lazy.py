@@ -1,7 +1,8 @@
 """Training from LazyConfigs, Python files in the layout of Detectron2's lazy script.
 
 A file defines ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier`` and ``train``;
-``train.hooks``, a list of LazyCalls, is this trainer's addition.
+``train.hooks``, a list of LazyCalls, and ``train.prior``, arguments of :class:`hooks.MeasurePrior`,
+are this trainer's additions.
 """
 
 import argparse
@@ -17,12 +18,16 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter
 from detectron2.utils.logger import setup_logger
+from omegaconf import OmegaConf
 
+from d2ext.data import require_dataset
+from d2ext.modeling.sampling_free import find_optimal_bias
 from d2ext.ops.loss_weights import AdaptiveLossWeight
 
 from . import hooks
 from .checkpoint import Checkpointer
 from .precision import Precision
+from .schedule import FAST_DEV_RUN_STEPS
 from .trainer import Trainer
 from .writers import MetricsWriter
 
@@ -49,6 +54,9 @@ def train_lazy(args: argparse.Namespace) -> Optional[int]:
         cfg.train.device = "cpu"
     if args.init_from:
         cfg.train.init_checkpoint = args.init_from
+    if args.fast_dev_run:
+        _apply_fast_dev_run(cfg)
+    _require_datasets(cfg, train=not args.eval_only)
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="d2ext")
     model = instantiate(cfg.model).to(cfg.train.device)
@@ -85,6 +93,8 @@ def build_lazy_trainer(cfg: Any, model: torch.nn.Module) -> Trainer:
         writers = [CommonMetricPrinter(train.max_iter), MetricsWriter(file)]
     trainer.register_hooks(
         [
+            # First, and before weights are loaded: see there.
+            _measure_prior(cfg, model),
             upstream.IterationTimer(),
             hooks.StopOnSignal(["SIGTERM", "SIGINT"]),
             upstream.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
@@ -97,6 +107,28 @@ def build_lazy_trainer(cfg: Any, model: torch.nn.Module) -> Trainer:
         ]
     )
     return trainer
+
+
+def _measure_prior(cfg: Any, model: torch.nn.Module) -> Optional[hooks.MeasurePrior]:
+    """The hook of Sampling-Free training, if a part of the model trains without sampling."""
+    if not find_optimal_bias(model):
+        return None
+    limits = cfg.train.get("prior", {})
+    return hooks.MeasurePrior(model, lambda: instantiate(cfg.dataloader.train), **limits)
+
+
+def _apply_fast_dev_run(cfg: Any) -> None:
+    """A handful of steps, in place; an evaluation runs over all of its data."""
+    cfg.train.max_iter = cfg.train.eval_period = FAST_DEV_RUN_STEPS
+    cfg.train.log_period = 1
+    cfg.train.prior = {**cfg.train.get("prior", {}), "max_batches": 2}
+
+
+def _require_datasets(cfg: Any, train: bool) -> None:
+    """Refuse a data set that is not there before anything is built."""
+    for key in ("train", "test") if train else ("test",):
+        names = OmegaConf.select(cfg, f"dataloader.{key}.dataset.names")  # None: another loader
+        require_dataset(*([names] if isinstance(names, str) else names or ()))
 
 
 def _evaluate(cfg: Any, model: torch.nn.Module) -> Dict[str, Any]:

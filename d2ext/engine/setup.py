@@ -43,6 +43,8 @@ def argument_parser() -> argparse.ArgumentParser:
             action.help = "number of processes per machine, one a GPU (or on CPU, through gloo)"
         elif action.dest == "resume":
             action.help = "go on from the last checkpoint in OUTPUT_DIR as if nothing had happened"
+        elif action.dest == "config_file":
+            action.help = "a config: a file, or a name that 'd2ext zoo' lists"
         elif action.dest == "dist_url":
             action.default = "auto"
     return parser
