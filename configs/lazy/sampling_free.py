@@ -19,4 +19,4 @@ model.criterion.box_loss.beta = 0.11
 model.criterion.guide = L(GuidedScale)(guides=["box"], weight=1.0)
 model.normalizer = L(PositiveNormalizer)()
 model.sampling_free = L(SamplingFreeOptions)()
-train.prior = dict(max_batches=500, tolerance=0.02)
+train.prior = {"max_batches": 500, "tolerance": 0.02}

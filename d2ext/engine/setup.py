@@ -3,6 +3,8 @@
 import argparse
 import importlib
 import logging
+import os
+import sys
 
 import torch
 from detectron2.config import CfgNode
@@ -51,7 +53,10 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def import_modules(names: list) -> None:
-    """Import the modules named on the command line."""
+    """Import the modules named on the command line, also from the working folder."""
+    # The folder of the script is on the path, which is the working folder only by chance.
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     for name in names:
         importlib.import_module(name)
 
