@@ -100,7 +100,10 @@ class Predictor:
         choose_device(cfg)
         self.cfg = cfg
         self.model = build_model(cfg).eval()
-        extra = Checkpointer(self.model).load(str(weights) or cfg.MODEL.WEIGHTS)
+        checkpointer = Checkpointer(self.model)
+        extra = checkpointer.load(str(weights) or cfg.MODEL.WEIGHTS)
+        if weights:
+            _refuse_other_weights(self.model, checkpointer.last_incompatible, str(weights))
         names = extra.get("class_names") or class_names_of(cfg)
         self.class_names: List[str] = list(names or _numbers(self.model))
         self.score_thresh = score_thresh
@@ -153,13 +156,25 @@ class Predictor:
 def as_bgr(image: Picture) -> np.ndarray:
     """Any image that `Predictor` takes as an array (H, W, 3) in BGR."""
     if isinstance(image, (str, Path)):
-        return read_image(str(image), format="BGR")
+        try:
+            return read_image(str(image), format="BGR")
+        except FileNotFoundError:
+            raise FileNotFoundError(f"There is no image file '{image}'.") from None
+        except (OSError, SyntaxError) as error:  # Pillow raises both for broken files
+            raise ValueError(
+                f"'{image}' is no image that Pillow can read ({type(error).__name__}); leave it "
+                "out or convert it."
+            ) from error
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))[:, :, ::-1]
     if not isinstance(image, np.ndarray):
         raise TypeError(
             f"An image is an array, a PIL image or the name of a file, not a "
             f"{type(image).__name__}."
+        )
+    if image.size == 0:
+        raise ValueError(
+            f"An image of the shape {_tuple(image.shape)} has no pixels; leave it out."
         )
     if image.ndim == 2:
         return np.repeat(image[:, :, None], 3, axis=2)
@@ -169,6 +184,20 @@ def as_bgr(image: Picture) -> np.ndarray:
             f"{_tuple(image.shape)}; drop an alpha channel and put the colours last."
         )
     return image
+
+
+def _refuse_other_weights(model: torch.nn.Module, incompatible: Any, weights: str) -> None:
+    """Weights of another model would leave layers as they were drawn, and predict noise."""
+    if incompatible is None:
+        return
+    absent = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
+    # Buffers of losses may be missing: prediction does not read them.
+    absent = sorted(absent & {key for key, _ in model.named_parameters()})
+    if absent:
+        raise ValueError(
+            f"{weights} does not fit the config: {len(absent)} parameters are missing there or of "
+            f"another shape, such as {absent[0]}; name the config it was trained with."
+        )
 
 
 def _tuple(shape: Sequence[int]) -> Tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -117,8 +118,28 @@ def test_refusals(cfg, checkpoint, image, tmp_path):
     assert predictor.class_names == NAMES  # from the data set of the config
     with pytest.raises(ValueError, match=r"\(4, 5, 7\)"):
         predictor(np.zeros((4, 5, 7), np.uint8))
+    with pytest.raises(ValueError, match="no pixels"):
+        predictor(np.zeros((0, 5, 3), np.uint8))
     with pytest.raises(TypeError, match="not a int"):
         predictor(3)
+    with pytest.raises(FileNotFoundError, match="no image file '.*none.jpg'"):
+        predictor(tmp_path / "none.jpg")
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(ValueError, match="text.jpg' is no image that Pillow can read"):
+        predictor(tmp_path / "text.jpg")
+
+
+def test_weights_that_do_not_fit_are_refused(cfg, checkpoint, tmp_path):
+    other = cfg.clone()
+    other.defrost()
+    other.MODEL.FCOS.NUM_CLASSES = 5
+    with pytest.raises(ValueError, match="does not fit the config: 2 parameters.*cls_score"):
+        d2ext.Predictor(other, checkpoint)
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    with pytest.raises(ValueError, match="text.pth' is no checkpoint"):
+        d2ext.Predictor(None, tmp_path / "text.pth")
+    with pytest.raises(FileNotFoundError, match="no checkpoint '.*none.pth'"):
+        d2ext.Predictor(None, tmp_path / "none.pth")
 
 
 def test_command_writes_pictures_and_coco_json(checkpoint, image, tmp_path, capsys):
@@ -149,10 +170,15 @@ def test_command_writes_pictures_and_coco_json(checkpoint, image, tmp_path, caps
 def test_command_refuses_what_is_no_image(checkpoint, tmp_path, capsys):
     assert main(["predict", "--weights", str(checkpoint), str(tmp_path / "no*.jpg")]) == 1
     assert "names no image or video" in capsys.readouterr().err
+    (tmp_path / "text.jpg").write_text("no image")
+    assert main(["predict", "--weights", str(checkpoint), str(tmp_path)]) == 1
+    assert "text.jpg' is no image" in capsys.readouterr().err
+    (tmp_path / "text.avi").write_text("no video")
+    assert main(["predict", "--weights", str(checkpoint), str(tmp_path / "*.avi")]) == 1
+    assert "OpenCV cannot open" in capsys.readouterr().err
 
 
 def test_command_predicts_a_video(checkpoint, image, tmp_path):
-    cv2 = pytest.importorskip("cv2")
     clip = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 10, (90, 70))
     assert writer.isOpened()

@@ -1,5 +1,6 @@
 """What a checkpoint says of itself: the config it was trained with and the names of its classes."""
 
+import os
 from typing import Any, Dict, List, Optional
 
 import torch
@@ -36,7 +37,15 @@ def describe_run(cfg: Optional[CfgNode]) -> Dict[str, Any]:
 
 def read_description(path: str) -> Dict[str, Any]:
     """The same, from a checkpoint file; empty if it holds none."""
-    data = torch.load(path, map_location="cpu", weights_only=True)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no checkpoint '{path}'.")
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever unpickling a file of another kind may raise
+        raise ValueError(
+            f"'{path}' is no checkpoint that torch.load(..., weights_only=True) reads "
+            f"({type(error).__name__}); name one that the trainer wrote, or name the config too."
+        ) from error
     return {key: data[key] for key in ("config", "class_names") if key in data}
 
 
