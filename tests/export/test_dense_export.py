@@ -1,5 +1,6 @@
 """Exported dense detectors against the detectors themselves, on images of several sizes."""
 
+import copy
 import json
 
 import numpy as np
@@ -33,19 +34,39 @@ def test_equals_eager_at_every_size(detector, tmp_path, suffix, with_nms):
     run = export.load_exported(path)
     found = export.compare(detector, run, with_nms=with_nms, sizes=SIZES)
     assert found["detections"] > 30
-    # With these random weights a few of FCOS' unselected scores are so badly conditioned that
-    # PyTorch's float32 is itself 3e-5 away from its float64.
     badly = isinstance(detector, ExtFCOS) and not with_nms
-    assert found.acceptable(box=1e-3, score=1e-4 if badly else 1e-5), found
+    score = score_limit(detector, SIZES) if badly else 1e-5
+    assert found.acceptable(box=1e-3, score=score), found
 
 
-def test_torch_export_of_one_size(tmp_path):
-    detector = spread_detector("ExtFCOS")
+def score_limit(detector, sizes):
+    """1e-5, or twice what PyTorch's float32 is itself away from its float64.
+
+    With these random weights a few of FCOS' unselected scores are badly conditioned, and each
+    runtime adds up its sums in another order.
+    """
+    single = export.InferenceDetector(detector, with_nms=False)
+    double = export.InferenceDetector(copy.deepcopy(detector).double(), with_nms=False)
+    generator = torch.Generator().manual_seed(0)
+    own = 0.0
+    for size in sizes:
+        image = torch.rand(3, *size, generator=generator) * 255
+        with torch.no_grad():
+            error = (single(image)[1].double() - double(image.double())[1]).abs().max()
+        own = max(own, float(error))
+    assert own < 1e-3
+    return max(1e-5, 2 * own)
+
+
+@pytest.mark.slow
+def test_torch_export_of_one_size(detector, tmp_path):
     path = tmp_path / "detector.pt2"
     export.export_program(detector, path, size=(160, 192))
     run = export.load_exported(path)
     found = export.compare(detector, run, with_nms=False, sizes=[(160, 192)])
-    assert found.acceptable() and found["detections"] > 100, found
+    score = score_limit(detector, [(160, 192)]) if isinstance(detector, ExtFCOS) else 1e-5
+    assert found.acceptable(box=1e-3, score=score), found
+    assert found["detections"] > 100
 
 
 def test_nothing_is_found(tmp_path):

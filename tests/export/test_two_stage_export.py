@@ -3,6 +3,7 @@
 import pytest
 import torch
 from model_kit import build, make_batch, small_cfg
+from torch.nn import ModuleList
 
 from d2ext.export import trace_two_stage
 from d2ext.model_zoo import get_config_file
@@ -11,12 +12,19 @@ pytestmark = pytest.mark.export
 
 
 @pytest.mark.parametrize(
-    "name", ["COCO/faster_rcnn_R_50_FPN_1x", "SamplingFree/faster_rcnn_R_50_FPN_1x"]
+    "name",
+    [
+        "COCO/faster_rcnn_R_50_FPN_1x",
+        pytest.param("COCO/cascade_mask_rcnn_R_50_FPN_1x", marks=pytest.mark.slow),
+        "SamplingFree/faster_rcnn_R_50_FPN_1x",
+    ],
 )
 def test_torchscript_equals_eager(name, tmp_path):
     model = build(small_cfg(get_config_file(name), ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.01]))
     with torch.no_grad():
-        model.roi_heads.box_predictor.cls_score.weight.mul_(20)
+        predictors = model.roi_heads.box_predictor
+        for predictor in predictors if isinstance(predictors, ModuleList) else [predictors]:
+            predictor.cls_score.weight.mul_(20)
     images = [item["image"].float() for item in make_batch((1, 1), size=128)]
     path = tmp_path / "model.ts"
     _, schema = trace_two_stage(model, path, images[0])
