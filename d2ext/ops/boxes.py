@@ -3,9 +3,15 @@
 Shapes: K pairs of boxes. Boxes are (x1, y1, x2, y2), continuous coordinates.
 
 The arithmetic is that of fvcore's ``giou_loss`` and Detectron2's ``diou_loss`` and ``ciou_loss``,
-operation by operation, so values and gradients have equal bits. Two things differ: nothing here
-asserts on the boxes' order (each assertion makes the host wait for the device), and a box without
-height does not turn CIoU into NaN.
+operation by operation, so values and gradients have equal bits. Three things differ: nothing here
+asserts on the boxes' order (each assertion makes the host wait for the device), a box without
+height does not turn CIoU into NaN, and half precision is computed in float32: the area of a box of
+300 x 300 pixels is infinite in float16.
+
+A NaN in a row makes that row's loss NaN, and no other's. An infinite box has IoU 0 with a finite
+one, or NaN, and no enclosing box: GIoU, DIoU and CIoU are NaN. Two lines along one another have an
+enclosing box without area, where GIoU's slope is of the size of a side over ``EPS``: finite, but
+not in float16.
 """
 
 import math
@@ -16,6 +22,12 @@ import torch
 __all__ = ["ciou_loss", "diou_loss", "giou_loss", "iou_loss", "pair_iou", "smooth_l1_loss"]
 
 EPS = 1e-7
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _full(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision to float32; see above."""
+    return tensor.float() if tensor.dtype in _HALF else tensor
 
 
 def _overlap(boxes1: torch.Tensor, boxes2: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -41,7 +53,7 @@ def _enclosing(boxes1: torch.Tensor, boxes2: torch.Tensor) -> Tuple[torch.Tensor
 
 def pair_iou(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = EPS) -> torch.Tensor:
     """IoU of each row of two (K, 4) box tensors: (K,), differentiable, 0 for disjoint boxes."""
-    intersection, union = _overlap(boxes1, boxes2)
+    intersection, union = _overlap(_full(boxes1), _full(boxes2))
     return intersection / (union + eps)
 
 
@@ -52,6 +64,7 @@ def iou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = EPS) -> to
 
 def giou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = EPS) -> torch.Tensor:
     """Generalised IoU loss (Rezatofighi et al., 2019) of each row: (K,)."""
+    boxes1, boxes2 = _full(boxes1), _full(boxes2)
     intersection, union = _overlap(boxes1, boxes2)
     width, height = _enclosing(boxes1, boxes2)
     area = width * height
@@ -72,12 +85,13 @@ def _distance_terms(boxes1, boxes2, eps):
 
 def diou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = EPS) -> torch.Tensor:
     """Distance-IoU loss (Zheng et al., 2020) of each row: (K,)."""
-    iou, distance = _distance_terms(boxes1, boxes2, eps)
+    iou, distance = _distance_terms(_full(boxes1), _full(boxes2), eps)
     return 1 - iou + distance
 
 
 def ciou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = EPS) -> torch.Tensor:
     """Complete-IoU loss (Zheng et al., 2020) of each row: (K,). ``boxes2`` is the ground truth."""
+    boxes1, boxes2 = _full(boxes1), _full(boxes2)
     iou, distance = _distance_terms(boxes1, boxes2, eps)
     width, height = (boxes1[..., 2:] - boxes1[..., :2]).unbind(dim=-1)
     width_gt, height_gt = (boxes2[..., 2:] - boxes2[..., :2]).unbind(dim=-1)
@@ -93,7 +107,7 @@ def ciou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = EPS) -> t
 
 def smooth_l1_loss(input: torch.Tensor, target: torch.Tensor, beta: float = 0.0) -> torch.Tensor:
     """Smooth L1 of each number; plain L1 for ``beta`` below 1e-5. Same shape as ``input``."""
-    n = torch.abs(input - target)
+    n = torch.abs(_full(input) - _full(target))
     if beta < 1e-5:  # 0.5 n^2 / 0 in the branch not taken would make NaN gradients
         return n
     return torch.where(n < beta, 0.5 * n**2 / beta, n - 0.5 * beta)

@@ -89,11 +89,12 @@ class DualWeightingConstants:
                     f"{name} of dual weighting must be one of {', '.join(known)}, "
                     f"not '{getattr(self, name)}'."
                 )
-        if self.prior_sigma <= 0:
+        # Written so that NaN is refused, too.
+        if not self.prior_sigma > 0:
             raise ValueError(f"prior_sigma must be above 0, not {self.prior_sigma}.")
         if not 0 < self.neg_iou < 0.95:
             raise ValueError(f"neg_iou must lie between 0 and 0.95, not {self.neg_iou}.")
-        if self.gamma1 <= 0 or self.gamma2 < 1:
+        if not (self.gamma1 > 0 and self.gamma2 >= 1):
             # p^gamma2 has an infinite slope at p = 0 for exponents below 1.
             raise ValueError(
                 "gamma1 must be above 0 and gamma2 at least 1, "
@@ -153,6 +154,8 @@ def dual_weighting_losses(
         a dict of scalars. ``loss_cls_pos`` and ``loss_loc`` are to be divided by ``num_gt``, the
         number of objects, and ``loss_cls_neg`` by ``neg_norm``, the sum of ``1 - P_neg``; both
         after the mean over ranks and no less than 1. The losses have a graph even without objects.
+        A NaN or an infinity among the objects' boxes makes ``num_gt`` NaN: such an object holds no
+        point, or all of them, and would be lost without a sign.
     """
     const = DualWeightingConstants(**constants)
     with torch.autocast(device_type=cls_logits.device.type, enabled=False):
@@ -170,7 +173,7 @@ def dual_weighting_losses(
             "loss_cls_pos": factor * positive,
             "loss_loc": factor * const.loc_loss_weight * (weights.pos_weight * loc_loss).sum(),
             "loss_cls_neg": negative,
-            "num_gt": negative.new_full((), len(batch.gt_boxes)),
+            "num_gt": len(batch.gt_boxes) + (batch.gt_boxes - batch.gt_boxes).sum(),
             "neg_norm": ((1 - neg_weight) * decides).sum(),
         }
 
@@ -215,6 +218,8 @@ class _Batch(NamedTuple):
         cls, points, strides, cls_logits, obj_logits, pred_boxes, gt_boxes, gt_classes
     ) -> "_Batch":
         num_images, num_points, num_classes = cls_logits.shape
+        if num_images == 0:
+            raise ValueError("Dual weighting needs a batch of at least one image.")
         if len(gt_boxes) != num_images or len(gt_classes) != num_images:
             raise ValueError(
                 f"Dual weighting got predictions of {num_images} images, but objects of "

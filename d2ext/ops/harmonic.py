@@ -182,6 +182,7 @@ def task_contrastive_loss(
     if mode == "subtract":
         difference = F.relu(difference - margin)
     else:
-        difference = torch.where(difference >= margin, difference, torch.zeros_like(difference))
+        # In this direction NaN, which is neither below nor above, stays NaN.
+        difference = torch.where(difference < margin, torch.zeros_like(difference), difference)
     # sigmoid(-H) is 1 / (1 + e^H) without the overflow: 80 sigmoids can reach H = 29.
     return torch.sigmoid(-entropy) * difference

@@ -39,7 +39,10 @@ def joint_sigmoid_losses(
 
     The factor ``p**gamma`` has a gradient, the weights have none. Nothing overflows or loses its
     digits for saturated logits: ``1 - p = sigmoid(-x) + sigmoid(x) sigmoid(-y)`` is a sum of
-    positive terms.
+    positive terms. Where both logits exceed 69, ``-log(1 - p)`` stays at 69 and has no gradient.
+
+    A NaN makes the losses it enters NaN. So does an infinite ``obj_logits``: together with an
+    infinite class logit it has an infinite loss, which the limit of 69 would hide.
 
     Args:
         cls_logits: (M, C), x.
@@ -112,7 +115,8 @@ def _negative(
     score = (e + 1).reciprocal_()  # sigmoid(x)
     rest = e.mul_(score)  # sigmoid(-x), with all its digits
     rest.addcmul_(score, torch.sigmoid(-y)[:, None])  # 1 - p
-    p = score.mul_(torch.sigmoid(y)[:, None])
+    # y - y: 0, or NaN where y is infinite.
+    p = score.mul_(torch.sigmoid(y).add_(y - y)[:, None])
     rest.clamp_(min=MIN_REST)
     focal = p * p if gamma == 2 else p.pow(gamma)
     log_rest = rest.log()

@@ -20,11 +20,32 @@ __all__ = [
 ]
 
 
+# Squares and sums of larger numbers leave float64, as squares of numbers below its inverse do. The
+# largest loss in float32 is 3e38.
+_LARGEST = 1e100
+
+
 def mean_and_std(values: Sequence[float]) -> Tuple[float, float]:
-    """Mean and sample standard deviation (divisor n - 1) in float64."""
+    """Mean and sample standard deviation (divisor n - 1) in float64, of two values or more.
+
+    Both are NaN if a value is NaN or infinite.
+    """
+    if not all(map(math.isfinite, values)):
+        return math.nan, math.nan
+    largest = max(map(abs, values))
+    if largest > _LARGEST or 0 < largest < 1 / _LARGEST:
+        mean, std = mean_and_std([v / largest for v in values])
+        return mean * largest, std * largest
     mean = math.fsum(values) / len(values)
     variance = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
     return mean, math.sqrt(variance)
+
+
+def _mean(values: Sequence[float]) -> float:
+    try:
+        return math.fsum(values) / len(values)
+    except OverflowError:  # of the sum, not of the mean
+        return math.fsum(v / len(values) for v in values)
 
 
 class LossWeighting:
@@ -235,7 +256,9 @@ class AdaptiveLossWeight(LossWeighting):
 
     def _close(self, cls: List[float], box: List[float]) -> bool:
         x, y = self._statistic(cls), self._statistic(box)
-        fired = x > y
+        # With a box loss below 0, X exceeds Y without being above 0. For losses near the end of
+        # float64 it is infinite or not a number.
+        fired = y < x < math.inf and x > 0
         if fired:
             ratio = 1 - (x - y) / x
             new = ratio if self.compose == "replace" else self.weight * ratio
@@ -331,11 +354,14 @@ class DynamicWeightAverage(LossWeighting):
         return self.used_weights[0], self.used_weights[1]
 
     def _close(self, cls: List[float], box: List[float]) -> bool:
-        means = [math.fsum(cls) / len(cls), math.fsum(box) / len(box)]
+        means = [_mean(cls), _mean(box)]
         previous, self.previous = self.previous, means
         if previous is None or min(previous) <= 0:
             return False
         rates = [now / before for now, before in zip(means, previous)]
+        # A loss that has grown out of nearly nothing has an infinite rate, which says no weight.
+        if not all(map(math.isfinite, rates)):
+            return False
         # The maximum is taken off first: exp of a loss that exploded would overflow.
         exps = [math.exp((rate - max(rates)) / self.temperature) for rate in rates]
         self.used_weights = [2 * e / sum(exps) for e in exps]

@@ -54,11 +54,15 @@ def points_in_boxes(points: torch.Tensor, strides: torch.Tensor, boxes: torch.Te
     Args:
         points: (P, 2), x and y.
         strides: (P,), stride of each point's level; only tells where a new grid may begin.
-        boxes: (G, 4), of the same type as ``points``.
+        boxes: (G, 4), of the same type as ``points``. One with a NaN holds no point, as no
+            comparison with NaN is true; infinite sides are valid.
 
     Returns:
         the pairs, sorted by box and then by point.
     """
+    if len(points) == 0:
+        nothing = torch.zeros(0, dtype=torch.int64, device=points.device)
+        return PointPairs(nothing, nothing)
     blocks = _find_blocks(points, strides)
     first, rows, columns = _rectangles(blocks, boxes)
     counts = (rows * columns).reshape(-1)  # (G B)
@@ -131,7 +135,10 @@ def _rectangles(
     top = torch.div(top, width, rounding_mode="floor")
     bottom = torch.div(bottom, width, rounding_mode="floor")
     first = blocks.start[:, None] + top * width + left
-    rows, columns = (bottom - top).clamp(min=0), (right - left).clamp(min=0)
+    # The search puts NaN behind every coordinate, which would make a right edge of NaN reach beyond
+    # the row, and pairs of points that do not exist.
+    height = (bottom - top).masked_fill_(boxes.isnan().any(dim=1), 0)
+    rows, columns = height.clamp_(min=0), (right - left).clamp(min=0)
     return first.t(), rows.t(), columns.t()
 
 

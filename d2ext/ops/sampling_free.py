@@ -43,7 +43,8 @@ def optimal_prior(num_foreground: float, num_samples: float, num_classes: int = 
     Raises:
         ValueError: if the counts give no probability strictly between 0 and 1.
     """
-    if not (0 < num_foreground <= num_samples and num_classes >= 1):
+    counts_fit = 0 < num_foreground <= num_samples < math.inf
+    if not (counts_fit and 1 <= num_classes < math.inf):
         raise ValueError(
             f"A prior needs 0 < foreground <= samples and at least one class, not "
             f"{num_foreground} of {num_samples} samples and {num_classes} classes; "
@@ -57,10 +58,24 @@ def optimal_prior(num_foreground: float, num_samples: float, num_classes: int = 
     return num_foreground / (num_classes * num_samples)
 
 
-def prior_to_bias(prior: float) -> float:
-    """The bias at which a sigmoid classifier starts with score ``prior``: ``-log((1-pi)/pi)``."""
+def _check_prior(prior: float) -> None:
     if not 0 < prior < 1:
         raise ValueError(f"The prior must lie strictly between 0 and 1, not at {prior}.")
+
+
+def _negatives(num_foreground: float, num_samples: float, num_classes: int) -> float:
+    """Background entries of the loss for each foreground one."""
+    if not 0 < num_foreground <= num_classes * num_samples < math.inf:
+        raise ValueError(
+            f"The loss per foreground sample needs 0 < foreground <= classes x samples, not "
+            f"{num_foreground} of {num_samples} samples and {num_classes} classes."
+        )
+    return num_classes * num_samples / num_foreground - 1
+
+
+def prior_to_bias(prior: float) -> float:
+    """The bias at which a sigmoid classifier starts with score ``prior``: ``-log((1-pi)/pi)``."""
+    _check_prior(prior)
     return math.log(prior) - math.log1p(-prior)
 
 
@@ -68,7 +83,8 @@ def initial_loss(
     prior: float, num_foreground: float, num_samples: float, num_classes: int
 ) -> float:
     """Class loss per foreground sample with every score at ``prior`` (equation 3 of the paper)."""
-    negatives = num_classes * num_samples / num_foreground - 1
+    _check_prior(prior)
+    negatives = _negatives(num_foreground, num_samples, num_classes)
     return -math.log(prior) - negatives * math.log1p(-prior)
 
 
@@ -80,8 +96,9 @@ def initial_gradient_mass(
     The sum is zero exactly at the optimal prior; the magnitudes then add up to ``2 (1 - pi)``,
     half of it from the foreground.
     """
+    _check_prior(prior)
     positive = 1 - prior
-    negative = (num_classes * num_samples / num_foreground - 1) * prior
+    negative = _negatives(num_foreground, num_samples, num_classes) * prior
     return negative - positive, negative + positive
 
 
@@ -102,7 +119,11 @@ def softmax_prior_bias(
     counts = torch.as_tensor(class_counts).to(torch.float64)
     foreground = counts.sum()
     background = num_samples - foreground
-    if counts.dim() != 1 or not bool((counts >= 0).all()) or not 0 < foreground < num_samples:
+    if (
+        counts.dim() != 1
+        or not bool((counts >= 0).all())
+        or not (0 < foreground < num_samples < math.inf)
+    ):
         raise ValueError(
             f"Softmax biases need one count per class, none negative, with a sum between 0 and "
             f"{num_samples} samples, not {counts.tolist()[:5]} with sum {float(foreground)}."
@@ -168,7 +189,10 @@ def frozen_ratio(
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """One step of the ratio that follows the losses for ``warmup_iters`` steps and then stays.
 
-    It keeps the last warm-up step's value, not an average over the steps.
+    It keeps the last warm-up step's value, not an average over the steps. A step whose ratio is 0
+    (a batch without objects, a loss that is not finite) is counted but leaves the ratio as it is:
+    were it the last one of the warm-up, there would be no class loss in the whole training. In the
+    authors' code there is none then.
 
     Args:
         ratio: scalar, the ratio so far.
@@ -181,7 +205,7 @@ def frozen_ratio(
     """
     warm = iters < warmup_iters
     now = guided_ratio(losses[0], losses[1:]).to(ratio.dtype)
-    return torch.where(warm, now, ratio), iters + warm.to(iters.dtype)
+    return torch.where(warm & (now > 0), now, ratio), iters + warm.to(iters.dtype)
 
 
 def sigma_weighted(
@@ -218,10 +242,11 @@ def class_adaptive_thresholds(class_counts: torch.Tensor, foreground_ratio: floa
     """
     counts = torch.as_tensor(class_counts)
     counts = _full(counts) if counts.is_floating_point() else counts.float()
-    if counts.dim() != 1 or not bool((counts >= 0).all()) or not bool(counts.sum() > 0):
+    total = float(counts.sum())
+    if counts.dim() != 1 or not bool((counts >= 0).all()) or not 0 < total < math.inf:
         raise ValueError(
             "Class-adaptive thresholds need one object count per class, none negative and not all "
-            f"zero, not a tensor of shape {tuple(counts.shape)} with sum {float(counts.sum())}."
+            f"zero, not a tensor of shape {tuple(counts.shape)} with sum {total}."
         )
     if not 0 < foreground_ratio <= 1:
         raise ValueError(f"The foreground ratio must lie in (0, 1], not at {foreground_ratio}.")

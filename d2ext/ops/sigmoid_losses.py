@@ -6,8 +6,12 @@ gamma_j = 0. The equalized focal loss (Li et al., CVPR 2022) has gamma_j = gamma
 and w_j = gamma_j / gamma_b, where g_j in [0, 1] is the balance of the class's gradients so far.
 
 Shapes: M rows (samples), C classes. Labels are 0..C-1, C for background and -1 for ignored rows,
-which contribute nothing. All losses are sums; half precision is computed in float32. How they are
-computed in one pass is told in :mod:`d2ext.ops.sigmoid_kernel`.
+which contribute nothing, whatever they hold; a label above C counts as background. All losses are
+sums; half precision is computed in float32. How they are computed in one pass is told in
+:mod:`d2ext.ops.sigmoid_kernel`.
+
+Every finite logit has a finite loss and gradient. A NaN in a valid row makes the loss NaN. An
+infinite logit on the wrong side makes it infinite or NaN, and so its gradient.
 """
 
 from typing import Optional, Tuple
@@ -167,8 +171,11 @@ def sigmoid_loss_per_row(
         _require_quality(quality)
     check_shapes(logits, labels, quality if kind in ("qfl", "eqfl") else None)
     with torch.autocast(device_type=logits.device.type, enabled=False):
-        z = logits.to(compute_dtype(logits))
-        is_pos, ignored, column = split_labels(labels, z.shape[1])
+        is_pos, ignored, column = split_labels(labels, logits.shape[1])
+        # Not only the result is masked: its zero gradient times NaN would be NaN.
+        z = logits.to(compute_dtype(logits)).masked_fill(ignored[:, None], 0.0)
+        if z.shape[1] == 0:
+            return z.sum(dim=1)
         power: Factor = gamma
         weight: Factor = 1.0
         if kind == "bce":
@@ -183,9 +190,9 @@ def sigmoid_loss_per_row(
         terms = alpha_neg * weight * torch.exp(power * F.logsigmoid(z)) * -F.logsigmoid(-z)
         own = z.gather(1, column[:, None])[:, 0]
         if quality is not None and kind in ("qfl", "eqfl"):
-            target = quality.detach().to(z.dtype)
+            target = quality.detach().to(z.dtype).masked_fill(~is_pos, 0.0)
             bce = F.binary_cross_entropy_with_logits(own, target, reduction="none")
-            positive = weight_own * bce * (target - own.sigmoid()).abs().pow(power_own)
+            positive = weight_own * bce * _power((target - own.sigmoid()).abs(), power_own)
         else:
             positive = alpha_pos * weight_own * torch.exp(power_own * F.logsigmoid(-own))
             positive = positive * -F.logsigmoid(own)
@@ -229,8 +236,22 @@ def equalization_v2_weights(
     grad_ratio: torch.Tensor, *, gamma: float = 12.0, mu: float = 0.8, alpha: float = 4.0
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Weights of the positives and of the negatives of each class in EQL v2, (C,) each."""
-    neg = torch.sigmoid(gamma * (grad_ratio.detach() - mu))
+    if not gamma > 0:
+        raise ValueError(
+            f"The gamma of EQL v2 must be above 0, not {gamma}: it would not leave a class of "
+            "infinite ratio as it is."
+        )
+    ratio = grad_ratio.detach().to(compute_dtype(grad_ratio))
+    neg = torch.sigmoid(gamma * (ratio - mu))
     return 1.0 + alpha * (1.0 - neg), neg
+
+
+def _power(size: torch.Tensor, exponent: Factor) -> torch.Tensor:
+    """``size ** exponent`` with the gradient 0 at 0, where it is infinite for exponents below 1."""
+    hit = size == 0
+    if isinstance(exponent, (int, float)) and exponent == 0:
+        return torch.ones_like(size)
+    return size.masked_fill(hit, 1.0).pow(exponent).masked_fill(hit, 0.0)
 
 
 def _require_quality(quality: Optional[torch.Tensor]) -> None:

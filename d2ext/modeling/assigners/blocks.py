@@ -36,7 +36,8 @@ class ObjectBlock(NamedTuple):
 
     Attributes:
         boxes: (n, K, 4); zeros where an image has fewer objects.
-        valid: (n, K) bool, whether there is such an object.
+        valid: (n, K) bool, whether there is such an object. One whose box has a NaN is not: its IoU
+            of 0 with every prior would make each of them its low-quality match.
         index: (n, K) int64, the object counted over the batch, a valid index everywhere.
         buffers: three tensors (n, K, R) to compute in; their content is undefined.
     """
@@ -79,12 +80,13 @@ class ObjectBlocks:
 
     def __iter__(self) -> Iterator[ObjectBlock]:
         boxes, num_priors = self.targets.boxes, self.num_priors
+        undefined = boxes.isnan().any(dim=1)
         size = max(images * ranks for images, _, ranks in self.plan)
         buffers = boxes.new_empty((3, size * num_priors))
         for images, first, ranks in self.plan:
             rank = torch.arange(first, first + ranks, device=boxes.device)
-            valid = rank < self.counts[:images]
             index = (self.starts[:images] + rank).clamp_(max=len(boxes) - 1)
+            valid = (rank < self.counts[:images]) & ~undefined[index]
             shape = (images, ranks, num_priors)
             yield ObjectBlock(
                 boxes=boxes[index].masked_fill_(~valid[:, :, None], 0.0),

@@ -6,8 +6,10 @@ Shapes: M samples of all images, C classes, B unit regions of the gradient's siz
 from typing import Optional, Union
 
 import torch
+from detectron2.utils import comm
 from torch.nn import functional as F
 
+from ..reduce import reduce_sum
 from .cls_losses import ClsLoss
 from .registry import CLS_LOSS_REGISTRY
 
@@ -24,6 +26,10 @@ class GHMCLoss(ClsLoss):
 
     The authors' code divides by the number of regions that are not empty instead of by B, which
     matters while the scores are all near their prior; that is the default here.
+
+    ``count`` (B,), a buffer, is R over all ranks, so that all have the same and several processes
+    compute what one does with all their images. The authors' code keeps one a rank. Every rank must
+    run as many training passes as the others, because each ends in one all-reduce of B numbers.
     """
 
     def __init__(self, bins: int = 30, momentum: float = 0.75, divide_by: str = "occupied"):
@@ -82,14 +88,18 @@ class GHMCLoss(ClsLoss):
         self, logits: torch.Tensor, target: torch.Tensor, labels: torch.Tensor, learning: bool
     ) -> torch.Tensor:
         """(M, C) weight of each term; 0 for ignored samples."""
-        size = (logits.sigmoid() - target).abs_()
-        region = size.mul_(self.bins).long().clamp_(max=self.bins - 1)
-        region.masked_fill_((labels < 0)[:, None], self.bins)  # a region that nobody reads
+        size = (logits.sigmoid() - target).abs_().mul_(self.bins).clamp_(max=self.bins - 1)
+        # Ignored samples and NaN, which no integer stands for, go to a region that nobody reads.
+        region = size.nan_to_num_(nan=self.bins).long()
+        region.masked_fill_((labels < 0)[:, None], self.bins)
         now = torch.bincount(region.flatten(), minlength=self.bins + 1)[: self.bins].double()
+        # A validation pass reduces nothing: ranks may have unequal numbers of those.
+        now = reduce_sum(now) if learning else now * comm.get_world_size()
         occupied = now > 0
         count = self._moving(now, occupied, learning)
         regions = occupied.sum().clamp(min=1) if self.divide_by == "occupied" else self.bins
-        weight = torch.where(occupied, 1 / (count * regions), 0.0)
+        # The gradients of the ranks are averaged, the loss is a sum over the terms of all.
+        weight = torch.where(occupied, comm.get_world_size() / (count * regions), 0.0)
         weight = torch.cat([weight, weight.new_zeros(1)]).to(logits.dtype)
         return weight[region]
 
