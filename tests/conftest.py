@@ -8,9 +8,18 @@ import tempfile
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 # On small tensors more threads cost more than they give, and several test processes share the CPU.
 torch.set_num_threads(1)
+
+# Property tests: a few examples, always the same ones, or with HYPOTHESIS_PROFILE=campaign many,
+# HYPOTHESIS_EXAMPLES of each test.
+_COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("ci", max_examples=25, derandomize=True, **_COMMON)
+_MANY = int(os.environ.get("HYPOTHESIS_EXAMPLES", "1000"))
+settings.register_profile("campaign", max_examples=_MANY, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_configure(config):
