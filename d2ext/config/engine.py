@@ -51,6 +51,12 @@ def _add_solver_keys(cfg: CN) -> None:
     # The same for evaluation, where figures are compared with published ones to the last digit.
     cfg.DATALOADER.MAPPER_TEST = "detectron2"
 
+    # Objects that nothing can be learnt from (boxes without area or outside of their image,
+    # polygons of two points, annotations of images that are not there): "skip" leaves them out, as
+    # Detectron2 does, but counts them in the log; "refuse" is an error. Worse mistakes are always
+    # an error. See docs/reliability_data.md.
+    cfg.DATALOADER.BAD_ANNOTATIONS = "skip"
+
     # Rounding of RepeatFactorTrainingSampler's factors: "stochastic" (anew each epoch, right on
     # average) or "ceil" (the same list each epoch).
     cfg.DATALOADER.REPEAT_ROUNDING = "stochastic"

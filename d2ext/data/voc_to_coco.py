@@ -1,8 +1,11 @@
 """Pascal VOC's XML files as one COCO JSON file."""
 
-import xml.etree.ElementTree as ElementTree
+import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
+
+from .checks.kinds import settle
+from .checks.voc_files import check_split, check_xml, read_split, read_xml, split_file
 
 __all__ = ["voc_to_coco"]
 
@@ -35,14 +38,18 @@ def voc_to_coco(
     images: List[Dict[str, Any]] = []
     found: List[Any] = []
     for number, name in enumerate(names, 1):
-        root = ElementTree.parse(folder / "Annotations" / f"{name}.xml").getroot()
+        path = os.path.join(folder, "Annotations", f"{name}.xml")
+        # Boxes are converted as they are; 'd2ext data check' judges those of the new file.
+        unreadable = ("broken XML", "malformed box")
+        settle([p for p in check_xml(path) if p.kind in unreadable], str(folder))
+        root = read_xml(path)
         size = root.find("size")
         images.append(
             {
                 "id": number,
                 "file_name": root.findtext("filename") or f"{name}.jpg",
-                "width": int(float(size.findtext("width"))),
-                "height": int(float(size.findtext("height"))),
+                "width": int(size.findtext("width")),
+                "height": int(size.findtext("height")),
             }
         )
         found += [(number, thing) for thing in root.iter("object")]
@@ -84,8 +91,8 @@ def _names(folder: Path, split: Optional[str]) -> List[str]:
         if not names:
             raise FileNotFoundError(f"{folder / 'Annotations'} has no XML file.")
         return names
-    path = folder / "ImageSets" / "Main" / f"{split}.txt"
-    if not path.is_file():
-        known = sorted(p.stem for p in path.parent.glob("*.txt"))
-        raise FileNotFoundError(f"{path} does not exist; the splits are {', '.join(known)}.")
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    path = split_file(str(folder), split)
+    # The lists of single classes have a second column, which says whether the class is there.
+    names = [line.split()[0] for line in read_split(path)]
+    settle([p for p in check_split(names, path) if p.kind == "duplicate image id"], path)
+    return names

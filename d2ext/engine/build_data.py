@@ -1,5 +1,6 @@
 """The training loader a config describes."""
 
+import functools
 import logging
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -15,6 +16,7 @@ from detectron2.utils import comm
 from torch.utils.data import Sampler
 
 from d2ext.data import FastMapper, why_not_fast
+from d2ext.data.checks import check_sample, checked_datasets
 
 from .data_loader import ResumableLoader
 from .random_state import sample_seed
@@ -56,6 +58,7 @@ def build_train_loader(
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
         epoch_size=_epoch_size(cfg, len(dataset_dicts), factors),
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available(),
+        check=functools.partial(check_sample, masks=cfg.MODEL.MASK_ON),
     )
 
 
@@ -114,23 +117,31 @@ class _IndexStream:
 
 
 def _load_dataset_dicts(cfg: CfgNode) -> Tuple[List[Dict], List[int]]:
-    """All dataset dicts, and how many each of DATASETS.TRAIN gives."""
+    """All dataset dicts, checked, and how many each of DATASETS.TRAIN gives."""
     sizes: List[int] = []
     dicts: List[Dict] = []
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("There is nothing to train on; name a data set in DATASETS.TRAIN.")
+    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     proposals = cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
     for k, name in enumerate(cfg.DATASETS.TRAIN):
-        part = get_detection_dataset_dicts(
+        with checked_datasets(
             [name],
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=(
-                cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
-            ),
-            proposal_files=None if proposals is None else [proposals[k]],
-        )
+            bad_annotations=cfg.DATALOADER.BAD_ANNOTATIONS,
+            filter_empty=filter_empty,
+        ):
+            part = get_detection_dataset_dicts(
+                [name],
+                filter_empty=filter_empty,
+                min_keypoints=(
+                    cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+                    if cfg.MODEL.KEYPOINT_ON
+                    else 0
+                ),
+                proposal_files=None if proposals is None else [proposals[k]],
+            )
         sizes.append(len(part))
         dicts += list(part)
-    if not dicts:
-        raise ValueError("There is nothing to train on; name a data set in DATASETS.TRAIN.")
     return dicts, sizes
 
 

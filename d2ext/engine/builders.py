@@ -20,12 +20,13 @@ from detectron2.utils.events import EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
+from d2ext.data.checks import check_sample, checked_datasets
 from d2ext.modeling.methods_in_use import check_methods_in_use
 
 from . import hooks
 from .attributes import TrainerAttributes
 from .build_data import build_mapper, build_train_loader
-from .data_loader import ignore_stop_signals
+from .data_loader import NamedErrors, ignore_stop_signals
 from .nonfinite import NonFiniteGuard
 from .optimizer import build_optimizer
 from .precision import GlobalNormClipper, Precision
@@ -96,9 +97,10 @@ class Builders(TrainerAttributes):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
-        loader = build_detection_test_loader(
-            cfg, dataset_name, mapper=build_mapper(cfg, is_train=False)
-        )
+        """A loader of a data set's images; a sample's error names its file."""
+        mapper = NamedErrors(build_mapper(cfg, is_train=False), check_sample)
+        with checked_datasets([dataset_name], training=False):
+            loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
         loader.worker_init_fn = ignore_stop_signals
         return loader
 

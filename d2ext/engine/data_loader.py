@@ -20,16 +20,47 @@ from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from d2ext.data import PackedBatch
+from d2ext.data.checks import explain
 
 from .random_state import isolated_random_state, sample_seed, seed_cpu
 
-__all__ = ["DataError", "ResumableLoader", "ignore_stop_signals"]
+__all__ = ["DataError", "NamedErrors", "ResumableLoader", "ignore_stop_signals"]
 
 logger = logging.getLogger(__name__)
 
 
 class DataError(RuntimeError):
     """A sample could not be loaded; the message names its file."""
+
+
+class NamedErrors:
+    """A mapper whose errors name the sample's file.
+
+    Args:
+        mapper: turns a dataset dict into the model's input.
+        check: called with each dataset dict before the mapper; it raises for what the mapper would
+            take without a word and get wrong.
+    """
+
+    def __init__(
+        self, mapper: Callable[[Dict], Any], check: Optional[Callable[[Dict], None]] = None
+    ):
+        # A mapper of the user's may be a lambda, and worker processes may be spawned.
+        self._mapper, self._check = PicklableWrapper(mapper), check
+
+    def __call__(self, element: Any, name: str = "a sample") -> Any:
+        is_dict = isinstance(element, dict)
+        if is_dict and "file_name" in element:
+            name = str(element["file_name"])
+        try:
+            if is_dict and self._check is not None:
+                self._check(element)
+            return self._mapper(element)
+        except Exception as error:
+            raise DataError(
+                f"Loading {name} failed with {type(error).__name__}: {error}"
+                f"{explain(error, element)}"
+            ) from error
 
 
 class _MappedDataset(Dataset):
@@ -40,8 +71,8 @@ class _MappedDataset(Dataset):
 
     _MAX_TRIES = 10
 
-    def __init__(self, dataset: Sequence, mapper: Callable[[Dict], Any], seed: int):
-        self.dataset, self.mapper, self.seed = dataset, PicklableWrapper(mapper), seed
+    def __init__(self, dataset: Sequence, mapper: NamedErrors, seed: int):
+        self.dataset, self.mapper, self.seed = dataset, mapper, seed
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -66,13 +97,11 @@ class _MappedDataset(Dataset):
         name = f"sample {index}"
         try:
             element = self.dataset[index]
-            if isinstance(element, dict) and "file_name" in element:
-                name = str(element["file_name"])
-            return self.mapper(element)
         except Exception as error:
             raise DataError(
                 f"Loading {name} failed with {type(error).__name__}: {error}"
             ) from error
+        return self.mapper(element, name)
 
 
 class _BatchSampler(Sampler):
@@ -151,6 +180,7 @@ class ResumableLoader:
         epoch_size: images in an epoch, over all ranks.
         pin_memory: batches lie where a GPU can copy from by itself. See
             :class:`~d2ext.data.PackedBatch`, which they are then, and from worker processes.
+        check: see :class:`NamedErrors`.
     """
 
     def __init__(
@@ -165,12 +195,13 @@ class ResumableLoader:
         seed: int = 0,
         epoch_size: Optional[float] = None,
         pin_memory: bool = False,
+        check: Optional[Callable[[Dict], None]] = None,
     ):
         self.pin_memory = pin_memory
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, int(seed)
         self.epoch_size = float(len(dataset) if epoch_size is None else epoch_size)
         self.batches_consumed = 0
-        self._mapper, self._make_indices = mapper, make_indices
+        self._mapper, self._make_indices = NamedErrors(mapper, check), make_indices
         self._groups = _aspect_ratio_groups(dataset) if aspect_ratio_grouping else None
         # Serialised once, so that worker processes share its memory.
         self._dataset = DatasetFromList(dataset) if isinstance(dataset, list) else dataset

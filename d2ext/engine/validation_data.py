@@ -1,16 +1,19 @@
 """Validation images with their ground truth, in equal shares for all ranks."""
 
+import functools
 import math
 from typing import Any, Dict, Iterator, List, Tuple
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from d2ext.data.checks import check_sample, checked_datasets
+
 from .build_data import build_mapper
-from .data_loader import ignore_stop_signals
+from .data_loader import NamedErrors, ignore_stop_signals
 
 __all__ = ["ValidationBatches"]
 
@@ -27,7 +30,9 @@ class ValidationBatches:
 
     def __call__(self) -> Iterator[Tuple[List[Dict[str, Any]], float]]:
         cfg = self._cfg
-        dicts = get_detection_dataset_dicts(list(cfg.DATASETS.TEST), filter_empty=False)
+        names = list(cfg.DATASETS.TEST)
+        with checked_datasets(names, bad_annotations=cfg.DATALOADER.BAD_ANNOTATIONS):
+            dicts = get_detection_dataset_dicts(names, filter_empty=False)
         rank, world_size = comm.get_rank(), comm.get_world_size()
         share = math.ceil(len(dicts) / world_size)
         places = [rank + k * world_size for k in range(share)]
@@ -36,8 +41,9 @@ class ValidationBatches:
         resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         # The training mapper: an evaluation's leaves the ground truth out.
         mapper = build_mapper(cfg, is_train=True, augmentations=[resize])
+        check = functools.partial(check_sample, masks=cfg.MODEL.MASK_ON)
         loader: DataLoader = DataLoader(
-            _Mapped([dicts[p % len(dicts)] for p in places], mapper),
+            _Mapped([dicts[p % len(dicts)] for p in places], NamedErrors(mapper, check)),
             batch_size=1,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             collate_fn=_identity,
@@ -48,7 +54,7 @@ class ValidationBatches:
 
 
 class _Mapped(Dataset):
-    def __init__(self, dicts: List[Dict], mapper: DatasetMapper):
+    def __init__(self, dicts: List[Dict], mapper: NamedErrors):
         self._dicts, self._mapper = dicts, mapper
 
     def __len__(self) -> int:

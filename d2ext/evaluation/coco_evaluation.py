@@ -76,7 +76,8 @@ class COCOEvaluator(ArrayEvaluator):
         if not self._truth_loaded:
             json_file = getattr(self._metadata, "json_file", None)
             if json_file is not None:
-                self._truth = GroundTruth.from_json(PathManager.get_local_path(json_file))
+                path = PathManager.get_local_path(json_file)
+                self._truth = GroundTruth.from_json(path, self._style)
             else:
                 from detectron2.data.datasets.coco import convert_to_coco_dict
 

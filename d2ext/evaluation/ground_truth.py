@@ -7,11 +7,13 @@ Shapes: N images, C categories, G objects.
 """
 
 import dataclasses
-import json
 import logging
 from typing import Dict, List, Optional, Set
 
 import numpy as np
+
+from d2ext.data.checks.json_file import check_json, read_json
+from d2ext.data.checks.kinds import settle
 
 __all__ = ["GroundTruth"]
 
@@ -68,10 +70,22 @@ class GroundTruth:
         return sum(not segmentation for segmentation in self.segmentations)
 
     @classmethod
-    def from_json(cls, file: str) -> Optional["GroundTruth"]:
-        """Read a COCO or LVIS annotation file; None if it holds no annotations (a test set)."""
-        with open(file) as f:
-            return cls.from_dict(json.load(f))
+    def from_json(cls, file: str, form: str = "coco") -> Optional["GroundTruth"]:
+        """Read an annotation file; None if it holds no annotations (a test set).
+
+        Args:
+            file: its path.
+            form: "coco" or "lvis".
+
+        Raises:
+            BadDataError: if figures measured with it would mean nothing.
+        """
+        data = read_json(file)
+        findings = check_json(data, file, form, deep=True, loading=False)
+        # Objects are numbered afresh, so that repeated ids of theirs do no harm here.
+        problems = [p for p in findings.problems if p.kind != "duplicate id"]
+        settle(problems, file, done="kept, as the reference implementation does")
+        return cls.from_dict(data)
 
     @classmethod
     def from_dict(cls, dataset: dict) -> Optional["GroundTruth"]:

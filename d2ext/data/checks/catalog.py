@@ -1,0 +1,181 @@
+"""Registered data sets that are checked while they are loaded."""
+
+import contextlib
+import logging
+from functools import partial
+from typing import Any, Callable, Dict, Iterable, Iterator, List
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from .dicts import DictFindings, check_annotations, check_images, without
+from .images import find_missing
+from .json_file import check_json, leave_out, read_json
+from .kinds import BAD_ANNOTATIONS, KINDS, BadDataError, Problem, settle
+from .voc_files import check_voc
+
+__all__ = ["checked_datasets"]
+
+logger = logging.getLogger(__name__)
+
+_LEFT_OUT = "left out (DATALOADER.BAD_ANNOTATIONS: skip)"
+_KEPT = "kept, as evaluation counts them"
+
+
+@contextlib.contextmanager
+def checked_datasets(
+    names: Iterable[str],
+    *,
+    training: bool = True,
+    bad_annotations: str = "skip",
+    filter_empty: bool = False,
+) -> Iterator[None]:
+    """While it lasts, Detectron2's catalog checks what it loads.
+
+    Args:
+        names: registered data sets.
+        training: whether their annotations are trained on. They are left as they are otherwise:
+            evaluation takes the annotation file as it is, and so do the figures of others.
+        bad_annotations: what to do with objects that cannot be learnt: "skip" leaves them out and
+            says so once, "refuse" is an error.
+        filter_empty: whether images without an object will be left out.
+    """
+    if bad_annotations not in BAD_ANNOTATIONS:
+        raise ValueError(
+            f"DATALOADER.BAD_ANNOTATIONS is {bad_annotations!r}; choose "
+            f"{' or '.join(BAD_ANNOTATIONS)}."
+        )
+    loader = _Loader(training, bad_annotations, filter_empty)
+    originals = {n: DatasetCatalog[n] for n in names if n in DatasetCatalog}
+    for name, original in originals.items():
+        DatasetCatalog[name] = partial(loader.load, name, original)
+    try:
+        yield
+    finally:
+        DatasetCatalog.update(originals)
+
+
+class _Loader:
+    """Loads one data set after the other, with every check that fits its form."""
+
+    def __init__(self, training: bool, bad_annotations: str, filter_empty: bool):
+        self.training, self.filter_empty = training, filter_empty
+        self.policy = bad_annotations if training else "skip"
+        self.done = _LEFT_OUT if training else _KEPT
+        self._noted = False
+
+    def load(self, name: str, original: Callable[[], Any]) -> Any:
+        try:
+            self._noted = False
+            with _checked_readers(self._clean_json):
+                dicts = original()
+        except BadDataError:
+            raise
+        except OSError:  # it names its file
+            self._check_voc(name)
+            raise
+        except Exception as error:
+            self._check_voc(name)  # says more, if it is the reason
+            raise BadDataError(
+                f"Loading the data set '{name}' failed with {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(dicts, list):  # a data set of the user's own kind
+            return dicts
+        self._check_voc(name)
+        if not dicts:
+            raise BadDataError(f"The data set '{name}' has no image; add some.")
+        problems = check_images(dicts)
+        self._settle(problems, name)
+        self._settle(find_missing(str(item["file_name"]) for item in dicts), name)
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        findings = check_annotations(dicts, len(classes) if classes else None)
+        if self.training:
+            return self._clean_dicts(dicts, findings, name)
+        # Evaluation reads boxes from the file; of the dicts, Detectron2 counts the labels.
+        self._settle([p for p in findings.problems if p.kind == "unknown class"], name)
+        return dicts
+
+    def _clean_dicts(self, dicts: List[Dict], findings: DictFindings, name: str) -> List[Dict]:
+        # What an annotation file gave rise to say is not said a second time.
+        news = [p for p in findings.problems if not self._noted or KINDS[p.kind].level != "note"]
+        self._settle(news, name)
+        count = sum(len(item.get("annotations", ())) for item in dicts)
+        if len(findings.drop) > count // 2:
+            skipped = [p for p in findings.problems if KINDS[p.kind].level == "skip"]
+            settle(skipped, f"{name} (most annotations are bad)", bad_annotations="refuse")
+        dicts = without(dicts, findings.drop)
+        if self.filter_empty and "annotations" in dicts[0]:
+            self._require_objects(dicts, name)
+        return dicts
+
+    def _require_objects(self, dicts: List[Dict], name: str) -> None:
+        things = [thing for item in dicts for thing in item["annotations"]]
+        if all(thing.get("iscrowd", 0) for thing in things):
+            what = f"{len(things)} crowd regions" if things else "no annotation"
+            detail = f"{len(dicts)} images with {what}, and images without objects are left out"
+            detail += " (DATALOADER.FILTER_EMPTY_ANNOTATIONS)"
+            file = MetadataCatalog.get(name).get("json_file") or str(dicts[0]["file_name"])
+            self._settle([Problem("no annotations", file, detail)], name)
+
+    def _check_voc(self, name: str) -> None:
+        metadata = MetadataCatalog.get(name)
+        if not (metadata.get("dirname") and metadata.get("split")):
+            return
+        problems = check_voc(metadata.dirname, metadata.split, metadata.get("thing_classes"))
+        if self.training:  # boxes are those of the dicts, which are checked as such
+            problems = [p for p in problems if KINDS[p.kind].level == "refuse"]
+        self._settle(problems, name)
+
+    def _clean_json(self, path: str, form: str) -> Any:
+        """The content of an annotation file, without what cannot be learnt."""
+        data = read_json(path)
+        findings = check_json(data, path, form)
+        problems = findings.problems
+        if "minival" in path:
+            # COCO 2014's minival files repeat ids of annotations; Detectron2 lets them pass, too.
+            problems = [p for p in problems if p.kind != "duplicate id"]
+        self._settle(problems, path)
+        self._noted = True
+        # Detectron2 refuses LVIS' short polygons where it only needs the images, too.
+        if self.training or form == "lvis":
+            leave_out(data, findings, path)
+        return data
+
+    def _settle(self, problems: List[Problem], source: str) -> None:
+        settle(problems, source, bad_annotations=self.policy, done=self.done)
+
+
+@contextlib.contextmanager
+def _checked_readers(read: Callable[[str, str], Any]) -> Iterator[None]:
+    """While it lasts, pycocotools' and lvis' classes read files through ``read(path, form)``.
+
+    Detectron2's loaders look the classes up when they are called, and drop or overwrite entries
+    with what these classes return: later it could not be told what was in the file.
+    """
+    import pycocotools.coco
+
+    class CheckedCOCO(pycocotools.coco.COCO):
+        def __init__(self, annotation_file=None):
+            super().__init__()
+            if annotation_file is not None:
+                self.dataset = read(str(annotation_file), "coco")
+                self.createIndex()
+
+    places = [(pycocotools.coco, "COCO", CheckedCOCO)]
+    try:
+        import lvis
+
+        class CheckedLVIS(lvis.LVIS):
+            def _load_json(self, path):
+                return read(str(path), "lvis")
+
+        places.append((lvis, "LVIS", CheckedLVIS))
+    except ImportError:  # then nothing reads LVIS' files
+        pass
+    originals = [(place, key, getattr(place, key)) for place, key, _ in places]
+    for place, key, checked in places:
+        setattr(place, key, checked)
+    try:
+        yield
+    finally:
+        for place, key, original in originals:
+            setattr(place, key, original)

@@ -1,0 +1,189 @@
+"""Rules for Detectron2's dataset dicts, whatever they were read from.
+
+Shapes: N images, G objects.
+"""
+
+import numbers
+from itertools import chain
+from operator import itemgetter
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+from detectron2.structures import BoxMode
+
+from .boxes import BOX_KINDS, are_relative, box_codes, show_box, stack_boxes
+from .kinds import KINDS, Problem
+
+__all__ = ["DictFindings", "check_annotations", "check_images", "without"]
+
+
+_MODES = {BoxMode.XYXY_ABS, BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS}
+
+
+class DictFindings(NamedTuple):
+    """``problems``, and (image, object) of those that belong to one of the level "skip"."""
+
+    problems: List[Problem]
+    drop: List[Tuple[int, int]]
+
+
+def check_images(dicts: Sequence[Dict[str, Any]]) -> List[Problem]:
+    """Check that each image is there once, with a sensible size if it has one."""
+    found, ids = [], {}
+    for index, item in enumerate(dicts):
+        if not isinstance(item, dict) or "file_name" not in item:
+            detail = "it has no 'file_name'"
+            found.append(Problem("broken entry", f"dict {index} of the data set", detail))
+            continue
+        name = str(item["file_name"])
+        for side in ("width", "height"):
+            value = item.get(side, 1)
+            if not (isinstance(value, numbers.Real) and value > 0 and value == value // 1):
+                found.append(Problem("broken entry", name, f"its {side} is {value!r}"))
+        key = item.get("image_id")
+        if key is not None and key in ids:
+            detail = f"image id {key} is that of {ids[key]}, too"
+            found.append(Problem("duplicate image id", name, detail))
+        ids[key] = name
+    return found
+
+
+def check_annotations(
+    dicts: Sequence[Dict[str, Any]], num_classes: Optional[int] = None
+) -> DictFindings:
+    """Check boxes, labels and sizes of masks of dicts that :func:`check_images` found good.
+
+    Args:
+        dicts: dataset dicts.
+        num_classes: labels from it on are unknown; None if the number is not known.
+    """
+    having = ["annotations" in item for item in dicts]
+    if not any(having):
+        return DictFindings([], [])
+    if not all(having):
+        name = str(dicts[having.index(False)]["file_name"])
+        detail = "it has no 'annotations' and other images do; give it an empty list"
+        return DictFindings([Problem("broken entry", name, detail)], [])
+    objects = _Objects(dicts)
+    broken = objects.find_broken()
+    if broken:
+        return DictFindings(broken, [])
+    problems = objects.find_unknown(num_classes) + objects.find_boxes() + objects.find_masks()
+    return DictFindings(problems, objects.drop)
+
+
+def without(dicts: Sequence[Dict[str, Any]], drop: Sequence[Tuple[int, int]]) -> List[Dict]:
+    """The dicts without some of their objects; no dict or list is changed."""
+    by_image: Dict[int, set] = {}
+    for image, number in drop:
+        by_image.setdefault(image, set()).add(number)
+    dicts = list(dicts)
+    for image, numbers_ in by_image.items():
+        kept = [t for k, t in enumerate(dicts[image]["annotations"]) if k not in numbers_]
+        dicts[image] = {**dicts[image], "annotations": kept}
+    return dicts
+
+
+class _Objects:
+    """All objects of a data set as columns."""
+
+    def __init__(self, dicts: Sequence[Dict[str, Any]]):
+        self.dicts = dicts
+        lists = [item["annotations"] for item in dicts]
+        counts = [len(things) for things in lists]
+        self.things = list(chain.from_iterable(lists))
+        self.image = np.repeat(np.arange(len(dicts)), counts)
+        self.first = np.cumsum([0, *counts])
+        sides = [(item.get("width", np.nan), item.get("height", np.nan)) for item in dicts]
+        self.sizes = np.asarray(sides, dtype=np.float64).reshape(-1, 2)[self.image]
+        self.drop: List[Tuple[int, int]] = []
+
+    def problem(self, kind: str, k: int, detail: str) -> Problem:
+        """A finding of one object, which is counted from 1 within its image."""
+        image = int(self.image[k])
+        number = int(k - self.first[image])
+        if KINDS[kind].level == "skip":
+            self.drop.append((image, number))
+        name = str(self.dicts[image]["file_name"])
+        return Problem(kind, name, f"object {number + 1}: {detail}")
+
+    def find_broken(self) -> List[Problem]:
+        """Objects that lack what each needs."""
+        keys = ("bbox", "bbox_mode", "category_id")
+        try:
+            columns = [list(map(itemgetter(key), self.things)) for key in keys]
+            if set(columns[1]) <= _MODES and set(map(type, columns[2])) <= {int}:
+                return []
+        except (KeyError, TypeError):
+            pass
+        found = []
+        for k, thing in enumerate(self.things):
+            missing = [key for key in keys if not isinstance(thing, dict) or key not in thing]
+            if missing:
+                found.append(self.problem("broken entry", k, f"it has no '{missing[0]}'"))
+            elif not isinstance(thing["category_id"], numbers.Integral):
+                detail = f"its label is {thing['category_id']!r}"
+                found.append(self.problem("broken entry", k, detail))
+            elif thing["bbox_mode"] not in _MODES:
+                detail = f"its bbox_mode is {thing['bbox_mode']!r}, which Detectron2 cannot use"
+                found.append(self.problem("broken entry", k, detail))
+        return found
+
+    def find_unknown(self, num_classes: Optional[int]) -> List[Problem]:
+        """Labels without a class."""
+        labels = np.fromiter(
+            map(itemgetter("category_id"), self.things), np.int64, len(self.things)
+        )
+        known = labels >= 0
+        if num_classes is not None:
+            known &= labels < num_classes
+        of = "" if num_classes is None else f" of {num_classes} classes"
+        return [
+            self.problem("unknown class", k, f"label {labels[k]}{of}")
+            for k in np.flatnonzero(~known)
+        ]
+
+    def find_boxes(self) -> List[Problem]:
+        """Boxes that break a rule."""
+        modes = np.fromiter(map(itemgetter("bbox_mode"), self.things), np.int64, len(self.things))
+        found: List[Problem] = []
+        for mode in np.unique(modes):
+            of_mode = np.flatnonzero(modes == mode)
+            given = [self.things[k]["bbox"] for k in of_mode.tolist()]
+            rotated = mode == BoxMode.XYWHA_ABS
+            boxes, malformed = stack_boxes(given, 5 if rotated else 4)
+            for k in malformed:
+                found.append(self.problem("malformed box", of_mode[k], f"box {given[k]!r}"))
+            if rotated:  # center, sides, angle: how far it reaches is not asked
+                boxes = np.concatenate([-boxes[:, 2:4] / 2, boxes[:, 2:4] / 2], 1)
+                sizes = np.full((len(boxes), 2), np.nan)
+            else:
+                boxes = BoxMode.convert(boxes, BoxMode(int(mode)), BoxMode.XYXY_ABS)
+                sizes = self.sizes[of_mode]
+            found += self._find_boxes(boxes, sizes, of_mode, malformed)
+        return found
+
+    def _find_boxes(
+        self, boxes: np.ndarray, sizes: np.ndarray, of_mode: np.ndarray, malformed: List[int]
+    ) -> List[Problem]:
+        codes = box_codes(boxes, sizes)
+        codes[malformed] = 0
+        if are_relative(boxes, sizes):
+            detail = "no coordinate is above 1; " + show_box(boxes[0], sizes[0])
+            return [self.problem("relative box", of_mode[0], detail)]
+        return [
+            self.problem(BOX_KINDS[codes[k]], of_mode[k], show_box(boxes[k], sizes[k]))
+            for k in np.flatnonzero(codes)
+        ]
+
+    def find_masks(self) -> List[Problem]:
+        """Run-length encoded masks of another size than their image's."""
+        found = []
+        masks = [thing.get("segmentation") for thing in self.things]
+        for k, mask in enumerate(masks):
+            if isinstance(mask, dict) and not np.isnan(self.sizes[k]).any():
+                width, height = self.sizes[k]
+                if list(mask.get("size", ())) != [height, width]:
+                    detail = f"mask {mask.get('size')}, image [{height:g}, {width:g}]"
+                    found.append(self.problem("wrong mask size", k, detail))
+        return found

@@ -1,0 +1,382 @@
+"""Rules for COCO's and LVIS' JSON files, column by column, as most files are good.
+
+Shapes: N images, C categories, G annotations.
+"""
+
+import json
+import numbers
+from operator import itemgetter
+from typing import Any, Dict, List, NamedTuple, Sequence
+
+import numpy as np
+
+from .boxes import BOX_KINDS, are_relative, box_codes, show_box, stack_boxes
+from .kinds import KINDS, BadDataError, Problem, settle
+from .masks import is_short, rle_fault
+
+__all__ = ["Findings", "check_json", "check_shape", "guess_form", "leave_out", "read_json"]
+
+_LISTS = {"image": "images", "annotation": "annotations", "category": "categories"}
+
+
+class Findings(NamedTuple):
+    """What was found in a JSON file.
+
+    Attributes:
+        problems: all of it.
+        drop: (G,) bool, the annotations that belong to a problem of the level "skip".
+        cut: indices of annotations of which only some polygons are to be dropped.
+    """
+
+    problems: List[Problem]
+    drop: np.ndarray
+    cut: List[int]
+
+
+def read_json(path: str) -> Any:
+    """The content of a JSON file in any Unicode encoding, or an error that names it."""
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        hint = "it seems to be cut off" if error.pos >= len(error.doc.rstrip()) - 1 else error.msg
+        raise BadDataError(
+            f"{path} is not JSON: line {error.lineno}, column {error.colno}: {hint}; "
+            "write or copy the file again."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise BadDataError(f"{path} is not JSON: {error}; save it as UTF-8.") from None
+
+
+def guess_form(data: Any) -> str:
+    """ "lvis" if a file has something that only LVIS' files have, else "coco"."""
+    try:
+        if any("neg_category_ids" in image for image in data["images"]):
+            return "lvis"
+        return "lvis" if any("frequency" in row for row in data["categories"]) else "coco"
+    except (KeyError, TypeError):
+        return "coco"
+
+
+def check_json(
+    data: Any, path: str, form: str = "coco", *, deep: bool = False, loading: bool = True
+) -> Findings:
+    """Check the content of an annotation file; the images are not looked at.
+
+    Args:
+        data: the content.
+        path: the file, for messages.
+        form: "coco" or "lvis".
+        deep: read run-length strings to their end as well, which takes some time.
+        loading: whether what Detectron2's loader needs of each entry has to be there, too: file
+            names, sizes, LVIS' masks. Evaluation does without.
+
+    Raises:
+        BadDataError: if it is no annotation file at all.
+    """
+    check_shape(data, path, form)
+    images, categories = data["images"], data["categories"]
+    things = data.get("annotations", [])
+    nothing = np.zeros(len(things), dtype=bool)
+    problems = _broken_images(images, form, loading) + _broken_categories(categories, form)
+    problems += _broken_annotations(things, form, loading)
+    if problems:  # the rest relies on fields that are there
+        return Findings(problems, nothing, [])
+    names = [_file_name(image) for image in images]
+    problems += _repeated_images(images, names)
+    problems += _repeated(categories, "category", "duplicate class id")
+    table = _Table(images, names, categories, things)
+    if len(set(table.ids)) != len(table.ids):
+        problems += _repeated(things, "annotation", "duplicate id")
+    problems += table.find_unknown()
+    problems += table.find_boxes()
+    problems += table.find_polygons()
+    problems += table.find_runs(deep)
+    return Findings(problems, table.drop, table.cut)
+
+
+def leave_out(data: Dict[str, Any], findings: Findings, path: str) -> None:
+    """Take what was found out of ``data``, in place.
+
+    A file of which more than half is bad is refused: dropping would hide a mistake of its author.
+    """
+    things = data.get("annotations", [])
+    skipped = [p for p in findings.problems if KINDS[p.kind].level == "skip"]
+    strange = [p for p in skipped if p.kind != "no such image"]
+    # Files cut down to some of the images often keep the other images' annotations.
+    limit = len(things) // 2 if strange else len(things) - 1
+    if things and findings.drop.sum() > limit:
+        settle(strange or skipped, f"{path} (most annotations are bad)", bad_annotations="refuse")
+    for index in findings.cut:
+        pieces = [p for p in things[index]["segmentation"] if not is_short(p)]
+        things[index] = {**things[index], "segmentation": pieces}
+    if findings.drop.any():
+        kept = np.flatnonzero(~findings.drop).tolist()
+        data["annotations"] = [things[index] for index in kept]
+
+
+# ------------------------------------------------------------------ shape of the file
+
+
+def check_shape(data: Any, path: str, form: str) -> None:
+    """Refuse what is no annotation file at all."""
+    if not isinstance(data, dict):
+        kind = "a list, as results are" if isinstance(data, list) else f"a {type(data).__name__}"
+        raise BadDataError(
+            f"{path} holds {kind}, and not an object with 'images', 'annotations' and "
+            "'categories'; give the annotation file."
+        )
+    # COCO's test sets have no annotations, and Detectron2 loads them.
+    needed = ("images", "categories") + (("annotations",) if form == "lvis" else ())
+    for key in needed:
+        if key not in data:
+            raise BadDataError(f"{path} has no '{key}'; its form is not that of {form.upper()}.")
+    for key in _LISTS.values():
+        if key in data and not isinstance(data[key], list):
+            raise BadDataError(f"{path}: '{key}' is not a list; make it one.")
+    for key in ("images", "categories"):
+        if not data[key]:
+            raise BadDataError(f"{path}: '{key}' is empty; list at least one.")
+
+
+def _entry(what: str, index: int, row: Any) -> str:
+    """How a message names an entry."""
+    if isinstance(row, dict) and "id" in row:
+        return f"{what} id {row['id']}"
+    return f"{what} number {index} of the list"
+
+
+def _file_name(image: Dict[str, Any]) -> str:
+    """COCO's ``file_name``; LVIS has the end of a URL instead."""
+    if "coco_url" in image and "file_name" not in image:
+        return "/".join(image["coco_url"].split("/")[-2:])
+    return image.get("file_name") or f"image id {image['id']}"
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and value > 0 and value == value // 1
+
+
+def _broken(what: str, index: int, row: Any, detail: str) -> Problem:
+    name = row.get("file_name") if isinstance(row, dict) else None
+    return Problem(
+        "broken entry", name or f"'{_LISTS[what]}'", f"{_entry(what, index, row)} {detail}"
+    )
+
+
+def _broken_images(images: Sequence[Any], form: str, loading: bool) -> List[Problem]:
+    found = []
+    name_key = "coco_url" if form == "lvis" else "file_name"
+    kind = type(images[0].get("id")) if isinstance(images[0], dict) else int
+    for index, image in enumerate(images):
+        if not isinstance(image, dict):
+            detail = "is not an object"
+        elif not _is_id(image.get("id")) or type(image["id"]) is not kind:
+            detail = "has no 'id', or one of another type than the first image's"
+        elif loading and (not isinstance(image.get(name_key), str) or not image[name_key]):
+            detail = f"has no '{name_key}'"
+        elif loading and not (_is_side(image.get("width")) and _is_side(image.get("height"))):
+            detail = f"has width {image.get('width')!r} and height {image.get('height')!r}"
+        elif form == "lvis" and not _has_lists(image):
+            detail = "lacks the list 'neg_category_ids' or 'not_exhaustive_category_ids' of LVIS"
+        else:
+            continue
+        found.append(_broken("image", index, image, detail))
+    return found
+
+
+def _has_lists(image: Dict[str, Any]) -> bool:
+    keys = ("neg_category_ids", "not_exhaustive_category_ids")
+    return all(isinstance(image.get(key), list) for key in keys)
+
+
+def _broken_categories(categories: Sequence[Any], form: str) -> List[Problem]:
+    found = []
+    for index, row in enumerate(categories):
+        if not isinstance(row, dict):
+            detail = "is not an object"
+        elif not _is_id(row.get("id")) or isinstance(row["id"], str):
+            detail = "has no whole number as 'id'"
+        elif not isinstance(row.get("name"), str) or not row["name"]:
+            detail = "has no 'name'"
+        elif form == "lvis" and row.get("frequency") not in ("r", "c", "f"):
+            detail = f"has the frequency {row.get('frequency')!r}, and not r, c or f as in LVIS"
+        else:
+            continue
+        found.append(_broken("category", index, row, detail))
+    return found
+
+
+def _broken_annotations(things: Sequence[Any], form: str, loading: bool) -> List[Problem]:
+    keys = ("id", "image_id", "category_id", "bbox")
+    try:
+        list(map(itemgetter("bbox"), things))
+        kinds = {kind for key in keys[:3] for kind in set(map(type, map(itemgetter(key), things)))}
+        crowds = {thing.get("iscrowd", 0) for thing in things}
+        ignored = {thing.get("ignore", 0) for thing in things} if form == "coco" else set()
+        masks = {type(thing.get("segmentation")) for thing in things}
+        drawn_all = form == "lvis" and loading
+        allowed = {list} if drawn_all else {list, dict, type(None)}
+        drawn = not drawn_all or all(thing["segmentation"] for thing in things)
+        fine = kinds <= {int, str} and crowds <= {0, 1} and ignored <= {0} and masks <= allowed
+        if fine and drawn:
+            return []
+    except (KeyError, TypeError, AttributeError):
+        pass
+    details = (_annotation_fault(thing, keys, form, loading) for thing in things)
+    return [_broken("annotation", k, things[k], d) for k, d in enumerate(details) if d]
+
+
+def _annotation_fault(thing: Any, keys: Sequence[str], form: str, loading: bool) -> str:
+    if not isinstance(thing, dict):
+        return "is not an object"
+    for key in keys:
+        if key not in thing:
+            return f"has no '{key}'"
+        if key != "bbox" and not _is_id(thing[key]):
+            return f"has {thing[key]!r} as '{key}'"
+    if thing.get("iscrowd", 0) not in (0, 1):
+        return f"has {thing['iscrowd']!r} as 'iscrowd', and not 0 or 1"
+    if form == "coco" and thing.get("ignore", 0) != 0:
+        return "has 'ignore', which Detectron2 does not know; set 'iscrowd' instead"
+    mask = thing.get("segmentation")
+    if loading and form == "lvis" and not (isinstance(mask, list) and mask):
+        return "has no polygons as 'segmentation', which LVIS' files have"
+    if mask is not None and not isinstance(mask, (list, dict)):
+        return f"has a {type(mask).__name__} as 'segmentation'"
+    return ""
+
+
+def _repeated(rows: Sequence[Any], what: str, kind: str) -> List[Problem]:
+    seen, found = set(), []
+    for index, row in enumerate(rows):
+        if row["id"] in seen:
+            found.append(Problem(kind, f"'{_LISTS[what]}'", _entry(what, index, row)))
+        seen.add(row["id"])
+    return found
+
+
+def _repeated_images(images: Sequence[Any], names: Sequence[str]) -> List[Problem]:
+    found, ids, files = [], {}, {}
+    for image, name in zip(images, names):
+        if image["id"] in ids:
+            detail = f"image id {image['id']} is that of {ids[image['id']]}, too"
+            found.append(Problem("duplicate image id", name, detail))
+        elif name in files:
+            detail = f"image id {image['id']} and image id {files[name]}"
+            found.append(Problem("same file twice", name, detail))
+        ids[image["id"]] = name
+        files[name] = image["id"]
+    return found
+
+
+# ------------------------------------------------------------------ the annotations
+
+
+def _look_up(rank: Dict[Any, int], key: str, things: List[Any]) -> np.ndarray:
+    """(G,) the rank of each annotation's ``key``, -1 if it is unknown."""
+    try:
+        ranks = map(rank.__getitem__, map(itemgetter(key), things))
+        return np.fromiter(ranks, np.int64, len(things))
+    except KeyError:
+        return np.fromiter((rank.get(t[key], -1) for t in things), np.int64, len(things))
+
+
+class _Table:
+    """Annotations as columns, and which of them to drop."""
+
+    def __init__(
+        self, images: Sequence[Any], names: List[str], categories: Sequence[Any], things: List[Any]
+    ):
+        self.things, self.names = things, names
+        self.ids = list(map(itemgetter("id"), things))
+        self.masks = [thing.get("segmentation") for thing in things]
+        rank = {image["id"]: k for k, image in enumerate(images)}
+        self.image = _look_up(rank, "image_id", things)
+        self.category = _look_up(
+            {row["id"]: k for k, row in enumerate(categories)}, "category_id", things
+        )
+        # One row more, which rank -1 finds: the size of an unknown image.
+        sides = [(image.get("width"), image.get("height")) for image in images]
+        self.sizes = np.asarray([*sides, (None, None)], dtype=np.float64)[self.image]
+        self.drop = np.zeros(len(things), dtype=bool)
+        self.cut: List[int] = []
+
+    def problem(self, kind: str, index: int, detail: str = "") -> Problem:
+        """A finding of one annotation."""
+        if KINDS[kind].level == "skip" and kind != "short polygon piece":
+            self.drop[index] = True
+        rank = self.image[index]
+        name = self.names[rank] if rank >= 0 else f"image id {self.things[index]['image_id']}"
+        text = f"annotation id {self.ids[index]}"
+        return Problem(kind, name, f"{text}: {detail}" if detail else text)
+
+    def find_unknown(self) -> List[Problem]:
+        """Annotations of images or categories that are not there."""
+        found = [self.problem("no such image", k) for k in np.flatnonzero(self.image < 0)]
+        for k in np.flatnonzero(self.category < 0):
+            detail = f"category id {self.things[k]['category_id']!r}"
+            found.append(self.problem("unknown class", k, detail))
+        return found
+
+    def find_boxes(self) -> List[Problem]:
+        """Boxes that break a rule."""
+        given = list(map(itemgetter("bbox"), self.things))
+        boxes, malformed = stack_boxes(given)
+        found = [self.problem("malformed box", k, f"box {given[k]!r}") for k in malformed]
+        with np.errstate(invalid="ignore"):
+            boxes[:, 2:] += boxes[:, :2]
+        codes = box_codes(boxes, self.sizes)
+        codes[malformed] = 0
+        if are_relative(boxes, self.sizes):
+            detail = "no coordinate of the file is above 1; " + show_box(boxes[0], self.sizes[0])
+            return [*found, self.problem("relative box", 0, detail)]
+        for k in np.flatnonzero(codes):
+            detail = show_box(boxes[k], self.sizes[k])
+            found.append(self.problem(BOX_KINDS[codes[k]], k, detail))
+        return found
+
+    def find_polygons(self) -> List[Problem]:
+        """Polygons that Detectron2 would leave out, or that are none."""
+        masks = self.masks
+        drawn = [k for k, mask in enumerate(masks) if type(mask) is list and mask]
+        try:
+            lengths = np.asarray([len(p) for k in drawn for p in masks[k]], dtype=np.int64)
+        except TypeError:
+            flat = [k for k in drawn if not all(isinstance(p, list) for p in masks[k])]
+            detail = "its segmentation is not a list of polygons"
+            return [self.problem("broken entry", k, detail) for k in flat]
+        owner = np.repeat(drawn, [len(masks[k]) for k in drawn]).astype(np.int64)
+        short = (lengths % 2 == 1) | (lengths < 6)
+        bad = np.bincount(owner[short], minlength=len(masks))
+        found = []
+        for k in np.flatnonzero(bad):
+            whole = bad[k] == len(masks[k])
+            sizes = ", ".join(str(len(p)) for p in masks[k] if is_short(p))
+            detail = f"polygon of {sizes} coordinates"
+            found.append(self.problem("short polygon" + ("" if whole else " piece"), k, detail))
+            if not whole:
+                self.cut.append(int(k))
+        return found
+
+    def find_runs(self, deep: bool) -> List[Problem]:
+        """Run-length encoded masks of another size than their image's, or damaged ones."""
+        found = []
+        for k, mask in enumerate(self.masks):
+            if not isinstance(mask, dict):
+                continue
+            # Lists of runs are encoded when the file is loaded, strings when masks are used.
+            fault = rle_fault(mask) if deep or not isinstance(mask.get("counts"), str) else ""
+            size = mask.get("size")
+            if fault:
+                found.append(self.problem("broken mask", k, fault))
+            elif np.isfinite(self.sizes[k]).all() and list(size or ()) != list(self.sizes[k, ::-1]):
+                width, height = self.sizes[k]
+                detail = f"mask {size}, image [{height:g}, {width:g}]"
+                found.append(self.problem("wrong mask size", k, detail))
+        return found

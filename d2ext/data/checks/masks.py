@@ -1,0 +1,78 @@
+"""Rules for run-length encoded masks and for polygons.
+
+pycocotools decodes a damaged run-length string without an error, into whatever the memory held.
+"""
+
+import math
+from typing import Any, Optional, Sequence
+
+__all__ = ["annotation_mask_fault", "is_short", "rle_fault"]
+
+
+def is_short(polygon: Sequence[float]) -> bool:
+    """Whether Detectron2 would leave a polygon out: less than three points, or half a point."""
+    return len(polygon) % 2 == 1 or len(polygon) < 6
+
+
+def rle_fault(mask: Any) -> str:
+    """What is wrong with a run-length encoded mask by itself, or ""."""
+    size, counts = mask.get("size"), mask.get("counts")
+    if not _is_size(size):
+        return f"its size is {size!r} and not [height, width]"
+    if isinstance(counts, (list, tuple)):
+        if not all(isinstance(run, int) and run >= 0 for run in counts):
+            return "its runs are not all whole numbers from 0 on"
+        total: Optional[int] = sum(counts)
+    elif isinstance(counts, (str, bytes)):
+        total = _sum_of_runs(counts.encode() if isinstance(counts, str) else counts)
+        if total is None:
+            return "its run-length string is damaged"
+    else:
+        return f"its counts are a {type(counts).__name__} and not a string or a list"
+    if total != size[0] * size[1]:
+        return f"its runs cover {total} of {size[0] * size[1]} pixels"
+    return ""
+
+
+def annotation_mask_fault(annotation: Any) -> str:
+    """What is wrong with the mask of a dataset dict's annotation, or ""."""
+    mask = annotation.get("segmentation")
+    if isinstance(mask, dict):
+        return rle_fault(mask)
+    if isinstance(mask, list) and not all(math.isfinite(v) for piece in mask for v in piece):
+        return "its polygon is not finite"
+    return ""
+
+
+def _is_size(size: Any) -> bool:
+    return (
+        isinstance(size, (list, tuple))
+        and len(size) == 2
+        and all(isinstance(side, int) and side > 0 for side in size)
+    )
+
+
+def _sum_of_runs(text: bytes) -> Optional[int]:
+    """The pixels that COCO's compressed string covers, or None if it is no such string.
+
+    Five bits a character, the lowest first; bit 5 says that more follow, bit 4 of the last one is
+    the sign. From the fourth on a run is given as the difference to the run before the last.
+    """
+    runs, value, shift = [], 0, 0
+    for byte in text:
+        bits = byte - 48
+        if not 0 <= bits < 64:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        if len(runs) > 2:
+            value += runs[-2]
+        if value < 0:
+            return None
+        runs.append(value)
+        value = shift = 0
+    return None if shift else sum(runs)
