@@ -114,3 +114,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     except FileNotFoundError as error:  # a wrong name on the command line: no traceback helps
         print(error, file=sys.stderr)
         return 1
+    except ValueError as error:
+        from .data.checks import BadDataError
+
+        if not isinstance(error, BadDataError):
+            raise
+        print(error, file=sys.stderr)
+        return 1

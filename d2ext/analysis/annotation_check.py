@@ -1,163 +1,118 @@
-"""Bad annotations of a data set, counted by kind and named by file.
+"""Bad annotations and image files of a data set, counted by kind and named by file.
 
-Shapes: G objects.
+The rules are those of the training, in ``d2ext/data/checks``; here everything found is listed,
+where a training stops at what it cannot use.
 """
 
 import math
 import os
-from collections import defaultdict
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
-__all__ = ["KINDS", "Problem", "check_coco", "check_dicts", "summarize_problems"]
+from d2ext.data.checks import KINDS as RULES
+from d2ext.data.checks import Problem
+from d2ext.data.checks.dicts import check_annotations, check_images
+from d2ext.data.checks.images import check_image_file, find_missing
+from d2ext.data.checks.json_file import check_json, guess_form
+from d2ext.data.checks.kinds import group
+
+__all__ = [
+    "KINDS",
+    "MILD",
+    "RULES",
+    "Problem",
+    "check_coco",
+    "check_dicts",
+    "check_image_files",
+    "summarize_problems",
+]
 
 #: Kind of problem -> what it does to a training.
-KINDS = {
-    "missing file": "the data loader fails when it comes to this image",
-    "unreadable file": "the data loader fails when it comes to this image",
-    "wrong image size": "Detectron2 refuses the image, or boxes lie in the wrong place",
-    "no such image": "the object is never seen",
-    "unknown class": "loading fails, or a label without meaning is learnt",
-    "not finite": "losses become NaN",
-    "zero area": "the object is dropped silently, or gives a division by zero",
-    "outside": "the box lies outside its image; nothing can be learnt from it",
-    "partly outside": "the box is clipped; annotation or image size may be wrong",
-    "duplicate id": "evaluation counts only one of the objects",
-}
+KINDS = {name: kind.harm for name, kind in RULES.items()}
 #: Kinds that leave the training alive and right.
-MILD = ("partly outside",)
-# Pixels by which a box may leave its image: rounding in common annotation tools.
-_TOLERANCE = 1.0
-
-
-class Problem(NamedTuple):
-    """One finding: its kind, the image's file and what was seen."""
-
-    kind: str
-    file: str
-    detail: str
+MILD = tuple(name for name, kind in RULES.items() if kind.level == "note")
 
 
 def check_coco(
-    data: Dict[str, Any], image_root: Optional[str] = None, *, max_opened: int = 2000
+    data: Any,
+    image_root: Optional[str] = None,
+    *,
+    path: str = "the file",
+    form: Optional[str] = None,
+    max_opened: int = 2000,
 ) -> List[Problem]:
     """Check a data set in the form of COCO's or LVIS' JSON files.
 
     Args:
         data: with ``images``, ``annotations`` and ``categories``.
         image_root: folder of the images; None leaves the files unchecked.
-        max_opened: image files whose size is compared with what the data set says, evenly chosen.
+        path: where it was read from, for messages.
+        form: "coco" or "lvis"; guessed if not given.
+        max_opened: image files whose header is read, evenly chosen.
     """
-    images = {image["id"]: image for image in data["images"]}
-    names = {key: _file_name(image) for key, image in images.items()}
-    known = {category["id"] for category in data["categories"]}
-    found: List[Problem] = []
-    seen = set()
-    for item in data["annotations"]:
-        image = images.get(item["image_id"])
-        where = names.get(item["image_id"], f"image id {item['image_id']}")
-        if item.get("id") is not None and item["id"] in seen:
-            found.append(Problem("duplicate id", where, f"annotation id {item['id']}"))
-        seen.add(item.get("id"))
-        if image is None:
-            found.append(Problem("no such image", where, f"annotation id {item.get('id')}"))
-            continue
-        if item["category_id"] not in known:
-            found.append(Problem("unknown class", where, f"category id {item['category_id']}"))
-        x, y, w, h = item["bbox"]
-        size = (image.get("width"), image.get("height"))
-        found += _check_box((x, y, x + w, y + h), size, where)
-    if image_root is not None:
-        sizes = {
-            os.path.join(image_root, names[k]): (i.get("width"), i.get("height"))
-            for k, i in images.items()
-        }
-        found += _check_files(sizes, max_opened)
+    form = form or guess_form(data)
+    found = check_json(data, path, form, deep=True).problems
+    if image_root is not None and not any(p.kind == "broken entry" for p in found):
+        found += _check_files(
+            (
+                (os.path.join(image_root, _file_name(image, form)), image["width"], image["height"])
+                for image in data["images"]
+            ),
+            max_opened,
+        )
     return found
 
 
 def check_dicts(
-    dicts: Iterable[Dict[str, Any]], num_classes: int, *, max_opened: int = 2000
+    dicts: Iterable[Dict[str, Any]], num_classes: Optional[int], *, max_opened: int = 2000
 ) -> List[Problem]:
     """Check Detectron2's dataset dicts, whatever they were read from.
 
     Args:
         dicts: dataset dicts.
-        num_classes: labels from it on are unknown.
+        num_classes: labels from it on are unknown; None if the number is not known.
         max_opened: as in :func:`check_coco`.
     """
-    from detectron2.structures import BoxMode
-
-    found: List[Problem] = []
-    sizes = {}
-    for item in dicts:
-        size = (item.get("width"), item.get("height"))
-        sizes[item["file_name"]] = size
-        for thing in item.get("annotations", ()):
-            box = BoxMode.convert(list(thing["bbox"]), thing["bbox_mode"], BoxMode.XYXY_ABS)
-            if not 0 <= thing["category_id"] < num_classes:
-                label = f"label {thing['category_id']} of {num_classes} classes"
-                found.append(Problem("unknown class", item["file_name"], label))
-            found += _check_box(box, size, item["file_name"])
-    return found + _check_files(sizes, max_opened)
+    dicts = list(dicts)
+    found = check_image_files(dicts, max_opened=max_opened)
+    if not any(p.kind == "broken entry" for p in found):
+        found = check_annotations(dicts, num_classes).problems + found
+    return found
 
 
-def _file_name(image: Dict[str, Any]) -> str:
-    """COCO's ``file_name``; LVIS has the end of a URL instead."""
-    if "file_name" in image:
-        return image["file_name"]
-    return "/".join(image.get("coco_url", f"image id {image['id']}").split("/")[-2:])
+def check_image_files(dicts: List[Dict[str, Any]], *, max_opened: int = 2000) -> List[Problem]:
+    """Check the images of dataset dicts alone; see :func:`check_dicts`."""
+    found = check_images(dicts)
+    if any(p.kind == "broken entry" for p in found):
+        return found
+    files = ((str(d["file_name"]), d.get("width"), d.get("height")) for d in dicts)
+    return found + _check_files(files, max_opened)
 
 
-def _check_box(box: Any, size: Any, where: str) -> List[Problem]:
-    shown = "box " + ", ".join(f"{float(v):g}" for v in box)
-    if not all(math.isfinite(float(v)) for v in box):
-        return [Problem("not finite", where, shown)]
-    x1, y1, x2, y2 = box
-    if x2 <= x1 or y2 <= y1:
-        return [Problem("zero area", where, shown)]
-    width, height = size
-    if not width or not height:
-        return []
-    shown += f" in {width} x {height}"
-    if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
-        return [Problem("outside", where, shown)]
-    if min(x1, y1) < -_TOLERANCE or x2 > width + _TOLERANCE or y2 > height + _TOLERANCE:
-        return [Problem("partly outside", where, shown)]
-    return []
+def _file_name(image: Dict[str, Any], form: str) -> str:
+    """COCO's ``file_name``; Detectron2 takes the end of LVIS' URL."""
+    if form == "lvis":
+        return "/".join(image["coco_url"].split("/")[-2:])
+    return image["file_name"]
 
 
-def _check_files(sizes: Dict[str, Any], max_opened: int) -> List[Problem]:
-    from PIL import Image
-
-    found: List[Problem] = []
-    step = max(1, math.ceil(len(sizes) / max(max_opened, 1)))
-    for index, (path, size) in enumerate(sizes.items()):
-        if not os.path.isfile(path):
-            found.append(Problem("missing file", path, "no such file"))
-        elif max_opened > 0 and index % step == 0:
-            try:
-                with Image.open(path) as image:  # reads the header only
-                    actual = image.size
-            except OSError as error:
-                found.append(Problem("unreadable file", path, str(error)))
-                continue
-            if all(size) and tuple(size) != actual:
-                detail = f"{actual[0]} x {actual[1]}, annotated as {size[0]} x {size[1]}"
-                found.append(Problem("wrong image size", path, detail))
+def _check_files(files: Iterable[Tuple[str, Any, Any]], max_opened: int) -> List[Problem]:
+    listed = list({row[0]: row for row in files}.values())
+    found = find_missing(row[0] for row in listed)
+    missing = {problem.file for problem in found}
+    step = max(1, math.ceil(len(listed) / max(max_opened, 1)))
+    for path, width, height in listed[::step] if max_opened > 0 else ():
+        if path not in missing:
+            found += check_image_file(path, width, height)
     return found
 
 
 def summarize_problems(problems: Iterable[Problem], examples: int = 5) -> Dict[str, Dict]:
     """By kind: ``count``, ``files`` (how many), and the first ``examples`` with their files."""
-    by_kind: Dict[str, List[Problem]] = defaultdict(list)
-    for problem in problems:
-        by_kind[problem.kind].append(problem)
-    order: Callable[[str], int] = list(KINDS).index
     return {
         kind: {
-            "count": len(by_kind[kind]),
-            "files": len({p.file for p in by_kind[kind]}),
-            "examples": [f"{p.file}: {p.detail}" for p in by_kind[kind][:examples]],
+            "count": len(found),
+            "files": len({p.file for p in found}),
+            "examples": [f"{p.file}: {p.detail}" for p in found[:examples]],
         }
-        for kind in sorted(by_kind, key=order)
+        for kind, found in group(problems).items()
     }

@@ -9,7 +9,16 @@ from typing import Any, Dict, List, NamedTuple, Optional
 import torch
 from torch import nn
 
-from .annotation_check import KINDS, MILD, Problem, check_coco, check_dicts, summarize_problems
+from .annotation_check import (
+    KINDS,
+    MILD,
+    RULES,
+    Problem,
+    check_coco,
+    check_dicts,
+    check_image_files,
+    summarize_problems,
+)
 from .key_reads import changed_keys, flatten, recording
 
 __all__ = [
@@ -179,19 +188,30 @@ def check_weights(cfg: Any, model: nn.Module) -> List[Finding]:
 
 
 def data_problems(name: str) -> List[Problem]:
-    """Bad annotations of a registered data set, read from its JSON file where it has one."""
-    import json
-
+    """All that is wrong with a registered data set, from its own files where they are known."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
+    from d2ext.data.checks import checked_datasets
+    from d2ext.data.checks.json_file import read_json
+    from d2ext.data.checks.voc_files import check_voc, split_file
+
     metadata = MetadataCatalog.get(name)
-    dicts = None
-    if not os.path.isfile(metadata.get("json_file") or ""):
-        dicts = DatasetCatalog.get(name)
-    if os.path.isfile(metadata.get("json_file") or ""):
-        with open(metadata.json_file) as file:
-            return check_coco(json.load(file), metadata.get("image_root"))
-    return check_dicts(dicts, len(metadata.get("thing_classes") or ()))
+    is_voc = bool(metadata.get("dirname") and metadata.get("split"))
+    file = metadata.get("json_file") or ""
+    source = split_file(metadata.dirname, metadata.split) if is_voc else file
+    classes = metadata.get("thing_classes")
+    if not os.path.isfile(source):  # the built-in sets are drawn when they are read
+        with checked_datasets([name], training=False):
+            dicts = DatasetCatalog.get(name)
+    if is_voc:
+        found = check_voc(metadata.dirname, metadata.split, classes)
+        # Detectron2 cannot load what is refused.
+        refused = any(RULES[problem.kind].level == "refuse" for problem in found)
+        return found if refused else found + check_image_files(DatasetCatalog.get(name))
+    if not os.path.isfile(file):
+        return check_dicts(dicts, len(classes) if classes else None)
+    form = "lvis" if metadata.get("evaluator_type") == "lvis" else None
+    return check_coco(read_json(file), metadata.get("image_root"), path=file, form=form)
 
 
 def check_data(names: List[str], examples: int = 3) -> List[Finding]:
@@ -213,7 +233,9 @@ def check_data(names: List[str], examples: int = 3) -> List[Finding]:
             files = "; ".join(row["examples"])
             what = f"'{name}': {row['count']} x {kind} in {row['files']} files ({files})."
             why = KINDS[kind][0].upper() + KINDS[kind][1:] + "."
-            found.append(Finding(level, "data", what, why, "Correct or remove them."))
+            fix = RULES[kind].advice
+            fix = fix[0].upper() + fix[1:] + "."
+            found.append(Finding(level, "data", what, why, fix))
         if not summary:
             found.append(Finding("ok", "data", f"'{name}' is there and has no bad annotation."))
     return found

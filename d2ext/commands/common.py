@@ -117,8 +117,11 @@ def annotation_source(name: str) -> Dict[str, Any]:
         if not os.path.isfile(metadata.json_file):
             DatasetCatalog.get(name)  # the built-in sets are drawn when they are read
         name = metadata.json_file
-    with open(name) as file:
-        return json.load(file)
+    from ..data.checks.json_file import check_shape, read_json
+
+    data = read_json(name)
+    check_shape(data, name, "coco")
+    return data
 
 
 def _coco_of(dicts: List[Dict[str, Any]], names: List[str]) -> Dict[str, Any]:

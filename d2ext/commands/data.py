@@ -69,7 +69,7 @@ def _add_check(kinds: Any) -> None:
     parser = new_parser(
         kinds,
         "check",
-        "count bad annotations: zero area, outside, NaN, unknown class, missing file",
+        "count bad annotations and images: zero area, outside, NaN, unknown class, missing file",
         "d2ext data check d2ext_shapes_train",
     )
     _add_dataset(parser)
@@ -150,7 +150,7 @@ def _problems(dataset: str, image_root: Optional[str]) -> Any:
     from ..data import require_dataset
 
     if os.path.isfile(dataset):
-        return check_coco(annotation_source(dataset), image_root)
+        return check_coco(annotation_source(dataset), image_root, path=dataset)
     require_dataset(dataset)
     return data_problems(dataset)
 

@@ -38,7 +38,8 @@ def test_check_fails_on_a_planted_box(tmp_path, capsys):
     (tmp_path / "data.json").write_text(json.dumps(data))
     assert call("data", "check", tmp_path / "data.json", "--output", tmp_path / "out") == 1
     report = read_json(tmp_path / "out" / "check.json")
-    assert report == {"zero area": {"count": 1, "files": 1, "examples": ["a.jpg: box 1, 1, 1, 10"]}}
+    example = "a.jpg: annotation id 1: box 1, 1, 1, 10 in 50 x 40"
+    assert report == {"zero area": {"count": 1, "files": 1, "examples": [example]}}
     assert "1 x zero area" in capsys.readouterr().out
 
 
