@@ -82,6 +82,8 @@ setup(
             "ruff>=0.6",
             "mypy>=1.10",
             "build>=1.0",
+            # Comes with torch's CUDA builds, but not with its CPU builds.
+            "triton>=3; platform_system == 'Linux' and platform_machine == 'x86_64'",
             *EXPORT,
         ],
         "export": EXPORT,

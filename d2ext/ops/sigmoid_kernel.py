@@ -13,11 +13,20 @@ For a logit z of class j, with p = sigmoid(z), u = -log(1 - p) and v = -log p:
     positive      l = w'_j (1 - p)^gamma_j v, that is, a negative at -z
     positive      l = w'_j BCE(z, q) |q - p|^gamma_j with a quality q
 
+Two forms compute this. The torch form, here, runs everywhere and is the reference. On CUDA, where
+Triton can be imported and builds for the device, :mod:`d2ext.ops.sigmoid_triton` does the same in
+one kernel. ``D2EXT_SIGMOID_KERNEL=torch`` in the environment, or :func:`set_sigmoid_kernel`, keeps
+to the torch form.
+
 Shapes: M rows (samples), C classes. Labels are 0..C-1, C for background and -1 for ignored rows,
 which contribute nothing. Half precision is computed in float32.
 """
 
+import functools
+import importlib.util
+import logging
 import math
+import os
 from typing import Optional, Tuple, Union
 
 import torch
@@ -29,8 +38,12 @@ __all__ = [
     "compute_dtype",
     "fused_sigmoid_loss",
     "negative_terms",
+    "set_sigmoid_kernel",
+    "sigmoid_kernel_of",
     "split_labels",
 ]
+
+logger = logging.getLogger(__name__)
 
 # Entries per chunk. On CPU a chunk's temporaries (0.5 MiB each in float32) stay in cache; on
 # other devices a launch costs more than a trip to memory.
@@ -39,6 +52,9 @@ _CHUNK_DEVICE = 2**23
 # A logit at which a negative entry has exactly no loss and no gradient, in both precisions.
 _HIDDEN = -1e4
 _LOG2_E = math.log2(math.e)
+
+_KERNELS = ("auto", "torch", "triton")
+_chosen: Optional[str] = None
 
 Factor = Union[float, torch.Tensor]
 """A constant of all classes, or (C,) one of each."""
@@ -74,6 +90,61 @@ def fused_sigmoid_loss(
     return _FusedSigmoidLoss.apply(
         logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums
     )
+
+
+def set_sigmoid_kernel(name: Optional[str]) -> None:
+    """Choose the form of the losses in this process.
+
+    Args:
+        name: "torch", "triton" (for any device; on the CPU only Triton's interpreter,
+            ``TRITON_INTERPRET=1``, can run it) or "auto", Triton where it works on CUDA. None: what
+            ``D2EXT_SIGMOID_KERNEL`` says, else "auto".
+    """
+    global _chosen
+    _chosen = None if name is None else _checked(name, "set_sigmoid_kernel takes")
+
+
+def sigmoid_kernel_of(tensor: torch.Tensor) -> str:
+    """The form that logits like ``tensor`` are computed in: "torch" or "triton"."""
+    name = _chosen
+    if name is None:
+        name = os.environ.get("D2EXT_SIGMOID_KERNEL", "auto")
+        _checked(name, "D2EXT_SIGMOID_KERNEL must be")
+    if name != "auto":
+        return name
+    if not tensor.is_cuda:
+        return "torch"
+    return "triton" if _triton_works(tensor.device, tensor.dtype) else "torch"
+
+
+def _checked(name: str, who: str) -> str:
+    if name not in _KERNELS:
+        raise ValueError(f"{who} one of {', '.join(_KERNELS)}, not '{name}'.")
+    return name
+
+
+@functools.cache
+def _triton_works(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether Triton is there and builds for a device, tried once on one row.
+
+    Triton needs a C compiler and a recent GPU besides itself. It is found out before the first loss
+    and not in the middle of a training, which must not change its arithmetic.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        logits = torch.zeros((1, 1), device=device, dtype=dtype)
+        labels = torch.zeros(1, device=device, dtype=torch.int64)
+        _one_pass("triton", logits, labels, None, 2.0, 1.0, 1.0, True, True)
+        torch.cuda.synchronize(device)
+    except Exception as error:  # whatever a compiler or a driver may raise
+        logger.warning(
+            f"Triton does not work on {device} ({type(error).__name__}: {error}); the sigmoid "
+            "losses use their slower torch form. Mend Triton, or silence this with "
+            "D2EXT_SIGMOID_KERNEL=torch."
+        )
+        return False
+    return True
 
 
 def negative_terms(z: torch.Tensor, gamma: Factor) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -123,8 +194,9 @@ class _FusedSigmoidLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums):
         with torch.autocast(device_type=logits.device.type, enabled=False):
-            total, grad, pos_sum, neg_sum = _fused_pass(
-                logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums
+            total, grad, pos_sum, neg_sum = _one_pass(
+                sigmoid_kernel_of(logits),
+                *(logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums),
             )
         if need_grad:
             ctx.save_for_backward(grad)
@@ -152,21 +224,42 @@ def _graph_is_freed() -> bool:
     return keeps is not None and not keeps()
 
 
-def _fused_pass(logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums):
-    """What :class:`_FusedSigmoidLoss` computes; factors are numbers or (C,)."""
-    num_rows, num_classes = logits.shape
+def _one_pass(kernel, logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums):
+    """What :class:`_FusedSigmoidLoss` computes, in the form ``kernel``; factors: numbers or (C,).
+
+    Returns:
+        The sum, the gradient or None, and the (C,) positive and negative sums.
+    """
     dtype = compute_dtype(logits)
+    if logits.numel() == 0:
+        grad = torch.empty_like(logits) if need_grad else None
+        sums = logits.new_zeros((2, logits.shape[1]), dtype=dtype)
+        return logits.new_zeros((), dtype=dtype), grad, *sums
     # Kept as wide as float16's range demands: the factor of the backward pass (an AMP scale, one
     # over the positives) only comes later, and would come too late for what has underflown.
     grad_dtype = dtype if logits.dtype == torch.float16 else logits.dtype
+    arguments = (
+        *(logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums),
+        *(dtype, grad_dtype),
+    )
+    if kernel == "triton":
+        from .sigmoid_triton import fused_pass  # imports Triton, which not every machine has
+
+        return fused_pass(*arguments)
+    return _torch_pass(*arguments)
+
+
+def _torch_pass(
+    logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums, dtype, grad_dtype
+):
+    """:func:`_one_pass` in torch operations, for logits that are not empty."""
+    num_rows, num_classes = logits.shape
     grad = torch.empty_like(logits, dtype=grad_dtype) if need_grad else None
     loss_sum = logits.new_zeros(
         num_classes if torch.is_tensor(neg_weight) else (), dtype=torch.double
     )
     pos_sum = logits.new_zeros(num_classes, dtype=torch.double)
     neg_sum = torch.zeros_like(pos_sum)
-    if logits.numel() == 0:
-        return loss_sum.sum().to(dtype), grad, pos_sum.to(dtype), neg_sum.to(dtype)
 
     is_pos, ignored, column = split_labels(labels, num_classes)
     own = logits.gather(1, column[:, None])[:, 0].to(dtype)
