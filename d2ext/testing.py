@@ -1,15 +1,16 @@
-"""Tools for tests, ours and yours: counting what a computation dispatches.
+"""Tools for tests, ours and yours: counting what a computation dispatches and allocates.
 
 Counts are the same on every machine and at every load, unlike times, so a test can hold them.
 """
 
 from collections import Counter
-from typing import Any
+from typing import Any, Callable
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["OpCounts", "count_ops"]
+__all__ = ["OpCounts", "count_ops", "peak_bytes"]
 
 # Operations whose result, or its shape, the host has to wait for.
 _WAITING = {
@@ -45,12 +46,29 @@ _VIEWS = {
 }
 
 
+# Reads that a CPU tensor answers without dispatching anything, and a GPU tensor by waiting.
+_READS = {torch.Tensor.cpu: "cpu", torch.Tensor.numpy: "numpy", torch.Tensor.tolist: "tolist"}
+
+
+class _Reads(TorchFunctionMode):
+    """Counts the calls of ``_READS``."""
+
+    def __init__(self, syncs: Counter):
+        super().__init__()
+        self.syncs = syncs
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in _READS:
+            self.syncs[_READS[func]] += 1
+        return func(*args, **(kwargs or {}))
+
+
 class OpCounts(TorchDispatchMode):
     """What was dispatched while the mode was active.
 
     Attributes:
         by_name: how often each operation was dispatched, views included.
-        syncs: how often each operation was dispatched that makes the host wait for a GPU.
+        syncs: how often each operation was called that makes the host wait for a GPU.
         largest: the most elements that any result had.
     """
 
@@ -59,6 +77,16 @@ class OpCounts(TorchDispatchMode):
         self.by_name: Counter = Counter()
         self.syncs: Counter = Counter()
         self.largest = 0
+        self._reads = _Reads(self.syncs)
+
+    def __enter__(self):
+        self._reads.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        result = super().__exit__(*exception)
+        self._reads.__exit__(*exception)
+        return result
 
     @property
     def total(self) -> int:
@@ -103,3 +131,21 @@ def count_ops() -> OpCounts:
         assert counts.num_syncs <= 1
     """
     return OpCounts()
+
+
+def peak_bytes(function: Callable[[], Any]) -> int:
+    """The most bytes of CPU tensors that a call holds at a time, above what there was before.
+
+    Every allocation counts, also those inside of an operation, and its result, if it has one.
+    """
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        result = function()
+    changes = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes.sort(key=lambda e: e.start_ns() if hasattr(e, "start_ns") else e.start_us())
+    held = peak = 0
+    for change in changes:
+        held += change.nbytes()
+        peak = max(peak, held)
+    del result
+    return peak

@@ -3,21 +3,25 @@
 Shapes: N images, R anchors of all levels, M = N * R samples, K of them positive.
 """
 
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from ..assigners import IoUAssigner
 from ..losses.build import build_criterion
 from ..losses.criterion import Criterion
 from ..losses.positives import Positives
 from ..roi_heads.ohem import hardest_of_rows, loss_of_samples
 from ..sampling_free import OptimalBias, SamplingFreeOptions
+from ..targets import PackedTargets, Priors, pack_targets
+from .sampling import SampledLabels, index_of_true, subsample_rows
 
 __all__ = ["ExtRPN"]
 
@@ -45,7 +49,8 @@ class ExtRPN(OptimalBias, RPN):
             sampling_free: how to learn from all anchors instead of a random sample; None: not.
             ohem: learn from the anchors of largest loss instead of a random sample.
             kwargs: arguments of Detectron2's ``RPN``. Its box loss type is not used: the
-                criterion holds its own.
+                criterion holds its own. Of its ``anchor_matcher`` the thresholds are used; a
+                subclass of ``Matcher`` is called itself, image by image.
         """
         super().__init__(**kwargs)
         if ohem and sampling_free is not None:
@@ -55,6 +60,7 @@ class ExtRPN(OptimalBias, RPN):
             )
         self.criterion = criterion
         self.ohem = ohem
+        self.assigner = _assigner_like(self.anchor_matcher)
         self.enable_optimal_bias(sampling_free, 1)
 
     @classmethod
@@ -86,7 +92,53 @@ class ExtRPN(OptimalBias, RPN):
         labels, _ = self.label_and_sample_anchors(self.anchor_generator(features), gt_instances)
         return _common_labels(torch.stack(labels))
 
+    @torch.no_grad()
+    def label_and_sample_anchors(
+        self, anchors: List[Boxes], gt_instances: List[Instances]
+    ) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
+        """What upstream returns, for the whole batch at once.
+
+        Returns:
+            For each image (R,) labels, 1 object, 0 background, -1 not sampled; and (R, 4), the
+            matched box of each anchor, which means nothing where the label is not 1.
+        """
+        samples = self.sampling_free is None and not self.ohem
+        own_sampling = type(self)._subsample_labels is not ExtRPN._subsample_labels
+        if self.assigner is None or (samples and own_sampling):
+            return super().label_and_sample_anchors(anchors, gt_instances)
+        labels, boxes = self._label_anchors(Priors.from_boxes(anchors), pack_targets(gt_instances))
+        if not samples:
+            return list(labels.unbind()), list(boxes.unbind())
+        sampled = subsample_rows(labels, self.batch_size_per_image, self.positive_fraction)
+        return sampled, list(boxes.unbind())
+
+    def _label_anchors(
+        self, priors: Priors, targets: PackedTargets
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Labels before sampling (N, R), int8, and matched boxes (N, R, 4)."""
+        assignment = self.assigner(priors, targets.class_agnostic(), 1)
+        labels = torch.where(assignment.labels < 0, -1, 1 - assignment.labels).to(torch.int8)
+        boxes = assignment.matched_boxes(targets)
+        if 0 in targets.counts:
+            empty = torch.tensor(targets.counts) == 0
+            empty = empty.to(labels.device, non_blocking=True)[:, None]
+            boxes.masked_fill_(empty[..., None], 0.0)
+            # To upstream's RPN, unlike its RetinaNet, no object is an IoU of 0 with everything.
+            labels.masked_fill_(empty, self.assigner.labels[0])
+        if self.anchor_boundary_thresh >= 0:
+            labels.masked_fill_(~self._inside(priors.boxes, targets.image_sizes), -1)
+        return labels, boxes
+
+    def _inside(self, anchors: torch.Tensor, image_sizes) -> torch.Tensor:
+        """(N, R), whether an anchor leaves an image by no more than the threshold."""
+        limit = self.anchor_boundary_thresh
+        sizes = torch.tensor(image_sizes, dtype=anchors.dtype) + limit
+        height, width = sizes.to(anchors.device, non_blocking=True).t()[..., None]
+        x0, y0, x1, y1 = anchors.unbind(dim=1)
+        return ((x0 >= -limit) & (y0 >= -limit)) & ((x1 < width) & (y1 < height))
+
     def _subsample_labels(self, label: torch.Tensor) -> torch.Tensor:
+        # Only called by upstream's loop over images.
         if self.sampling_free is not None or self.ohem:
             return label
         return super()._subsample_labels(label)
@@ -111,16 +163,19 @@ class ExtRPN(OptimalBias, RPN):
             ``loss_rpn_cls`` and ``loss_rpn_loc``.
         """
         num_images = len(gt_labels)
-        rpn_labels = torch.stack(gt_labels).flatten()
+        rpn_labels = torch.stack(list(gt_labels)).flatten()
         if self.ohem:
             rpn_labels = self._hard_labels(
                 anchors, pred_objectness_logits, rpn_labels, pred_anchor_deltas, gt_boxes
             )
-        positives = self._gather_positives(anchors, rpn_labels, gt_boxes, pred_anchor_deltas)
+        if isinstance(gt_labels, SampledLabels) and not self.ohem:
+            index, num_negatives = gt_labels.positives, gt_labels.num_negatives
+        else:
+            index, num_negatives = _find_samples(rpn_labels)
+        positives = self._gather_positives(anchors, index, gt_boxes, pred_anchor_deltas)
         storage = get_event_storage()
-        num_valid = (rpn_labels >= 0).sum()
         storage.put_scalar("rpn/num_pos_anchors", len(positives) / num_images)
-        storage.put_scalar("rpn/num_neg_anchors", (num_valid - len(positives)) / num_images)
+        storage.put_scalar("rpn/num_neg_anchors", num_negatives / num_images)
 
         cls_normalizer = box_normalizer = self.batch_size_per_image * num_images
         if self.sampling_free is not None and self.sampling_free.reg_norm == "fg":
@@ -140,7 +195,8 @@ class ExtRPN(OptimalBias, RPN):
     @torch.no_grad()
     def _hard_labels(self, anchors, logits, rpn_labels, deltas, gt_boxes) -> torch.Tensor:
         """The labels with all but the anchors of largest loss of each image ignored: (M,)."""
-        positives = self._gather_positives(anchors, rpn_labels, gt_boxes, deltas)
+        index, _ = _find_samples(rpn_labels)
+        positives = self._gather_positives(anchors, index, gt_boxes, deltas)
         logits = torch.cat(logits, dim=1)
         loss = loss_of_samples(
             self.criterion, logits.flatten()[:, None], _common_labels(rpn_labels), positives
@@ -148,8 +204,7 @@ class ExtRPN(OptimalBias, RPN):
         labels = rpn_labels.view(logits.shape)
         return hardest_of_rows(loss.view_as(labels), labels, self.batch_size_per_image).flatten()
 
-    def _gather_positives(self, anchors, rpn_labels, gt_boxes, pred_deltas) -> Positives:
-        index = (rpn_labels == 1).nonzero().squeeze(1)
+    def _gather_positives(self, anchors, index, gt_boxes, pred_deltas) -> Positives:
         priors = Boxes.cat(anchors).tensor
         return Positives(
             index=index,
@@ -158,6 +213,21 @@ class ExtRPN(OptimalBias, RPN):
             boxes=torch.cat(gt_boxes)[index],
             transform=self.box2box_transform,
         )
+
+
+def _assigner_like(matcher: Matcher) -> Optional[IoUAssigner]:
+    """What does as a matcher does, but for a batch; None for a matcher that may do otherwise."""
+    if type(matcher) is not Matcher:
+        return None
+    # The first and the last threshold are infinite.
+    return IoUAssigner(matcher.thresholds[1:-1], matcher.labels, matcher.allow_low_quality_matches)
+
+
+def _find_samples(rpn_labels: torch.Tensor) -> Tuple[torch.Tensor, int]:
+    """Where the positives are, (K,), and how many negatives; the host waits once for both."""
+    is_pos = rpn_labels == 1
+    num_pos, num_neg = torch.stack([is_pos, rpn_labels == 0]).sum(dim=1).tolist()
+    return index_of_true(is_pos, num_pos), num_neg
 
 
 def _common_labels(rpn_labels: torch.Tensor) -> torch.Tensor:
