@@ -7,9 +7,23 @@ __all__ = ["add_engine_config"]
 
 def add_engine_config(cfg: CN) -> None:
     """Add the keys of this area to ``cfg``, in place."""
+    _add_compile_keys(cfg)
     _add_solver_keys(cfg)
     _add_engine_keys(cfg)
     _add_test_keys(cfg)
+
+
+def _add_compile_keys(cfg: CN) -> None:
+    # torch.compile for backbone, neck and heads in training and its evaluations. State-dict keys
+    # stay the same, so checkpoints go both ways. The first steps take minutes.
+    cfg.MODEL.COMPILE = CN()
+    cfg.MODEL.COMPILE.ENABLED = False
+    # "inductor" (needs a C++ compiler on the CPU, Triton on CUDA), "aot_eager", "eager", ...
+    cfg.MODEL.COMPILE.BACKEND = "inductor"
+    # inductor's mode: "reduce-overhead", "max-autotune", ...; "" is torch's default.
+    cfg.MODEL.COMPILE.MODE = ""
+    # Compile once for images of any size. False is faster where all images have one size.
+    cfg.MODEL.COMPILE.DYNAMIC = True
 
 
 def _add_solver_keys(cfg: CN) -> None:

@@ -21,6 +21,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from d2ext.data.checks import check_sample, checked_datasets
+from d2ext.modeling.compile import compile_from_config
 from d2ext.modeling.methods_in_use import check_methods_in_use
 
 from . import hooks
@@ -74,7 +75,7 @@ class Builders(TrainerAttributes):
         model = build_model(cfg)
         check_methods_in_use(cfg, model)
         logger.info(f"Model:\n{model}")
-        return model
+        return compile_from_config(cfg, model)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

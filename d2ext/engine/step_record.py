@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.utils import comm
@@ -79,14 +79,19 @@ class StepRecorder:
         data_time: float,
         stop_wishes: Tuple[bool, bool] = (False, False),
         grad_norm: Optional[torch.Tensor] = None,
+        deferred: Sequence[tuple] = (),
     ) -> List[StepRecord]:
-        """Hand in a step; returns the steps that can be read now. Every rank must call it."""
+        """Hand in a step; returns the steps that can be read now. Every rank must call it.
+
+        ``deferred`` are tensors to be summed over ranks in the same message; see
+        :func:`d2ext.modeling.reduce.deferring`.
+        """
         records = self.flush()
         if self.world_size == 1:
             self._names = list(losses)
         elif not self._names:
             self._agree_on_names(list(losses))
-        local, reduced = self._reduce(losses, data_time, stop_wishes)
+        local, reduced = self._reduce(losses, data_time, stop_wishes, deferred)
         self._pending = _Pending(
             iteration, self._names, local, reduced, grad_norm, data_time, stop_wishes
         )
@@ -132,7 +137,11 @@ class StepRecorder:
         return bool(flag > 0)
 
     def _reduce(
-        self, losses: Dict[str, torch.Tensor], data_time: float, stop_wishes: Tuple[bool, bool]
+        self,
+        losses: Dict[str, torch.Tensor],
+        data_time: float,
+        stop_wishes: Tuple[bool, bool],
+        deferred: Sequence[tuple],
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         if self.world_size == 1:
             local = _stack([*losses.values(), _zero(self.device)], self.device)
@@ -145,8 +154,13 @@ class StepRecorder:
         times[self.rank] = data_time
         tail = [*times, float(len(unnamed) > 0), *map(float, stop_wishes)]
         self._last_local_names = list(losses)
-        reduced = torch.cat([local, torch.tensor(tail).to(self.device, non_blocking=True)])
-        torch.distributed.all_reduce(reduced)
+        tail = torch.tensor(tail).to(self.device, non_blocking=True)
+        parts = [local, tail, *(tensor.flatten().to(self.device) for tensor, _ in deferred)]
+        message = torch.cat(parts)
+        torch.distributed.all_reduce(message)
+        reduced, *sums = message.split([len(local) + len(tail), *map(len, parts[2:])])
+        for (tensor, take_in), total in zip(deferred, sums):
+            take_in(total.view(tensor.shape).to(tensor.device))
         return local, reduced
 
     def _agree_on_names(self, names: List[str]) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2ext.data import PackedBatch
+from d2ext.modeling.reduce import Deferred, deferring
 
 from .builders import Builders
 from .checkpoint import Checkpointer
@@ -261,13 +262,17 @@ class Trainer(TrainerState, Builders, TrainerBase):
         self.optimizer.zero_grad(set_to_none=True)
         self.guard.begin_step(self.iter, self.optimizer.param_groups[0]["lr"], self.raw_model)
         losses: Dict[str, torch.Tensor] = {}
-        data_time = 0.0
+        data_time, deferred = 0.0, Deferred()
         for micro_step in range(self.accumulate):
             self.micro_step = micro_step
             start = time.perf_counter()
             batch = self._next_batch()
             data_time += time.perf_counter() - start
-            with self._without_reduction(micro_step + 1 < self.accumulate):
+            is_last = micro_step + 1 == self.accumulate
+            # An earlier micro-step's statistics are read by the next one; a step that may be
+            # skipped sends no message at its end.
+            later = deferring(deferred, enabled=is_last and not self.guard.skipping)
+            with self._without_reduction(not is_last), later:
                 micro_losses = self._micro_step(batch)
             if micro_losses is None:
                 return
@@ -278,7 +283,9 @@ class Trainer(TrainerState, Builders, TrainerBase):
         self.after_backward()
         grad_norm = None if self.clipper is None else self.clipper(self.optimizer)
         wishes = (self._wishes[0], self._wishes[1])
-        records = self._recorder.push(self.iter, losses, data_time, wishes, grad_norm)
+        records = self._recorder.push(
+            self.iter, losses, data_time, wishes, grad_norm, deferred
+        )
         self._take_in(records)
         self.precision.step(self.optimizer)
         self.completed_steps = self.iter + 1

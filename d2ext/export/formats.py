@@ -10,6 +10,8 @@ from typing import Any, Iterator, List, Tuple, Union
 import torch
 from torch import nn
 
+from d2ext.modeling.compile import uncompiled
+
 from .detector import InferenceDetector
 
 __all__ = [
@@ -28,7 +30,7 @@ def export_torchscript(
     model: nn.Module, path: Union[str, Path], *, with_nms: bool = True
 ) -> torch.jit.ScriptModule:
     """Write a detector for ``torch.jit.load``; see `InferenceDetector` for inputs and outputs."""
-    with _quietly():
+    with _quietly(), uncompiled(model):
         detector = InferenceDetector(model, with_nms=with_nms)
         with torch.no_grad():
             traced = torch.jit.trace(detector, (example_image(detector),), check_trace=False)
@@ -56,7 +58,7 @@ def export_onnx(
         options["dynamo"] = False
     aside = f"{path}.{os.getpid()}.part"
     try:
-        with _quietly(), torch.no_grad():
+        with _quietly(), uncompiled(model), torch.no_grad():
             torch.onnx.export(
                 detector,
                 (example_image(detector),),
@@ -84,7 +86,7 @@ def export_program(
     if not hasattr(torch, "export"):
         raise RuntimeError("torch.export needs PyTorch 2.1 or newer; export TorchScript instead.")
     detector = InferenceDetector(model, with_nms=False)
-    with _quietly(), torch.no_grad():
+    with _quietly(), uncompiled(model), torch.no_grad():
         program = torch.export.export(detector, (example_image(detector, size),), strict=False)
         torch.export.save(program, str(path))
     return program
@@ -108,7 +110,7 @@ def trace_two_stage(
         return [{"instances": i} for i in network.inference(inputs, do_postprocess=False)]
 
     model.eval()
-    with _quietly(), torch.no_grad():
+    with _quietly(), uncompiled(model), torch.no_grad():
         adapter = TracingAdapter(model, [{"image": image}], inference)
         traced = torch.jit.trace(adapter, (image,), check_trace=False)
         torch.jit.save(traced, str(path))

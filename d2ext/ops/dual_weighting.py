@@ -227,9 +227,11 @@ class _Batch(NamedTuple):
             )
         # A loss in half precision would round the sums of a million terms away.
         dtype = torch.promote_types(cls_logits.dtype, torch.float32)
-        counts = torch.tensor([len(boxes) for boxes in gt_boxes])
+        counts = [len(boxes) for boxes in gt_boxes]
         # Made on the host, where the counts are, so that the device is not waited for.
-        gt_image = torch.repeat_interleave(counts).to(points.device, non_blocking=True)
+        gt_image = torch.arange(num_images).repeat_interleave(
+            torch.tensor(counts), output_size=sum(counts)
+        )
         return cls(
             points=points.to(dtype),
             strides=strides.to(dtype),
@@ -238,7 +240,7 @@ class _Batch(NamedTuple):
             pred_boxes=pred_boxes.to(dtype).reshape(-1, 4),
             gt_boxes=torch.cat(list(gt_boxes)).reshape(-1, 4).to(dtype),
             gt_classes=torch.cat(list(gt_classes)).to(torch.int64),
-            gt_image=gt_image,
+            gt_image=gt_image.to(points.device, non_blocking=True),
         )
 
     def cells(self, weights: DualWeights) -> torch.Tensor:

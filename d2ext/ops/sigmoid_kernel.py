@@ -32,6 +32,8 @@ from typing import Optional, Tuple, Union
 import torch
 from torch.autograd.function import once_differentiable
 
+from . import host
+
 __all__ = [
     "Factor",
     "check_shapes",
@@ -211,8 +213,7 @@ class _FusedSigmoidLoss(torch.autograd.Function):
         grad = None
         if grad_output is not None:
             (grad,) = ctx.saved_tensors
-            # Only the CPU may look at the value: on other devices that would wait for the device.
-            if grad_output.device.type != "cpu" or grad_output.item() != 1.0:
+            if not host.asking_is_free(grad_output) or grad_output.item() != 1.0:
                 grad = grad.mul_(grad_output) if _graph_is_freed() else grad * grad_output
             grad = grad.to(ctx.dtype)
         return (grad,) + (None,) * 7
@@ -264,8 +265,7 @@ def _torch_pass(
     is_pos, ignored, column = split_labels(labels, num_classes)
     own = logits.gather(1, column[:, None])[:, 0].to(dtype)
     hidden = own.masked_fill(is_pos | ignored, _HIDDEN)[:, None]
-    # Asking is free on the CPU and would wait for any other device.
-    hide_rows = logits.device.type != "cpu" or bool(ignored.any())
+    hide_rows = not host.asking_is_free(ignored) or bool(ignored.any())
     entries = _CHUNK_CPU if logits.device.type == "cpu" else _CHUNK_DEVICE
     step = max(1, entries // num_classes)
     for start in range(0, num_rows, step):

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
-from d2ext.modeling.reduce import reduce_mean
+from d2ext.modeling.reduce import reduce_later
 from d2ext.ops.loss_weights import (
     AdaptiveLossWeight,
     DynamicWeightAverage,
@@ -36,10 +36,11 @@ class LossWeights(HookBase):
     Adaptive weights are measured on the losses after the static ones. They are numbers, not
     tensors: no gradient goes through them, and the gradient of a loss is scaled exactly.
 
-    Every step takes one reduction of a few numbers over the ranks, and the numbers stay on the
-    device; the host reads them when a window closes, i.e. when a weight may change. As the
-    trainer calls :meth:`on_losses` in training steps only, no evaluation, validation loss or
-    PreciseBN pass is ever counted. With gradient accumulation each micro-step counts as one.
+    The numbers of a step are summed over the ranks with the trainer's own message at the end of
+    the step (an earlier one of several micro-steps takes one of its own), and stay on the device;
+    the host reads them when a window closes, i.e. when a weight may change. As the trainer calls
+    :meth:`on_losses` in training steps only, no evaluation, validation loss or PreciseBN pass is
+    ever counted. With gradient accumulation each micro-step counts as one.
 
     Args:
         static: weights by pattern of loss names.
@@ -97,10 +98,19 @@ class LossWeights(HookBase):
             if weight != 1.0:
                 losses[name] = losses[name] * weight
         # After weighing: what closes a window changes the weights from the next step on.
+        if self.sync and comm.get_world_size() > 1:
+            reduce_later(raw, self._record_sum)
+        else:
+            self._record(raw)
+        return losses
+
+    def _record_sum(self, raw: torch.Tensor) -> None:
+        self._record(raw / comm.get_world_size())
+
+    def _record(self, raw: torch.Tensor) -> None:
         self._pending.append(raw)
         if len(self._pending) >= self._until_close:
             self._flush()
-        return losses
 
     def _static(self, names: tuple) -> Dict[str, float]:
         if names != self._static_names:
@@ -122,7 +132,7 @@ class LossWeights(HookBase):
 
     @torch.no_grad()
     def _observe(self, losses: Dict[str, torch.Tensor]) -> torch.Tensor:
-        """The groups' losses as one vector on the device: (S,), float32, mean over ranks."""
+        """The groups' losses on this rank as one vector on the device: (S,), float32."""
         sums = []
         for group in self.groups:
             for side in (group.cls, group.box):
@@ -134,8 +144,7 @@ class LossWeights(HookBase):
                     )
                 parts = [losses[name].detach().float().reshape(()) for name in side]
                 sums.append(parts[0] if len(parts) == 1 else torch.stack(parts).sum())
-        raw = torch.stack(sums)
-        return reduce_mean(raw) if self.sync and comm.get_world_size() > 1 else raw
+        return torch.stack(sums)
 
     def _flush(self) -> None:
         """Hand the recorded steps to the state machines; the only place where the host waits."""

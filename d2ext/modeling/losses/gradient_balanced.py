@@ -9,7 +9,9 @@ from typing import Dict, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 
-from ..reduce import reduce_sum
+from d2ext.ops import host
+
+from ..reduce import reduce_later
 from .cls_losses import ClsLoss
 
 __all__ = ["GradientBalancedLoss", "frequency_groups"]
@@ -35,8 +37,9 @@ class GradientBalancedLoss(ClsLoss):
     forward passes counts and sees what the earlier ones collected. If any sum is not finite on any
     rank, that forward pass is not counted at all.
 
-    Every rank must run as many counted forward passes as the others, because each ends in one
-    all-reduce of a (2, C) tensor; ranks without samples take part with an empty ``logits``.
+    Every rank must run as many counted forward passes as the others, because each ends in the
+    sum of a (2, C) tensor over the ranks; ranks without samples take part with an empty ``logits``.
+    Under this package's trainer that sum is part of the step's own message, elsewhere a message.
 
     Args:
         num_classes: C, without background.
@@ -189,13 +192,20 @@ class GradientBalancedLoss(ClsLoss):
             self._ratio_read.copy_(self.pos_neg)
         return self.pos_neg, counts
 
-    @torch.no_grad()
     def _collect(self, sums: torch.Tensor) -> None:
-        """Add this pass's (2, C) positive and negative sums of all ranks; updates in place.
+        """Add this pass's (2, C) positive and negative sums of all ranks.
+
+        The next forward pass is the first to read them, so they may travel with the trainer's own
+        message at the end of the step.
+        """
+        reduce_later(sums.to(self.pos_grad.dtype), self._take_in)
+
+    @torch.no_grad()
+    def _take_in(self, sums: torch.Tensor) -> None:
+        """Add the sums of all ranks, in place.
 
         In place because whatever holds the buffers (DDP, an average of the weights) keeps doing so.
         """
-        sums = reduce_sum(sums.to(self.pos_grad.dtype))
         finite = sums.isfinite().all()
         sums = torch.where(finite, sums, torch.zeros_like(sums))
         self.pos_grad.add_(sums[0])
@@ -205,8 +215,8 @@ class GradientBalancedLoss(ClsLoss):
             ratio.clamp_(max=self.max_ratio)
         self.pos_neg.copy_(torch.where(finite, ratio, self.pos_neg))
         self._num_skipped.add_(~finite)
-        # Reading a value waits for the device, so elsewhere than on the CPU stats() looks at it.
-        if self._num_skipped.device.type == "cpu":
+        # Elsewhere stats() looks at it.
+        if host.asking_is_free(self._num_skipped):
             self._warn_of_skipped(int(self._num_skipped))
 
     def _warn_of_skipped(self, num_skipped: int) -> None:

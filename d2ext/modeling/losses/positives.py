@@ -7,8 +7,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from detectron2.modeling.box_regression import Box2BoxTransform
 
-from d2ext.ops.boxes import pair_iou
+from d2ext.ops.boxes import box_deltas, pair_iou
 
 __all__ = ["Positives"]
 
@@ -47,6 +48,10 @@ class Positives:
     @cached_property
     def target_deltas(self) -> torch.Tensor:
         """(K, 4) deltas that would decode to the ground truth."""
+        # Upstream's own asserts that the priors have a width, for which the host would wait.
+        # Anchors have one, and proposals without are removed where they are made.
+        if type(self.transform) is Box2BoxTransform:
+            return box_deltas(self.priors, self.boxes, self.transform.weights)
         return self.transform.get_deltas(self.priors, self.boxes)
 
     @cached_property

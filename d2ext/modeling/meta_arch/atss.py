@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from ..assigners import ATSSAssigner
 from ..losses.criterion import Criterion
+from ..losses.normalizers import divisor_and_mean
 from ..losses.positives import Positives
-from ..reduce import reduce_mean
 from ..sampling_free import SamplingFreeOptions
 from .atss_head import QualityHead
 from .dense import ExtDenseMixin, build_dense_normalizer, dense_arguments
@@ -187,8 +187,10 @@ class ATSS(ExtDenseMixin, DenseDetector):
             ``loss_cls``, ``loss_box_reg`` and ``loss_quality``.
         """
         positives = self.gather_positives(priors, gt_labels, gt_boxes, pred_deltas)
-        divisor = self.normalizer(len(positives), positives.deltas)
         target = self.quality_targets(positives)
+        divisor, target_sum = divisor_and_mean(
+            self.normalizer, len(positives), positives.deltas, target.sum()
+        )
         quality = torch.cat(pred_quality, dim=1).flatten()[positives.index].float()
         quality_loss = F.binary_cross_entropy_with_logits(quality, target, reduction="sum")
         losses = self.criterion(
@@ -197,7 +199,7 @@ class ATSS(ExtDenseMixin, DenseDetector):
             positives,
             cls_normalizer=divisor,
             # The weights' own sum, so that the box loss is their weighted mean.
-            box_normalizer=reduce_mean(target.sum()).clamp(min=1),
+            box_normalizer=target_sum.clamp(min=1),
             box_weights=target,
             box_scale=self.box_loss_weight,
             others={"quality": quality_loss / divisor},

@@ -100,7 +100,9 @@ def best_of_level(
 
     Upstream lists the indices of all scores above the threshold before it takes the best: at
     threshold 0 with 1203 classes that list alone needs 670 MB on the largest level. Taking the
-    best first gives the same pairs and needs memory for them only.
+    best first gives the same pairs and needs memory for them only. On a CPU ``topk`` too lists
+    every score it is given with its index, so it is given few: a row that is not among the
+    ``limit`` rows of highest maxima has none of the ``limit`` best pairs.
 
     Args:
         scores: (R, C).
@@ -110,13 +112,20 @@ def best_of_level(
     Returns:
         Prior, class and score of each pair, best first.
     """
-    num_classes = scores.shape[1]
+    num_priors, num_classes = scores.shape
+    rows = None
+    if num_classes > 1 and num_priors > limit:
+        # In the order of the level, so that equal scores are met in the same order.
+        rows = scores.amax(dim=1).topk(limit).indices.sort().values
+        scores = scores[rows]
     best, index = scores.flatten().topk(min(limit, scores.numel()))
     classes = index % num_classes
     if isinstance(threshold, torch.Tensor) and threshold.dim():
         threshold = threshold[classes]
     keep = best > threshold
     prior = torch.div(index, num_classes, rounding_mode="floor")
+    if rows is not None:
+        prior = rows[prior]
     return prior[keep], classes[keep], best[keep]
 
 
