@@ -1,6 +1,6 @@
 """``torch.compile`` for the parts of a detector that are plain tensor arithmetic.
 
-Backbone, neck and heads are compiled in place (``Module.compile``), so that the state-dict keys stay
+Backbone, neck and heads are compiled in place (``Module.compile``), so that state-dict keys stay
 what they are. Assignment, losses and post-processing stay as they are: their sizes depend on the
 objects, and they are few operations already.
 """

@@ -9,8 +9,10 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from model_kit import build, small_cfg
 
+from d2ext.modeling.meta_arch.dense import best_of_level
 from d2ext.ops import host
-from d2ext.testing import count_ops
+from d2ext.ops.sigmoid_losses import sigmoid_focal_loss
+from d2ext.testing import count_ops, peak_bytes
 
 SIZE = 64
 FEW, MANY = 3, 200
@@ -87,3 +89,87 @@ def test_a_step_costs_the_same_for_any_number_of_images_and_objects(name, monkey
     assert totals[0] == totals[1] == totals[2], totals
     for ops in steps:
         assert ops.num_syncs <= 1, ops.syncs
+
+
+@pytest.mark.parametrize("overrides", [[], SAMPLING_FREE], ids=["sampled", "Sampling-Free"])
+def test_the_rpn_waits_once_and_only_its_permutations_grow(overrides, monkeypatch):
+    monkeypatch.setattr(host, "asking_is_free", lambda tensor: False)
+    overrides = ["MODEL.PROPOSAL_GENERATOR.NAME", "ExtRPN", *overrides]
+    rpn = build(small_cfg("configs/Base-RCNN-FPN.yaml", overrides)).proposal_generator
+    rpn.assigner.block_pairs = 1 << 40  # objects x anchors in one block, however large
+    totals = []
+    for num_images, num_objects in ((2, FEW), (8, FEW), (2, MANY)):
+        features = [torch.zeros(num_images, 1, SIZE // s, SIZE // s) for s in (4, 8, 16, 32, 64)]
+        anchors = rpn.anchor_generator(features)
+        shapes = [(num_images, len(x)) for x in anchors]
+        logits = [torch.randn(shape).requires_grad_() for shape in shapes]
+        deltas = [torch.randn(*shape, 4).requires_grad_() for shape in shapes]
+        targets = make_targets(num_images, num_objects)
+        with EventStorage(1), count_ops() as ops:
+            labels, boxes = rpn.label_and_sample_anchors(anchors, targets)
+            losses = rpn.losses(anchors, logits, labels, deltas, boxes)
+            sum(losses.values()).backward()
+        assert ops.num_syncs == 1, ops.syncs
+        permutations = ops.by_name["randperm"]
+        assert permutations == (0 if overrides[2:] else 2 * num_images)
+        totals.append(ops.total - 2 * permutations)  # and the sum that makes an index of each
+    assert totals[0] == totals[1] == totals[2], totals
+
+
+def test_upstream_would_not_pass():
+    """The count sees what it is for: upstream's losses cost more for more images."""
+    from detectron2.modeling.meta_arch.retinanet import RetinaNet
+
+    model = build(small_cfg(RETINANET, ["MODEL.META_ARCHITECTURE", "RetinaNet"]))
+    assert type(model) is RetinaNet
+    few, many = (count_step(model, n, FEW) for n in (2, 8))
+    assert many.total > few.total + 100 and many.num_syncs > few.num_syncs > 1
+
+
+@pytest.mark.parametrize("limit", [100, 1000])
+def test_the_best_of_1203_classes_need_memory_for_themselves_only(limit, monkeypatch):
+    scores = torch.rand(3000, 1203)
+    sizes = []
+    topk = torch.Tensor.topk
+    monkeypatch.setattr(
+        torch.Tensor, "topk", lambda x, *a, **k: (sizes.append(x.numel()), topk(x, *a, **k))[1]
+    )
+    peak = peak_bytes(lambda: best_of_level(scores, 0.0, limit))
+    # The rows' maxima, and the rows of the best: not one index for each of the scores.
+    assert peak < 4 * (2 * limit * 1203 + 20 * len(scores))
+    assert peak < 8 * scores.numel() / 2
+    assert max(sizes) <= max(limit * 1203, len(scores))
+
+
+def test_the_best_of_a_level_are_the_best_of_all_scores():
+    for rows, classes, limit in ((50, 7, 10), (50, 7, 400), (6, 9, 20), (50, 1, 10), (0, 4, 5)):
+        scores = torch.rand(rows, classes)
+        prior, cls, best = best_of_level(scores, 0.3, limit)
+        want, index = scores.flatten().topk(min(limit, scores.numel()))
+        keep = want > 0.3
+        assert torch.equal(best, want[keep])
+        assert torch.equal(prior * classes + cls, index[keep])
+
+
+def test_the_focal_loss_needs_half_the_memory_of_fvcores():
+    from fvcore.nn import sigmoid_focal_loss_jit
+
+    rows, classes = 2200, 80
+    logits = torch.randn(rows, classes).requires_grad_()
+    labels = torch.randint(0, classes + 1, (rows,))
+    target = torch.zeros(rows, classes)  # what it costs to make is left out
+    focal = {"alpha": 0.25, "gamma": 2.0}
+
+    def ours():
+        logits.grad = None
+        sigmoid_focal_loss(logits, labels, **focal).backward()
+
+    def fvcores():
+        logits.grad = None
+        sigmoid_focal_loss_jit(logits, target, reduction="sum", **focal).backward()
+
+    for _ in range(3):  # TorchScript optimises in its second call
+        ours(), fvcores()
+    logits.grad = None
+    peaks = [peak_bytes(ours), peak_bytes(fvcores)]
+    assert peaks[0] < peaks[1] / 2, peaks

@@ -1,32 +1,102 @@
-#!/usr/bin/env python
-"""Time and memory of DW's loss, forward and backward, beside a dense version of the same loss.
+"""Losses, forward and backward: the sigmoid family beside fvcore's, DW beside a dense form of it.
 
-The dense version works on (points x objects) matrices, image by image, and lets autograd keep what
-it wants, as a straightforward implementation does. Both run on the same inputs, in turns, and
-their results are compared before anything is timed. Peak memory is the growth of the process'
-resident memory (Linux), each version and size in a process of its own.
+A case may have ``memory``: the two sides as functions whose peak of tensors is to be counted with
+``d2ext.testing.peak_bytes``, on a CPU.
 
-    python tools/benchmark_dw.py [--objects 10 50 200] [--rounds 7] [--threads 1]
+Shapes: M samples, N images, P points, G objects of an image, C classes.
 """
 
-import argparse
-import multiprocessing
-import statistics
-import time
-from typing import Callable, Dict, List, Tuple
+import warnings
+from typing import Any, Callable, Dict, List, Tuple
 
 import torch
 from torch.nn import functional as F
 
-from d2ext.ops.dual_weighting import dual_weighting_losses
+warnings.filterwarnings("ignore", message=".*torch.jit", category=Warning)
+
+from fvcore.nn import sigmoid_focal_loss_jit  # noqa: E402
+
+from d2ext.ops import sigmoid_losses as ours  # noqa: E402
+from d2ext.ops.dual_weighting import dual_weighting_losses  # noqa: E402
+
+__all__ = ["cases", "check_dw_equal", "dense_dw_losses", "dw_step", "make_dw_inputs"]
 
 STRIDES = (8, 16, 32, 64, 128)
-Loss = Callable[..., Dict[str, torch.Tensor]]
+SHAPES = ((44000, 80), (20000, 1203))
+KINDS = ("bce", "focal", "qfl", "efl", "eqfl")
 
 
-def make_inputs(num_objects: int, num_images: int = 2, num_classes: int = 80, seed: int = 0):
+def cases(args: Any) -> List[Dict[str, Any]]:
+    """Every loss of the family on two shapes, and DW with few and with many objects."""
+    device = getattr(args, "device", "cpu")
+    result = []
+    for rows, classes in SHAPES:
+        steps = make_sigmoid_steps(rows, classes, device)
+        for kind in KINDS:
+            result.append(
+                {
+                    "name": f"loss/{kind}/{rows}x{classes}",
+                    "ours": steps[kind],
+                    "peer": steps["fvcore"],
+                    "memory": (steps[kind], steps["fvcore"]),
+                    "note": "forward and backward; peer: fvcore's sigmoid_focal_loss_jit, its "
+                    "one-hot target given",
+                }
+            )
+    for num_objects in (10, 50):
+        check_dw_equal(4)
+        inputs = make_dw_inputs(num_objects, device=device)
+        sides = [
+            lambda loss=loss, inputs=inputs: dw_step(loss, inputs)
+            for loss in (dual_weighting_losses, dense_dw_losses)
+        ]
+        result.append(
+            {
+                "name": f"loss/dw/2x{num_objects}",
+                "ours": sides[0],
+                "peer": sides[1],
+                "memory": tuple(sides),
+                "note": f"2 images of 800 x 1088 with {num_objects} objects, forward and backward; "
+                "peer: the same loss on (points x objects) matrices",
+            }
+        )
+    return result
+
+
+def make_sigmoid_steps(rows: int, classes: int, device: Any) -> Dict[str, Callable[[], None]]:
+    """A forward and backward pass of each loss, on the same logits."""
+    g = torch.Generator().manual_seed(0)
+    logits = (torch.randn(rows, classes, generator=g) * 2 - 4).to(device).requires_grad_()
+    labels = torch.full((rows,), classes)
+    positive = torch.randperm(rows, generator=g)[: rows // 50]
+    labels[positive] = torch.randint(0, classes, (len(positive),), generator=g)
+    target = torch.zeros(rows, classes)
+    target[positive, labels[positive]] = 1.0
+    quality, ratio = torch.rand(rows, generator=g), torch.rand(classes, generator=g)
+    labels, target, quality, ratio = (x.to(device) for x in (labels, target, quality, ratio))
+    losses = {
+        "fvcore": lambda: sigmoid_focal_loss_jit(
+            logits, target, alpha=0.25, gamma=2.0, reduction="sum"
+        ),
+        "bce": lambda: ours.sigmoid_bce_loss(logits, labels),
+        "focal": lambda: ours.sigmoid_focal_loss(logits, labels),
+        "qfl": lambda: ours.quality_focal_loss(logits, labels, quality),
+        "efl": lambda: ours.equalized_focal_loss(logits, labels, ratio)[0],
+        "eqfl": lambda: ours.equalized_quality_focal_loss(logits, labels, quality, ratio)[0],
+    }
+
+    def step(loss: Callable[[], torch.Tensor]) -> None:
+        logits.grad = None
+        (loss() / len(positive)).backward()
+
+    return {name: (lambda loss=loss: step(loss)) for name, loss in losses.items()}
+
+
+def make_dw_inputs(
+    num_objects: int, num_images: int = 2, num_classes: int = 80, device: Any = "cpu"
+):
     """Random predictions of an 800 x 1088 image and objects of log-uniform sizes."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     height, width = 800, 1088
     points, strides = [], []
     for stride in STRIDES:
@@ -46,7 +116,9 @@ def make_inputs(num_objects: int, num_images: int = 2, num_classes: int = 80, se
         corner = torch.rand(num_objects, 2) * (torch.tensor([width, height]) - size)
         boxes.append(torch.cat((corner, corner + size), dim=1))
         classes.append(torch.randint(num_classes, (num_objects,)))
-    leaves = [t.requires_grad_() for t in (cls_logits, obj_logits, ltrb)]
+    leaves = [t.to(device).requires_grad_() for t in (cls_logits, obj_logits, ltrb)]
+    points, strides = points.to(device), strides.to(device)
+    boxes, classes = ([x.to(device) for x in xs] for xs in (boxes, classes))
     return points, strides, leaves, boxes, classes
 
 
@@ -54,7 +126,7 @@ def decode(points: torch.Tensor, ltrb: torch.Tensor) -> torch.Tensor:
     return torch.cat((points - ltrb[..., :2], points + ltrb[..., 2:]), dim=-1)
 
 
-def dense_losses(points, strides, cls_logits, obj_logits, pred_boxes, gt_boxes, gt_classes):
+def dense_dw_losses(points, strides, cls_logits, obj_logits, pred_boxes, gt_boxes, gt_classes):
     """The losses of DW with (P, G) matrices for every image."""
     eps = 1e-12
     sums = dict.fromkeys(("loss_cls_pos", "loss_loc", "loss_cls_neg", "num_gt", "neg_norm"), 0.0)
@@ -97,7 +169,9 @@ def dense_losses(points, strides, cls_logits, obj_logits, pred_boxes, gt_boxes, 
     return sums
 
 
-def step(loss: Loss, inputs) -> Tuple[List[float], List[torch.Tensor]]:
+def dw_step(
+    loss: Callable[..., Dict[str, torch.Tensor]], inputs
+) -> Tuple[List[float], List[torch.Tensor]]:
     """One forward and backward pass; returns the losses and the gradients."""
     points, strides, leaves, boxes, classes = inputs
     cls_logits, obj_logits, ltrb = leaves
@@ -110,67 +184,11 @@ def step(loss: Loss, inputs) -> Tuple[List[float], List[torch.Tensor]]:
     return [float(part.detach()) for part in parts], list(grads)
 
 
-def check_equal(num_objects: int) -> None:
+def check_dw_equal(num_objects: int) -> None:
     """Stop if the two versions differ by more than rounding."""
-    inputs = make_inputs(num_objects)
-    ours, dense = step(dual_weighting_losses, inputs), step(dense_losses, inputs)
+    inputs = make_dw_inputs(num_objects)
+    ours, dense = dw_step(dual_weighting_losses, inputs), dw_step(dense_dw_losses, inputs)
     for a, b in zip((torch.tensor(ours[0]), *ours[1]), (torch.tensor(dense[0]), *dense[1])):
         difference = float((a - b).abs().max() / b.abs().max())
         if difference > 1e-4:
             raise SystemExit(f"The two versions differ by {difference:.1e}; timing them is moot.")
-
-
-def _memory(key: str) -> float:
-    """A memory figure of this process in MiB: VmRSS (now) or VmHWM (peak)."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(key))
-
-
-def _peak(name: str, num_objects: int, threads: int, queue) -> None:
-    torch.set_num_threads(threads)
-    inputs = make_inputs(num_objects)
-    with open("/proc/self/clear_refs", "w") as reset:  # the peak of the imports may be higher
-        reset.write("5")
-    before = _memory("VmRSS")
-    step({"ours": dual_weighting_losses, "dense": dense_losses}[name], inputs)
-    queue.put(_memory("VmHWM") - before)
-
-
-def peak_memory(name: str, num_objects: int, threads: int) -> float:
-    """MiB by which one step lets the peak resident memory of a fresh process grow."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_peak, args=(name, num_objects, threads, queue))
-    process.start()
-    value = queue.get()
-    process.join()
-    return value
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--objects", type=int, nargs="+", default=[10, 50])
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each version")
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-
-    print(f"{'objects':>8} {'version':>8} {'time [s]':>9} {'peak [MiB]':>11} {'faster':>7}")
-    for num_objects in args.objects:
-        check_equal(num_objects)
-        inputs = make_inputs(num_objects)
-        times = {"dense": [], "ours": []}
-        for _ in range(args.rounds + 1):  # the first round warms up
-            for name, loss in (("dense", dense_losses), ("ours", dual_weighting_losses)):
-                begin = time.perf_counter()
-                step(loss, inputs)
-                times[name].append(time.perf_counter() - begin)
-        median = {k: statistics.median(v[1:]) for k, v in times.items()}
-        for name in ("dense", "ours"):
-            peak = peak_memory(name, num_objects, args.threads)
-            ratio = median["dense"] / median[name]
-            print(f"{num_objects:8} {name:>8} {median[name]:9.4f} {peak:11.0f} {ratio:6.1f}x")
-
-
-if __name__ == "__main__":
-    main()
