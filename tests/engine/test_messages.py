@@ -14,7 +14,7 @@ from d2ext.modeling.losses.normalizers import (
     PositiveNormalizer,
     divisor_and_mean,
 )
-from d2ext.ops.loss_weights import AdaptiveLossWeight
+from d2ext.ops.loss_weights import DynamicWeightAverage
 
 NUM_CLASSES = 3
 
@@ -44,7 +44,7 @@ def make_trainer(rank, *, skipping=False, sync=False, accumulate=1, steps=4):
         for _ in range(steps * accumulate)
     ]
     model = Detector(PositiveNormalizer(sync=sync))
-    weights = LossWeights(make_weighting=lambda: AdaptiveLossWeight(interval=2))
+    weights = LossWeights(make_weighting=lambda: DynamicWeightAverage(interval=1))
     trainer = Trainer(
         model=model,
         data_loader=batches,

@@ -154,7 +154,7 @@ def test_the_best_of_a_level_are_the_best_of_all_scores():
 def test_the_focal_loss_needs_half_the_memory_of_fvcores():
     from fvcore.nn import sigmoid_focal_loss_jit
 
-    rows, classes = 2200, 80
+    rows, classes = 11000, 80
     logits = torch.randn(rows, classes).requires_grad_()
     labels = torch.randint(0, classes + 1, (rows,))
     target = torch.zeros(rows, classes)  # what it costs to make is left out

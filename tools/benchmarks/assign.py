@@ -7,7 +7,7 @@ Shapes: N images, G objects of an image, R priors of all levels, C classes.
 """
 
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, List, Tuple
 
 import torch
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
@@ -26,82 +26,87 @@ from d2ext.modeling.assigners import (
 )
 from d2ext.modeling.proposal_generator.sampling import subsample_rows
 
+from .runner import Case, Ratio
+
 __all__ = ["cases", "make_anchors", "make_targets", "plain_atss"]
 
 STRIDES = (8, 16, 32, 64, 128)
 NUM_CLASSES = 80
-SIZE = (800, 1088)
+Size = Tuple[int, int]
 
 
-def make_targets(num_images: int, num_objects: int, device: Any) -> List[Instances]:
+def make_targets(num_images: int, num_objects: int, size: Size, device: Any) -> List[Instances]:
     """Objects of log-uniform sizes, the same in every run."""
     g = torch.Generator().manual_seed(0)
-    targets = []
+    targets, whole = [], torch.tensor(size[::-1])
     for _ in range(num_images):
-        size = torch.exp(torch.empty(num_objects, 2).uniform_(2.77, 6.4, generator=g))
-        size = torch.min(size, torch.tensor(SIZE[::-1]) * 0.95)
-        corner = torch.rand(num_objects, 2, generator=g) * (torch.tensor(SIZE[::-1]) - size)
+        sides = torch.exp(torch.empty(num_objects, 2).uniform_(2.77, 6.4, generator=g))
+        sides = torch.min(sides, whole * 0.95)
+        corner = torch.rand(num_objects, 2, generator=g) * (whole - sides)
         classes = torch.randint(NUM_CLASSES, (num_objects,), generator=g)
-        boxes = torch.cat((corner, corner + size), dim=1)
-        targets.append(Instances(SIZE, gt_boxes=Boxes(boxes), gt_classes=classes).to(device))
+        boxes = torch.cat((corner, corner + sides), dim=1)
+        targets.append(Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes).to(device))
     return targets
 
 
-def make_anchors(device: Any, sizes, ratios, strides=STRIDES, offset: float = 0.0) -> List[Boxes]:
+def make_anchors(
+    size: Size, device: Any, sizes, ratios, strides=STRIDES, offset: float = 0.0
+) -> List[Boxes]:
     generator = DefaultAnchorGenerator(
         sizes=sizes, aspect_ratios=[ratios], strides=list(strides), offset=offset
     ).to(device)
-    maps = [torch.zeros(1, 1, -(-SIZE[0] // s), -(-SIZE[1] // s), device=device) for s in strides]
+    maps = [torch.zeros(1, 1, -(-size[0] // s), -(-size[1] // s), device=device) for s in strides]
     return generator(maps)
 
 
-def cases(args: Any) -> List[Dict[str, Any]]:
-    """Two images with few objects and with a crowd; ``args.device`` is where."""
-    device = getattr(args, "device", "cpu")
+def cases(args: Any) -> List[Case]:
+    """Two images with few objects and with a crowd."""
+    height, width = size = (256, 320) if args.quick else (800, 1088)
     result = []
     for num_objects in (10, 100):
-        targets = make_targets(2, num_objects, device)
-        for name, ours, peer, peer_name in _pairs(targets, device):
+        targets = make_targets(2, num_objects, size, args.device)
+        for name, ours, peer, peer_name in _pairs(targets, size, args.device):
             result.append(
-                {
-                    "name": f"assign/{name}/2x{num_objects}",
-                    "ours": ours,
-                    "peer": peer,
-                    "note": f"2 images of 800 x 1088 with {num_objects} objects; peer: {peer_name}",
-                }
+                Case(
+                    f"{name}, {num_objects} objects an image",
+                    {"d2ext": ours, peer_name: peer},
+                    [Ratio("d2ext", peer_name)],
+                    note=f"2 images of {height} x {width}",
+                )
             )
     return result
 
 
-def _pairs(targets: List[Instances], device: Any) -> List[Tuple[str, Callable, Callable, str]]:
+def _pairs(targets: List[Instances], size: Size, device: Any) -> List[tuple]:
+    """What is assigned, our way, the peer's way, and whose that is."""
     octaves = [[4 * s * 2 ** (k / 3) for k in range(3)] for s in STRIDES]
-    retinanet = make_anchors(device, octaves, [0.5, 1.0, 2.0])
-    points = make_anchors(device, [[s] for s in STRIDES], [1.0], offset=0.5)
-    squares = make_anchors(device, [[8 * s] for s in STRIDES], [1.0], offset=0.5)
+    retinanet = make_anchors(size, device, octaves, [0.5, 1.0, 2.0])
+    points = make_anchors(size, device, [[s] for s in STRIDES], [1.0], offset=0.5)
+    squares = make_anchors(size, device, [[8 * s] for s in STRIDES], [1.0], offset=0.5)
     rpn_strides = (4, 8, 16, 32, 64)
-    rpn = make_anchors(device, [[8 * s] for s in rpn_strides], [0.5, 1.0, 2.0], rpn_strides)
+    rpn = make_anchors(size, device, [[8 * s] for s in rpn_strides], [0.5, 1.0, 2.0], rpn_strides)
     return [
         (
-            "iou",
+            "IoU (RetinaNet)",
             _assign(
                 IoUAssigner([0.4, 0.5], [0, -1, 1], allow_low_quality=True), retinanet, targets
             ),
             _upstream_retinanet(retinanet, targets),
-            "Detectron2's RetinaNet.label_anchors",
+            "Detectron2",
         ),
         (
-            "centre",
+            "centre sampling (FCOS)",
             _assign(CenterAssigner(center_sampling_radius=1.5), points, targets),
             _upstream_fcos(points, targets),
-            "Detectron2's FCOS.label_anchors",
+            "Detectron2",
         ),
         (
-            "atss",
+            "ATSS",
             _assign(ATSSAssigner(), squares, targets),
             lambda: [plain_atss(squares, x) for x in targets],
-            "ATSS, one object after the other",
+            "plain",
         ),
-        ("rpn", *_rpn(rpn, targets), "Detectron2's RPN.label_and_sample_anchors"),
+        ("IoU and random samples (RPN)", *_rpn(rpn, targets), "Detectron2"),
     ]
 
 

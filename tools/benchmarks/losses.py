@@ -1,13 +1,13 @@
 """Losses, forward and backward: the sigmoid family beside fvcore's, DW beside a dense form of it.
 
-A case may have ``memory``: the two sides as functions whose peak of tensors is to be counted with
-``d2ext.testing.peak_bytes``, on a CPU.
+Memory is the most that tensors take at a time, counted at the allocator: no reading of a process's
+size, which the system rounds and remembers.
 
 Shapes: M samples, N images, P points, G objects of an image, C classes.
 """
 
 import warnings
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch.nn import functional as F
@@ -18,49 +18,54 @@ from fvcore.nn import sigmoid_focal_loss_jit  # noqa: E402
 
 from d2ext.ops import sigmoid_losses as ours  # noqa: E402
 from d2ext.ops.dual_weighting import dual_weighting_losses  # noqa: E402
+from d2ext.testing import peak_bytes  # noqa: E402
+
+from .runner import Case, Ratio  # noqa: E402
 
 __all__ = ["cases", "check_dw_equal", "dense_dw_losses", "dw_step", "make_dw_inputs"]
 
 STRIDES = (8, 16, 32, 64, 128)
-SHAPES = ((44000, 80), (20000, 1203))
-KINDS = ("bce", "focal", "qfl", "efl", "eqfl")
+PEER = "fvcore jit"
 
 
-def cases(args: Any) -> List[Dict[str, Any]]:
+def cases(args: Any) -> List[Case]:
     """Every loss of the family on two shapes, and DW with few and with many objects."""
-    device = getattr(args, "device", "cpu")
     result = []
-    for rows, classes in SHAPES:
-        steps = make_sigmoid_steps(rows, classes, device)
-        for kind in KINDS:
-            result.append(
-                {
-                    "name": f"loss/{kind}/{rows}x{classes}",
-                    "ours": steps[kind],
-                    "peer": steps["fvcore"],
-                    "memory": (steps[kind], steps["fvcore"]),
-                    "note": "forward and backward; peer: fvcore's sigmoid_focal_loss_jit, its "
-                    "one-hot target given",
-                }
-            )
-    for num_objects in (10, 50):
-        check_dw_equal(4)
-        inputs = make_dw_inputs(num_objects, device=device)
-        sides = [
-            lambda loss=loss, inputs=inputs: dw_step(loss, inputs)
-            for loss in (dual_weighting_losses, dense_dw_losses)
-        ]
-        result.append(
-            {
-                "name": f"loss/dw/2x{num_objects}",
-                "ours": sides[0],
-                "peer": sides[1],
-                "memory": tuple(sides),
-                "note": f"2 images of 800 x 1088 with {num_objects} objects, forward and backward; "
-                "peer: the same loss on (points x objects) matrices",
-            }
-        )
+    for rows, classes in ((200, 80), (100, 1203)) if args.quick else ((44000, 80), (20000, 1203)):
+        steps = make_sigmoid_steps(rows, classes, args.device)
+        goal = 0.5 if classes == 80 else None
+        # What fvcore's loss costs besides, its one-hot target, is left out.
+        result += _time_and_memory(f"sigmoid, {rows} x {classes}", steps, PEER, goal, args.device)
+    check_dw_equal(4)
+    size = (256, 320) if args.quick else (800, 1088)
+    for num_objects in (10, 50, 200):
+        inputs = make_dw_inputs(num_objects, size, device=args.device)
+        steps = {
+            "d2ext": lambda x=inputs: dw_step(dual_weighting_losses, x),
+            "dense": lambda x=inputs: dw_step(dense_dw_losses, x),
+        }
+        name = f"DW, {num_objects} objects an image"
+        result += _time_and_memory(name, steps, "dense", None, args.device)
     return result
+
+
+def _time_and_memory(
+    name: str, steps: Dict[str, Callable], peer: str, goal: Optional[float], device: str
+) -> List[Case]:
+    """The seconds of each step, and on a CPU the bytes, which the allocator is asked for."""
+    goals = {"focal": goal, "d2ext": goal}
+    ratios = [Ratio(version, peer, goals.get(version)) for version in steps if version != peer]
+    found = [Case(name, steps, ratios, note="forward and backward")]
+    if torch.device(device).type == "cpu":
+        peaks = {k: (lambda step=step: _peak_mib(step)) for k, step in steps.items()}
+        found.append(Case(f"{name}, peak memory", peaks, ratios, note="above inputs", unit="MiB"))
+    return found
+
+
+def _peak_mib(step: Callable) -> float:
+    for _ in range(3):  # TorchScript optimises in its second call
+        step()
+    return peak_bytes(step) / 2**20
 
 
 def make_sigmoid_steps(rows: int, classes: int, device: Any) -> Dict[str, Callable[[], None]]:
@@ -75,7 +80,7 @@ def make_sigmoid_steps(rows: int, classes: int, device: Any) -> Dict[str, Callab
     quality, ratio = torch.rand(rows, generator=g), torch.rand(classes, generator=g)
     labels, target, quality, ratio = (x.to(device) for x in (labels, target, quality, ratio))
     losses = {
-        "fvcore": lambda: sigmoid_focal_loss_jit(
+        PEER: lambda: sigmoid_focal_loss_jit(
             logits, target, alpha=0.25, gamma=2.0, reduction="sum"
         ),
         "bce": lambda: ours.sigmoid_bce_loss(logits, labels),
@@ -93,11 +98,15 @@ def make_sigmoid_steps(rows: int, classes: int, device: Any) -> Dict[str, Callab
 
 
 def make_dw_inputs(
-    num_objects: int, num_images: int = 2, num_classes: int = 80, device: Any = "cpu"
+    num_objects: int,
+    size: Tuple[int, int] = (800, 1088),
+    *,
+    num_images: int = 2,
+    device: Any = "cpu",
 ):
-    """Random predictions of an 800 x 1088 image and objects of log-uniform sizes."""
+    """Random predictions of 80 classes, and objects of log-uniform sizes."""
     torch.manual_seed(0)
-    height, width = 800, 1088
+    (height, width), num_classes = size, 80
     points, strides = [], []
     for stride in STRIDES:
         h, w = -(-height // stride), -(-width // stride)
@@ -111,10 +120,10 @@ def make_dw_inputs(
     ltrb = strides[:, None] * 4 * torch.rand(num_images, p, 4) * 2
     boxes, classes = [], []
     for _ in range(num_images):
-        size = torch.exp(torch.empty(num_objects, 2).uniform_(2.77, 6.4))
-        size = torch.min(size, torch.tensor([width, height]) * 0.95)
-        corner = torch.rand(num_objects, 2) * (torch.tensor([width, height]) - size)
-        boxes.append(torch.cat((corner, corner + size), dim=1))
+        sides = torch.exp(torch.empty(num_objects, 2).uniform_(2.77, 6.4))
+        sides = torch.min(sides, torch.tensor([width, height]) * 0.95)
+        corner = torch.rand(num_objects, 2) * (torch.tensor([width, height]) - sides)
+        boxes.append(torch.cat((corner, corner + sides), dim=1))
         classes.append(torch.randint(num_classes, (num_objects,)))
     leaves = [t.to(device).requires_grad_() for t in (cls_logits, obj_logits, ltrb)]
     points, strides = points.to(device), strides.to(device)
