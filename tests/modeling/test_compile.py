@@ -56,13 +56,14 @@ def test_losses_gradients_and_keys_are_the_same_and_sizes_share_a_graph():
     assert list(model.state_dict()) == keys
     compare_steps(model, plain, make_batch((3, 0), size=96), 1e-6)
     assert counter.frame_count >= 2  # backbone and head
-    train_step(model, make_batch((2, 1, 1), size=160))
+    train_step(model, make_batch((2, 1, 1), size=128))
     frames = counter.frame_count
-    for size in (128, 192, 224):
+    for size in (160, 192):
         train_step(model, make_batch((2, 1, 1), size=size))
     assert counter.frame_count == frames
 
 
+@pytest.mark.slow
 def test_checkpoints_averages_and_exports_do_not_notice(tmp_path):
     cfg = narrow_cfg("MODEL.COMPILE.ENABLED", True, "MODEL.COMPILE.BACKEND", "eager")
     model, plain = Trainer.build_model(cfg), build(narrow_cfg())
@@ -74,7 +75,7 @@ def test_checkpoints_averages_and_exports_do_not_notice(tmp_path):
     trainer.register_hooks([ema])
     trainer.train()
     saved = torch.load(tmp_path / "model_final_ema.pth", weights_only=False)["model"]
-    assert set(saved) == set(plain.state_dict()) | {"normalizer.value"}
+    assert set(saved) == set(plain.state_dict())
     plain.load_state_dict(model.state_dict())
     inputs = [{k: v for k, v in x.items() if k != "instances"} for x in batch]
     model.eval(), plain.eval()
