@@ -283,9 +283,7 @@ class Trainer(TrainerState, Builders, TrainerBase):
         self.after_backward()
         grad_norm = None if self.clipper is None else self.clipper(self.optimizer)
         wishes = (self._wishes[0], self._wishes[1])
-        records = self._recorder.push(
-            self.iter, losses, data_time, wishes, grad_norm, deferred
-        )
+        records = self._recorder.push(self.iter, losses, data_time, wishes, grad_norm, deferred)
         self._take_in(records)
         self.precision.step(self.optimizer)
         self.completed_steps = self.iter + 1

@@ -92,7 +92,10 @@ class ModelEMA(HookBase):
     @torch.no_grad()
     def _copy_into_model(self, values: Dict[str, torch.Tensor]) -> None:
         for name, tensor in self.model.state_dict().items():
-            tensor.copy_(values[name])
+            # The normaliser of a dense detector's losses joins the state dict when it first moves,
+            # after the average began. No prediction depends on it.
+            if name in values:
+                tensor.copy_(values[name])
 
     def model_state_dict(self) -> Dict[str, torch.Tensor]:
         """The average under the model's own keys and types: a checkpoint for anybody."""
