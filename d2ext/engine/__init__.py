@@ -4,11 +4,12 @@ from .batch_file import load_batch, save_batch
 from .build_data import build_mapper, build_train_loader
 from .checkpoint import Checkpointer
 from .data_loader import DataError, ResumableLoader
-from .errors import EXIT_NONFINITE, EXIT_PREEMPTED, NonFiniteLossError
+from .errors import EXIT_NONFINITE, EXIT_PREEMPTED, NonFiniteLossError, RunError, WriteError
 from .hooks import HOOK_REGISTRY, HookBase
 from .launch import launch
 from .lazy import build_lazy_trainer, train_lazy
 from .nonfinite import NonFiniteGuard
+from .output_lock import OutputInUseError, OutputLock
 from .precision import GlobalNormClipper, Precision
 from .run import main, run
 from .schedule import resolve_schedule
@@ -25,9 +26,13 @@ __all__ = [
     "HookBase",
     "NonFiniteGuard",
     "NonFiniteLossError",
+    "OutputInUseError",
+    "OutputLock",
     "Precision",
     "ResumableLoader",
+    "RunError",
     "Trainer",
+    "WriteError",
     "argument_parser",
     "build_lazy_trainer",
     "build_mapper",

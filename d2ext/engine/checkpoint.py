@@ -6,7 +6,7 @@ import os
 import re
 import zipfile
 from collections import OrderedDict
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -14,11 +14,19 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from fvcore.common.checkpoint import _IncompatibleKeys
 
+from d2ext._files import WriteError, atomic_write
+
+from .errors import DamagedCheckpointError, is_lost_worker
+
 __all__ = ["Checkpointer", "atomic_write", "plain"]
 
 logger = logging.getLogger(__name__)
 
 _NUMBERED = re.compile(r"^model_(\d{7,})\.pth$")
+
+
+class _UnsafeFileError(ValueError):
+    """A file that is no plain data."""
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -29,6 +37,7 @@ class Checkpointer(DetectionCheckpointer):
     * Our own files hold tensors and plain values only and are read with ``weights_only=True``.
       Model-zoo files (``.pkl``, and older ``.pth``) go Detectron2's way.
     * A damaged newest file is skipped, with a warning, in favour of the one before.
+    * A disk that refuses a file ends the run: see :class:`WriteError`.
 
     Args:
         model: the model, or its DistributedDataParallel wrapper.
@@ -50,26 +59,29 @@ class Checkpointer(DetectionCheckpointer):
         self.max_to_keep = max_to_keep
         self.last_incompatible: Optional[_IncompatibleKeys] = None
 
-    def save(self, name: str, *, tag: bool = True, **extra: Any) -> bool:
-        """Write ``{name}.pth``; returns False, and keeps what was there, if the disk refuses.
+    def save(self, name: str, *, tag: bool = True, **extra: Any) -> None:
+        """Write ``{name}.pth``.
 
         Args:
             name: the file's name without ".pth".
             tag: whether a resumed run starts from this file.
             extra: further data to save.
+
+        Raises:
+            WriteError: the disk refuses; what was there before is untouched.
         """
         if not self.save_dir or not self.save_to_disk:
-            return True
+            return
         data: Dict[str, Any] = {"model": self.model.state_dict()}
         for key, checkpointable in self.checkpointables.items():
             data[key] = checkpointable.state_dict()
         data.update(extra)
-        return self.write(name, data, tag=tag)
+        self.write(name, data, tag=tag)
 
-    def write(self, name: str, data: Dict[str, Any], *, tag: bool = True) -> bool:
+    def write(self, name: str, data: Dict[str, Any], *, tag: bool = True) -> None:
         """Write ready data as ``{name}.pth``; see :meth:`save`."""
         if not self.save_dir or not self.save_to_disk:
-            return True
+            return
         path = os.path.join(self.save_dir, f"{name}.pth")
         data = plain(data)
         try:
@@ -79,15 +91,17 @@ class Checkpointer(DetectionCheckpointer):
             if tag:
                 self.tag_last_checkpoint(os.path.basename(path))
         except (OSError, RuntimeError) as error:
-            # torch reports a failed write as RuntimeError.
-            logger.error(
-                f"Could not write {path} ({error}); the checkpoints before it are untouched. "
-                "Free some disk space: training goes on and the next period tries again."
-            )
-            return False
+            # torch reports a failed write as RuntimeError. The run ends here: going on without
+            # being able to save would only add to what the next fault costs.
+            if is_lost_worker(error):
+                raise
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise WriteError(
+                f"Could not write {path} ({reason}); the checkpoints before it are untouched: "
+                "free some disk space and start again with --resume."
+            ) from error
         logger.info(f"Saved checkpoint {path}.")
         self._remove_old()
-        return True
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with atomic_write(os.path.join(self.save_dir, "last_checkpoint")) as stream:
@@ -105,22 +119,62 @@ class Checkpointer(DetectionCheckpointer):
         names = [n for n in names if _NUMBERED.match(n) or n == "model_final.pth"]
         paths = [os.path.join(self.save_dir, name) for name in names]
         paths.sort(key=lambda path: (os.path.getmtime(path), path), reverse=True)
-        tagged = super().get_checkpoint_file()
-        if tagged and os.path.isfile(tagged):
+        tagged = self._tagged()
+        if tagged:
             paths = [tagged] + [path for path in paths if path != tagged]
         return paths
 
+    def _tagged(self) -> str:
+        """The file that ``last_checkpoint`` names, or "". That file may be damaged as well."""
+        try:
+            with open(os.path.join(self.save_dir, "last_checkpoint"), "rb") as stream:
+                name = stream.read(4096).decode().strip()
+            path = os.path.join(self.save_dir, os.path.basename(name))
+            return path if os.path.isfile(path) else ""
+        except (OSError, ValueError):
+            return ""
+
     def get_checkpoint_file(self) -> str:
-        """The newest undamaged checkpoint, as rank 0 finds it, or ""."""
-        chosen = ""
+        """The newest undamaged checkpoint, as rank 0 finds it, or "" if there are none at all.
+
+        Raises:
+            DamagedCheckpointError: there are some, and all are damaged. A new run would overwrite
+                what may still be saved of them.
+        """
+        chosen, damaged = "", []
         if comm.is_main_process():
             for path in self.candidates():
-                problem = _damage(path)
+                problem = self._damage(path)
                 if problem is None:
                     chosen = path
                     break
                 logger.warning(f"Skipping the damaged checkpoint {path} ({problem}).")
-        return comm.all_gather(chosen)[0]
+                damaged.append(os.path.basename(path))
+        chosen, damaged = comm.all_gather((chosen, damaged))[0]
+        if damaged and not chosen:
+            raise DamagedCheckpointError(
+                f"All checkpoints in {self.save_dir} are damaged ({', '.join(damaged)}); bring an "
+                "undamaged copy back, or delete them to start anew."
+            )
+        return chosen
+
+    def _damage(self, path: str) -> Optional[str]:
+        """What is wrong with a checkpoint file, or None.
+
+        Checks every byte of the content against its checksum, then whether the file can be read:
+        names and sizes in the archive have no checksum.
+        """
+        try:
+            with zipfile.ZipFile(path) as archive:
+                bad = archive.testzip()
+            if bad is not None:
+                return f"{bad} has a wrong checksum"
+            self._torch_load(path)
+        except _UnsafeFileError:
+            return None  # whole, and refused in its own words when it is loaded
+        except Exception as error:  # of many kinds: a wrong bit may ask for another zip feature
+            return str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        return None
 
     def _remove_old(self) -> None:
         if self.max_to_keep <= 0:
@@ -136,7 +190,7 @@ class Checkpointer(DetectionCheckpointer):
         except Exception as error:
             if "weights_only" not in str(error) and "Weights only" not in str(error):
                 raise
-            raise ValueError(
+            raise _UnsafeFileError(
                 f"{f} holds Python objects, and reading it could run any code; if you trust "
                 'it, save torch.load(path, weights_only=False)["model"] to a new file.'
             ) from error
@@ -144,43 +198,6 @@ class Checkpointer(DetectionCheckpointer):
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
         self.last_incompatible = incompatible
         super()._log_incompatible_keys(incompatible)
-
-
-@contextlib.contextmanager
-def atomic_write(path: str) -> Iterator[Any]:
-    """A binary stream whose content becomes ``path`` at once, on the disk, or not at all."""
-    aside = f"{path}.{os.getpid()}.part"
-    try:
-        with open(aside, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, path)
-        _sync_directory(os.path.dirname(path) or ".")
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(aside)
-        raise
-
-
-def _sync_directory(directory: str) -> None:
-    """Make a rename itself durable; some file systems do not let a directory be opened."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _damage(path: str) -> Optional[str]:
-    """What is wrong with a checkpoint file, or None. Checks every byte against its checksum."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-            return None if bad is None else f"{bad} has a wrong checksum"
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        return str(error)
 
 
 def plain(value: Any, path: str = "checkpoint") -> Any:

@@ -14,7 +14,8 @@ from detectron2.utils import comm
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
-from .errors import NonFiniteLossError
+from .errors import expected_error
+from .output_lock import release_kept_locks
 
 __all__ = ["Place", "launch", "place_from_environment"]
 
@@ -57,7 +58,8 @@ def launch(
         machine_rank: this machine's number.
         dist_url: where rank 0 listens; "auto": a free port of this machine.
         args: the arguments of ``main``.
-        timeout: how long processes wait for each other.
+        timeout: how long processes wait for each other before they give up. A process that has
+            ended is noticed at once on CPUs; on GPUs, after this time at the latest.
 
     Returns:
         The highest exit code of the processes started here; None or 0 is success.
@@ -146,9 +148,14 @@ def _run(main: Callable, args: Tuple, place: Place, timeout: timedelta) -> Optio
 def _call(main: Callable, args: Tuple) -> Optional[int]:
     try:
         return main(*args)
-    except NonFiniteLossError as error:
-        logger.error(str(error))
-        return error.exit_code
+    except Exception as error:
+        expected = expected_error(error)
+        if expected is None:
+            raise
+        logger.error(str(expected))
+        return expected.exit_code
+    finally:
+        release_kept_locks()
 
 
 def _worker(

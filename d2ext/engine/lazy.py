@@ -12,12 +12,10 @@ from typing import Any, Dict, Optional
 
 import torch
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import default_setup
 from detectron2.engine import hooks as upstream
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter
-from detectron2.utils.logger import setup_logger
 from omegaconf import OmegaConf
 
 from d2ext.data import require_dataset
@@ -28,6 +26,7 @@ from . import hooks
 from .checkpoint import Checkpointer
 from .precision import Precision
 from .schedule import FAST_DEV_RUN_STEPS
+from .setup import set_up_output
 from .trainer import Trainer
 from .writers import MetricsWriter
 
@@ -57,8 +56,7 @@ def train_lazy(args: argparse.Namespace) -> Optional[int]:
     if args.fast_dev_run:
         _apply_fast_dev_run(cfg)
     _require_datasets(cfg, train=not args.eval_only)
-    default_setup(cfg, args)
-    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="d2ext")
+    set_up_output(cfg, args, cfg.train.output_dir)
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_only:
         Checkpointer(model, cfg.train.output_dir).load(cfg.train.init_checkpoint)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from datetime import timedelta
 from typing import Any, Optional
 
 from detectron2.config import CfgNode
@@ -74,4 +75,5 @@ def run(args: argparse.Namespace, main: Any = main) -> Optional[int]:
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
         args=(args,),
+        timeout=timedelta(minutes=args.process_timeout),
     )

@@ -1,10 +1,12 @@
 """The command line, the log files and the seed of a run."""
 
 import argparse
+import functools
 import importlib
 import logging
 import os
 import sys
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -13,9 +15,18 @@ from detectron2.engine import default_setup as upstream_default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from d2ext._files import writing
+
+from .output_lock import keep_until_the_end, lock_output_folder
 from .random_state import set_deterministic
 
-__all__ = ["argument_parser", "choose_device", "default_setup", "import_modules"]
+__all__ = [
+    "argument_parser",
+    "choose_device",
+    "default_setup",
+    "import_modules",
+    "set_up_output",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +50,13 @@ def argument_parser() -> argparse.ArgumentParser:
         dest="modules",
         metavar="MODULE",
         help="import a Python module first, for what it registers; may be repeated",
+    )
+    add(
+        "--process-timeout",
+        type=float,
+        default=30.0,
+        metavar="MINUTES",
+        help="with several processes: how long one waits for another before it gives up",
     )
     for action in parser._actions:
         if action.dest == "num_gpus":
@@ -70,6 +88,37 @@ def choose_device(cfg: CfgNode) -> None:
 
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Detectron2's set-up (log files, environment, ``config.yaml``, seed) and determinism."""
-    upstream_default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2ext")
+    set_up_output(cfg, args, cfg.OUTPUT_DIR)
     set_deterministic(cfg.SOLVER.DETERMINISTIC)
+
+
+def set_up_output(cfg: Any, args: argparse.Namespace, folder: str) -> None:
+    """Detectron2's set-up for any kind of config, in a folder that this run has for itself."""
+    if not args.eval_only:
+        # Before anything is written: the log of the other run must not get our lines.
+        keep_until_the_end(lock_output_folder(folder))
+    with writing(folder):
+        upstream_default_setup(cfg, args)
+        setup_logger(folder, distributed_rank=comm.get_rank(), name="d2ext")
+    for name in ("detectron2", "fvcore", "d2ext"):
+        for handler in logging.getLogger(name).handlers:
+            path = str(getattr(getattr(handler, "stream", None), "name", ""))
+            if folder and path.startswith(os.path.join(folder, "")):
+                handler.handleError = functools.partial(_give_up_log_file, handler)
+
+
+def _give_up_log_file(handler: logging.StreamHandler, record: logging.LogRecord) -> None:
+    """A log that cannot be written is said once, not at every line; the terminal still has it."""
+    error = sys.exc_info()[1]
+    if not isinstance(error, OSError):
+        logging.Handler.handleError(handler, record)
+        return
+    # What the stream still holds must go somewhere, or closing it fails at the end of the run.
+    # All handlers of the file share the stream, so that this happens once.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, handler.stream.fileno())
+    os.close(nowhere)
+    print(
+        f"Could not write {handler.stream.name} ({error.strerror}); the log goes on here only.",
+        file=sys.stderr,
+    )

@@ -9,6 +9,7 @@ from detectron2.utils import comm
 from .attributes import TrainerAttributes
 from .checkpoint import plain
 from .description import describe_run
+from .errors import WriteError
 from .module_state import (
     buffers_of,
     copy_into_buffers,
@@ -34,7 +35,7 @@ class TrainerState(TrainerAttributes):
         self.completed_steps = 0
         self.resumed = False
         self.schedule_is_new = False
-        self.last_save_succeeded = True
+        self._description: Optional[Dict[str, Any]] = None
         self._random_state: Optional[Dict[str, Any]] = None
         self._storage_state: Optional[Dict[str, Any]] = None
         self._interrupted_at = self._interrupted_at_load = ""
@@ -78,15 +79,15 @@ class TrainerState(TrainerAttributes):
         for key, hook in self.hook_keys().items():
             plain(hook.state_dict(), f"The state of the hook {key}")
 
-    def save_checkpoint(self, name: str, *, tag: bool = True) -> bool:
+    def save_checkpoint(self, name: str, *, tag: bool = True) -> None:
         """Write ``{name}.pth`` with the state of all ranks. Every rank must call it.
 
         Args:
             name: the file's name without ".pth".
             tag: whether a resumed run starts from this file.
 
-        Returns:
-            Whether it could be written, on every rank.
+        Raises:
+            WriteError: it could not be written; on every rank.
         """
         self.flush_metrics()
         per_rank = {k: h for k, h in self.hook_keys().items() if _differs_among_ranks(h)}
@@ -98,18 +99,23 @@ class TrainerState(TrainerAttributes):
                 "attributes": self._attributes.state_dict(),
             }
         )
-        saved = True
+        problem: Optional[WriteError] = None
         if comm.is_main_process():
-            saved = self.checkpointer.save(
-                name,
-                tag=tag,
-                iteration=self.completed_steps - 1,
-                ranks=without_repeats(ranks),
-                **describe_run(self.cfg),
-            )
-        saved = comm.all_gather(saved)[0]
-        self.last_save_succeeded = saved
-        return saved
+            if self._description is None:
+                self._description = describe_run(self.cfg)
+            try:
+                self.checkpointer.save(
+                    name,
+                    tag=tag,
+                    iteration=self.completed_steps - 1,
+                    ranks=without_repeats(ranks),
+                    **self._description,
+                )
+            except WriteError as error:
+                problem = error
+        problem = comm.all_gather(problem)[0]
+        if problem is not None:
+            raise problem
 
     def save_before(self, hook: UpstreamHookBase) -> None:
         """Called by a slow hook: if this step ends with a checkpoint, write one now as well.

@@ -21,9 +21,10 @@ from d2ext.modeling.reduce import Deferred, deferring
 
 from .builders import Builders
 from .checkpoint import Checkpointer
-from .errors import EXIT_PREEMPTED
+from .errors import EXIT_PREEMPTED, expected_error
 from .module_state import ChangedAttributes
 from .nonfinite import NonFiniteGuard
+from .output_lock import lock_output_folder
 from .precision import GlobalNormClipper, Precision
 from .state import TrainerState
 from .step_record import StepRecord, StepRecorder
@@ -193,7 +194,7 @@ class Trainer(TrainerState, Builders, TrainerBase):
     @property
     def exit_code(self) -> int:
         if self.stopped_by_signal:
-            return EXIT_PREEMPTED if self.last_save_succeeded else 1
+            return EXIT_PREEMPTED
         return 0
 
     def is_due(self, period: int) -> bool:
@@ -213,8 +214,9 @@ class Trainer(TrainerState, Builders, TrainerBase):
         self.start_iter = self.start_iter if start_iter is None else start_iter
         self.max_iter = self.max_iter if max_iter is None else max_iter
         self.iter = self.completed_steps = self.start_iter
+        lock = lock_output_folder(self.output_dir)
         logger.info(f"Training from step {self.start_iter} to {self.max_iter}.")
-        with EventStorage(self.start_iter) as self.storage:
+        with lock or contextlib.nullcontext(), EventStorage(self.start_iter) as self.storage:
             try:
                 self._restore_storage()
                 self.before_train()
@@ -234,8 +236,9 @@ class Trainer(TrainerState, Builders, TrainerBase):
                 )
                 self.iter = self.completed_steps
                 self._say_why_stopped()
-            except Exception:
-                logger.exception("Exception during training:")
+            except Exception as error:
+                if expected_error(error) is None:
+                    logger.exception("Exception during training:")
                 raise
             finally:
                 self.after_train()

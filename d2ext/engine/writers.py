@@ -1,5 +1,6 @@
 """Where the figures go: a JSON file, TensorBoard, Weights & Biases, a bar on the terminal."""
 
+import contextlib
 import json
 import logging
 import os
@@ -16,6 +17,8 @@ from detectron2.utils.events import (
     TensorboardXWriter,
     get_event_storage,
 )
+
+from d2ext._files import atomic_write, writing
 
 __all__ = ["MetricsWriter", "ProgressBar", "WandbWriter", "build_writers"]
 
@@ -67,23 +70,28 @@ class MetricsWriter(JSONWriter):
             self._remove_lines_after(self._last_write if self._restored else trainer.start_iter - 1)
 
     def write(self) -> None:
-        for step, values in _figures_since(self._last_write, self._window_size):
-            line = {**values, "iteration": step}
-            self._file_handle.write(json.dumps(line, sort_keys=True) + "\n")
-            self._last_write = step
-        self._file_handle.flush()
-        os.fsync(self._file_handle.fileno())
+        with writing(self._path):
+            for step, values in _figures_since(self._last_write, self._window_size):
+                line = {**values, "iteration": step}
+                self._file_handle.write(json.dumps(line, sort_keys=True) + "\n")
+                self._last_write = step
+            self._file_handle.flush()
+            os.fsync(self._file_handle.fileno())
+
+    def close(self) -> None:
+        # After a write that failed, closing tries it again. Nobody misses these lines: they are
+        # newer than the checkpoint that the next run resumes from.
+        with contextlib.suppress(OSError):
+            self._file_handle.close()
 
     def _remove_lines_after(self, iteration: int) -> None:
         self._file_handle.close()
-        kept: List[str] = []
+        kept: List[bytes] = []
         if os.path.isfile(self._path):
-            with open(self._path) as stream:
+            with open(self._path, "rb") as stream:
                 kept = [line for line in stream if _iteration(line) <= iteration]
-        aside = f"{self._path}.part"
-        with open(aside, "w") as stream:
+        with writing(self._path), atomic_write(self._path) as stream:
             stream.writelines(kept)
-        os.replace(aside, self._path)
         self._file_handle = open(self._path, "a")  # noqa: SIM115  (closed by close())
 
     def state_dict(self) -> Dict[str, Any]:
@@ -103,7 +111,7 @@ def _figures_since(last: int, window: int) -> List[Tuple[int, Dict[str, float]]]
     return sorted(by_step.items())
 
 
-def _iteration(line: str) -> float:
+def _iteration(line: bytes) -> float:
     try:
         return json.loads(line)["iteration"]
     except (ValueError, KeyError, TypeError):

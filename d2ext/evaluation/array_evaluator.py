@@ -1,5 +1,6 @@
 """What COCO, LVIS and VOC evaluation share: collecting, gathering and writing detections."""
 
+import codecs
 import logging
 import os
 from collections import OrderedDict
@@ -10,6 +11,8 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.file_io import PathManager
+
+from d2ext._files import atomic_write, writing
 
 from .predictions import PredictionBuffer, Predictions
 
@@ -113,11 +116,21 @@ class ArrayEvaluator(DatasetEvaluator):
 
     def _write(self, predictions: Predictions) -> None:
         """Write the two files described at ``output_dir``."""
-        PathManager.mkdirs(self._output_dir)
-        arrays_path = os.path.join(self._output_dir, "instances_predictions.npz")
-        with PathManager.open(arrays_path, "wb") as f:
-            predictions.save(f)
+        category_ids = self._category_ids(predictions.classes)
         results_path = os.path.join(self._output_dir, self.results_file)
-        with PathManager.open(results_path, "w") as f:
-            predictions.write_json(f, self._category_ids(predictions.classes))
+        arrays_path = os.path.join(self._output_dir, "instances_predictions.npz")
+        with writing(self._output_dir):
+            PathManager.mkdirs(self._output_dir)
+        with writing(arrays_path), _whole_file(arrays_path) as f:
+            predictions.save(f)
+        with writing(results_path), _whole_file(results_path) as f:
+            predictions.write_json(codecs.getwriter("utf-8")(f), category_ids)
         logger.info(f"Saved detections to {results_path}.")
+
+
+def _whole_file(path: str):
+    """A binary stream to a file that stands there complete or not at all. A remote file, which
+    only Detectron2's file handlers know, is written as they do it."""
+    if os.path.isdir(os.path.dirname(path)):
+        return atomic_write(path)
+    return PathManager.open(path, "wb")

@@ -19,6 +19,7 @@ from d2ext.engine import (
     NonFiniteGuard,
     NonFiniteLossError,
     Trainer,
+    WriteError,
     load_batch,
     save_batch,
 )
@@ -157,38 +158,31 @@ class Limit:
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, caplog):
     model = nn.Linear(100, 100)
     checkpointer = Checkpointer(model, str(tmp_path), max_to_keep=1)
-    assert checkpointer.save("model_0000001")
-    with Limit(4096):
-        assert not checkpointer.save("model_0000002")
-        assert not checkpointer.save("model_0000001")
-    assert "Could not write" in caplog.text and "untouched" in caplog.text
+    checkpointer.save("model_0000001")
+    for name in ("model_0000002", "model_0000001"):
+        with Limit(4096), pytest.raises(WriteError, match=f"{name}.pth .*are untouched: free some"):
+            checkpointer.save(name)
     assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]
     assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
     assert torch.equal(load(tmp_path / "model_0000001.pth")["model"]["weight"], model.weight)
 
 
-def test_training_goes_on_when_the_disk_is_full(tmp_path):
-    from d2ext.engine.hooks import PeriodicCheckpointer
-
-    trainer = line_trainer(output_dir=str(tmp_path))
-    trainer.register_hooks([PeriodicCheckpointer(1)])
-    with Limit(100):
-        trainer.train()
-    assert trainer.completed_steps == 4 and not list(tmp_path.glob("*.p*"))
-
-
-def test_a_stop_that_could_not_be_saved_is_no_success(tmp_path):
+@pytest.mark.parametrize("stopping", [False, True])
+def test_training_ends_when_the_disk_is_full(tmp_path, stopping):
+    """At the first checkpoint that cannot be written, also if it is the one of a stop signal."""
     from d2ext.engine.hooks import PeriodicCheckpointer
 
     class Stop(HookBase):
         def after_step(self):
-            self.trainer.request_stop("SIGTERM", by_signal=True)
+            if stopping and self.trainer.iter == 1:
+                self.trainer.request_stop("SIGTERM", by_signal=True)
 
     trainer = line_trainer(output_dir=str(tmp_path))
-    trainer.register_hooks([Stop(), PeriodicCheckpointer(0)])
-    with Limit(100):
+    trainer.register_hooks([Stop(), PeriodicCheckpointer(0 if stopping else 2)])
+    with Limit(1000), pytest.raises(WriteError, match="model_0000001.pth"):
         trainer.train()
-    assert trainer.exit_code == 1
+    assert trainer.completed_steps == 2 and not trainer.finished
+    assert not list(tmp_path.glob("*.p*"))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])

@@ -1,14 +1,19 @@
 """Writing: metrics, checkpoints, and precise batch-norm statistics before both."""
 
+import logging
 from typing import Any, Dict, List
 
 from detectron2.engine import hooks as upstream
 from detectron2.utils.events import EventWriter
 
+from d2ext._files import WriteError, writing
+
 from ..random_state import isolated_random_state
 from .base import HookBase
 
 __all__ = ["PeriodicCheckpointer", "PeriodicWriter", "PreciseBN"]
+
+logger = logging.getLogger(__name__)
 
 
 class PeriodicWriter(HookBase):
@@ -35,14 +40,22 @@ class PeriodicWriter(HookBase):
         if self.trainer.is_due(self._period):
             self.trainer.flush_metrics()
             for writer in self._writers:
-                writer.write()
+                _write(writer)
 
     def after_train(self) -> None:
-        for writer in self._writers:
-            # A stopped run leaves the rest to the run that resumes it, from the checkpoint.
-            if not self.trainer.stopped_by_signal:
-                writer.write()
-            writer.close()
+        try:
+            for writer in self._writers:
+                # A stopped run leaves the rest to the run that resumes it, from the checkpoint.
+                if not self.trainer.stopped_by_signal:
+                    _write(writer)
+        except WriteError as error:
+            if self.trainer.finished:
+                raise
+            # The run has failed already, and the first error is the one to tell.
+            logger.warning(str(error))
+        finally:
+            for writer in self._writers:
+                writer.close()
 
     def state_dict(self) -> Dict[str, Any]:
         states = [w.state_dict() if hasattr(w, "state_dict") else {} for w in self._writers]
@@ -53,6 +66,11 @@ class PeriodicWriter(HookBase):
             state = state_dict["writers"].get(type(writer).__name__)
             if state and hasattr(writer, "load_state_dict"):
                 writer.load_state_dict(state)
+
+
+def _write(writer: EventWriter) -> None:
+    with writing(f"the figures of {type(writer).__name__}"):
+        writer.write()
 
 
 class PeriodicCheckpointer(HookBase):

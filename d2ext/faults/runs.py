@@ -1,0 +1,193 @@
+"""``train_net.py`` in processes of its own: started, waited for, killed."""
+
+import contextlib
+import os
+import runpy
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+import d2ext
+from d2ext.engine.launch import free_port
+
+from .sabotage import VARIABLE
+from .toy import toy_options
+
+__all__ = ["ROOT", "Run", "start_ranks", "start_subprocess", "train"]
+
+ROOT = Path(d2ext.__file__).resolve().parents[1]
+"""The checkout, which has ``train_net.py``; an installed package has none."""
+
+
+def _arguments(output_dir: Any, words: Sequence[Any]) -> List[str]:
+    """The toy's options come first, so that words may change them; a config file replaces them."""
+    words = [str(word) for word in words]
+    count = next((k for k, word in enumerate(words) if word.isupper() and "." in word), len(words))
+    options = [str(word) for word in toy_options(output_dir)]
+    if "--config-file" in words:
+        options = ["OUTPUT_DIR", str(output_dir)]
+    hooks = ["ENGINE.HOOKS", "['Sabotage']"]
+    return ["--import", "d2ext.faults.toy", *words[:count], *options, *hooks, *words[count:]]
+
+
+def _environment(data: Any, sabotage: str) -> Dict[str, str]:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {
+        "TINY_ROOT": str(data),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": path,
+        VARIABLE: sabotage,
+    }
+
+
+class Run:
+    """train_net.py in a forked process, which does not have to import everything again.
+
+    Args:
+        data: the folder of the tiny data set.
+        output_dir: OUTPUT_DIR; what the run prints goes beside it, into ``{output_dir}.log``.
+        words: further words of the command line, flags first.
+        sabotage: see :mod:`d2ext.faults.sabotage`.
+        env: further environment variables.
+        pipe: print through a pipe, which no limit on the size of files reaches.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        output_dir: Any,
+        *words: Any,
+        sabotage: str = "",
+        env: Optional[Dict[str, str]] = None,
+        pipe: bool = False,
+    ):
+        self.log = Path(f"{output_dir}.log")
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.code = None
+        self.log.touch()
+        self._start = self.log.stat().st_size
+        self._copier = None
+        output = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        if pipe:
+            self._copier = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=output)
+            os.close(output)
+            output = os.dup(self._copier.stdin.fileno())
+            self._copier.stdin.close()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._become(output, _arguments(output_dir, words), data, sabotage, env or {})
+        os.close(output)
+
+    @staticmethod
+    def _become(
+        output: int, arguments: List[str], data: Any, sabotage: str, env: Dict[str, str]
+    ) -> None:
+        """The life of the forked process; it never returns into the code of its parent."""
+        code = 1
+        try:
+            os.environ.update({**_environment(data, sabotage), **env})
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            os.close(output)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+            sys.argv = ["train_net.py", *arguments]
+            runpy.run_path(str(ROOT / "train_net.py"), run_name="__main__")
+            code = 0
+        except SystemExit as error:
+            code = error.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(BaseException):
+                sys.stdout.flush()
+            os._exit(code)
+
+    @property
+    def text(self) -> str:
+        """What this run has printed."""
+        return self.log.read_bytes()[self._start :].decode(errors="replace")
+
+    def wait_for(self, word: str, count: int = 1, seconds: float = 60) -> None:
+        """Wait until the output has a word so often, or the process has ended."""
+        deadline = time.monotonic() + seconds
+        while self.text.count(word) < count and self.ended() is None:
+            assert time.monotonic() < deadline, f"'{word}' never came:\n{self.text}"
+            time.sleep(0.005)
+
+    def ended(self) -> Optional[int]:
+        """The exit code, or None while it runs; minus the signal that ended the process."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+                if self._copier is not None:
+                    self._copier.wait()
+        return self.code
+
+    def kill(self, number: int) -> None:
+        if self.ended() is None:
+            os.kill(self.pid, number)
+
+    def wait(self, seconds: float = 120) -> int:
+        """Wait for the exit code; see :meth:`ended`."""
+        deadline = time.monotonic() + seconds
+        while self.ended() is None:
+            if time.monotonic() > deadline:
+                os.kill(self.pid, 9)
+                raise AssertionError(f"The run did not end:\n{self.text}")
+            time.sleep(0.01)
+        return self.code
+
+
+def train(data: Any, output_dir: Any, *words: Any, sabotage: str = "", code: int = 0) -> str:
+    """Run train_net.py to its end and check its exit code; returns its output."""
+    run = Run(data, output_dir, *words, sabotage=sabotage)
+    assert run.wait() == code, run.text
+    return run.text
+
+
+def start_ranks(
+    data: Any, output_dir: Any, *words: Any, sabotage: str = "", world_size: int = 2
+) -> List[Run]:
+    """train_net.py in several processes, with torchrun's environment variables."""
+    port = free_port()
+    return [
+        Run(
+            data,
+            output_dir,
+            *words,
+            sabotage=sabotage,
+            env={
+                "RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "LOCAL_RANK": str(rank),
+                "LOCAL_WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            },
+        )
+        for rank in range(world_size)
+    ]
+
+
+def start_subprocess(
+    data: Any,
+    output_dir: Any,
+    *words: Any,
+    sabotage: str = "",
+    launcher: Sequence[str] = (),
+) -> subprocess.Popen:
+    """train_net.py as a user starts it, from nothing."""
+    command = [*(launcher or [sys.executable]), str(ROOT / "train_net.py")]
+    return subprocess.Popen(
+        [*command, *_arguments(output_dir, words)],
+        env={**os.environ, **_environment(data, sabotage)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
