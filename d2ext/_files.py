@@ -2,9 +2,9 @@
 
 import contextlib
 import os
-from typing import Any, Iterator
+from typing import Any, Iterator, Optional
 
-__all__ = ["RunError", "WriteError", "atomic_write", "writing"]
+__all__ = ["RunError", "WriteError", "atomic_write", "reason_of", "writing"]
 
 
 class RunError(Exception):
@@ -23,11 +23,20 @@ def writing(path: Any) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
         raise WriteError(
-            f"Could not write {error.filename or path} ({reason}); free some disk space, or make "
-            "the place writable, and start again (a training with --resume)."
+            f"Could not write {error.filename or path} ({reason_of(error)}); free some disk space, "
+            "or make the place writable, and start again (a training with --resume)."
         ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """What the system said, in its own words where they are behind those of a library."""
+    cause: Optional[BaseException] = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager

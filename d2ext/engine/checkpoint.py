@@ -14,7 +14,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from fvcore.common.checkpoint import _IncompatibleKeys
 
-from d2ext._files import WriteError, atomic_write
+from d2ext._files import WriteError, atomic_write, reason_of
 
 from .errors import DamagedCheckpointError, is_lost_worker
 
@@ -95,7 +95,7 @@ class Checkpointer(DetectionCheckpointer):
             # being able to save would only add to what the next fault costs.
             if is_lost_worker(error):
                 raise
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            reason = reason_of(error)
             raise WriteError(
                 f"Could not write {path} ({reason}); the checkpoints before it are untouched: "
                 "free some disk space and start again with --resume."

@@ -34,6 +34,7 @@ class TrainerState(TrainerAttributes):
     def _init_state(self) -> None:
         self.completed_steps = 0
         self.resumed = False
+        self.restarted = False  # a resume was asked for, and there was nothing to resume from
         self.schedule_is_new = False
         self._description: Optional[Dict[str, Any]] = None
         self._random_state: Optional[Dict[str, Any]] = None
@@ -157,6 +158,7 @@ class TrainerState(TrainerAttributes):
 
     def _start_from_weights(self, wanted_resume: bool) -> None:
         weights = self.cfg.MODEL.WEIGHTS if self.cfg is not None else ""
+        self.restarted = wanted_resume
         if wanted_resume:
             logger.warning(f"No checkpoint to resume from in '{self.output_dir}'; starting anew.")
         elif self.checkpointer.has_checkpoint():

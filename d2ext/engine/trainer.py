@@ -12,7 +12,6 @@ from detectron2.engine import HookBase as UpstreamHookBase
 from detectron2.engine import TrainerBase
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,7 +21,7 @@ from d2ext.modeling.reduce import Deferred, deferring
 from .builders import Builders
 from .checkpoint import Checkpointer
 from .errors import EXIT_PREEMPTED, expected_error
-from .module_state import ChangedAttributes
+from .module_state import ChangedAttributes, recent_storage
 from .nonfinite import NonFiniteGuard
 from .output_lock import lock_output_folder
 from .precision import GlobalNormClipper, Precision
@@ -216,7 +215,7 @@ class Trainer(TrainerState, Builders, TrainerBase):
         self.iter = self.completed_steps = self.start_iter
         lock = lock_output_folder(self.output_dir)
         logger.info(f"Training from step {self.start_iter} to {self.max_iter}.")
-        with lock or contextlib.nullcontext(), EventStorage(self.start_iter) as self.storage:
+        with lock or contextlib.nullcontext(), recent_storage(self.start_iter) as self.storage:
             try:
                 self._restore_storage()
                 self.before_train()

@@ -65,9 +65,13 @@ class MetricsWriter(JSONWriter):
 
     def start(self, trainer: Any) -> None:
         """Called before the first step of a run."""
+        last = float("inf")
         if trainer.resumed and not trainer.schedule_is_new:
             # Figures of earlier steps that the checkpoint has and the file may have as well.
-            self._remove_lines_after(self._last_write if self._restored else trainer.start_iter - 1)
+            last = self._last_write if self._restored else trainer.start_iter - 1
+        elif trainer.restarted:
+            last = -1  # the last run ended before its first checkpoint
+        self._remove_lines_after(last)
 
     def write(self) -> None:
         with writing(self._path):
@@ -84,7 +88,8 @@ class MetricsWriter(JSONWriter):
         with contextlib.suppress(OSError):
             self._file_handle.close()
 
-    def _remove_lines_after(self, iteration: int) -> None:
+    def _remove_lines_after(self, iteration: float) -> None:
+        """Keep the lines of steps up to one; a line that was cut off is never kept."""
         self._file_handle.close()
         kept: List[bytes] = []
         if os.path.isfile(self._path):
@@ -115,7 +120,7 @@ def _iteration(line: bytes) -> float:
     try:
         return json.loads(line)["iteration"]
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line cut off by the kill
+        return float("nan")  # cut off by the kill, or by a full disk
 
 
 class WandbWriter(EventWriter):

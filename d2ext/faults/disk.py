@@ -18,21 +18,26 @@ KINDS = {
     "predictions": "the predictions of an evaluation",
     "anything": "whatever comes first",
 }
+_NO_BEST = ("ENGINE.BEST_CHECKPOINT.METRIC", "")
 _FILES = {
     "checkpoint": "model_",
     "metrics": "metrics.json",
     "predictions": "inference/tiny_val/",
     "anything": "",
 }
-# What of all that is written comes first behind the step at which the disk is full.
+# Words and steps with which that file is the first to be written behind the step.
 _WORDS = {
     "checkpoint": ("TEST.EVAL_PERIOD", 0, "ENGINE.LOG_PERIOD", 100),
-    "metrics": ("SOLVER.CHECKPOINT_PERIOD", 6, "TEST.EVAL_PERIOD", 6),
-    "predictions": (
-        "SOLVER.CHECKPOINT_PERIOD", 3, "ENGINE.LOG_PERIOD", 100, "ENGINE.BEST_CHECKPOINT.METRIC", ""
-    ),
+    "metrics": ("SOLVER.CHECKPOINT_PERIOD", 6, "TEST.EVAL_PERIOD", 6, *_NO_BEST),
+    "predictions": ("SOLVER.CHECKPOINT_PERIOD", 3, "ENGINE.LOG_PERIOD", 100, *_NO_BEST),
     "anything": (),
-}  # fmt: skip
+}
+_STEPS = {
+    "checkpoint": range(STEPS),
+    "metrics": range(4),
+    "predictions": (3, 6, 7),
+    "anything": range(STEPS),
+}
 
 
 class DiskCampaign:
@@ -62,7 +67,7 @@ class DiskCampaign:
             self._whole[kind] = whole
         out = self.folder / "full"
         shutil.rmtree(out, ignore_errors=True)
-        size, step = rng.randrange(1, 500), rng.randrange(STEPS)
+        size, step = rng.randrange(1, 500), rng.choice(_STEPS[kind])
         run = Run(self.data, out, *words, sabotage=f"fill-disk {step} {size}", pipe=True)
         code, text = run.wait(), run.text
         said = [x for x in text.splitlines() if "free some disk space" in x]

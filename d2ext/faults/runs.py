@@ -29,7 +29,7 @@ def _arguments(output_dir: Any, words: Sequence[Any]) -> List[str]:
     options = [str(word) for word in toy_options(output_dir)]
     if "--config-file" in words:
         options = ["OUTPUT_DIR", str(output_dir)]
-    hooks = ["ENGINE.HOOKS", "['Sabotage']"]
+    hooks = ["ENGINE.HOOKS", "['Sabotage', 'Watch']"]
     return ["--import", "d2ext.faults.toy", *words[:count], *options, *hooks, *words[count:]]
 
 

@@ -20,7 +20,7 @@ from detectron2.structures import Boxes, BoxMode, ImageList, Instances
 from torch import nn
 from torch.nn import functional as F
 
-from . import sabotage  # noqa: F401  (registers its hook)
+from . import sabotage, watch  # noqa: F401  (they register their hooks)
 
 __all__ = ["ToyDetector", "draw_tiny", "toy_options"]
 

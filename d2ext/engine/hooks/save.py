@@ -1,19 +1,16 @@
 """Writing: metrics, checkpoints, and precise batch-norm statistics before both."""
 
-import logging
 from typing import Any, Dict, List
 
 from detectron2.engine import hooks as upstream
 from detectron2.utils.events import EventWriter
 
-from d2ext._files import WriteError, writing
+from d2ext._files import writing
 
 from ..random_state import isolated_random_state
 from .base import HookBase
 
 __all__ = ["PeriodicCheckpointer", "PeriodicWriter", "PreciseBN"]
-
-logger = logging.getLogger(__name__)
 
 
 class PeriodicWriter(HookBase):
@@ -47,15 +44,19 @@ class PeriodicWriter(HookBase):
             for writer in self._writers:
                 # A stopped run leaves the rest to the run that resumes it, from the checkpoint.
                 if not self.trainer.stopped_by_signal:
-                    _write(writer)
-        except WriteError as error:
-            if self.trainer.finished:
-                raise
-            # The run has failed already, and the first error is the one to tell.
-            logger.warning(str(error))
+                    self._write_last(writer)
         finally:
             for writer in self._writers:
                 writer.close()
+
+    def _write_last(self, writer: EventWriter) -> None:
+        """A run that has failed tells its own error, whatever a writer makes of the figures of
+        half a step (Detectron2's printer divides by zero) or of a disk that is still full."""
+        try:
+            _write(writer)
+        except Exception:
+            if self.trainer.finished:
+                raise
 
     def state_dict(self) -> Dict[str, Any]:
         states = [w.state_dict() if hasattr(w, "state_dict") else {} for w in self._writers]

@@ -1,0 +1,179 @@
+"""One run at a time in an output folder."""
+
+import errno
+import json
+import os
+import signal
+import socket
+
+import pytest
+from engine_kit import Run, metrics, start_ranks, train
+from test_trainer_hooks import line_trainer
+
+from d2ext.engine import HookBase, OutputInUseError, OutputLock, output_lock
+
+LONG = ("SOLVER.MAX_ITER", 100000, "SOLVER.STEPS", "()")
+
+
+def in_a_fork(function):
+    """Call a function in a forked process; returns its exit code, 0 for success."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            function()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def refused(folder):
+    with pytest.raises(OutputInUseError) as error:
+        OutputLock(folder).acquire()
+    return str(error.value)
+
+
+def test_a_second_process_is_refused_by_name(tmp_path):
+    with OutputLock(tmp_path):
+
+        def other():
+            message = refused(tmp_path)
+            assert f"{tmp_path} is in use by process {os.getppid()} on {socket.gethostname()}" in (
+                message
+            )
+            assert " since 2" in message and "choose another OUTPUT_DIR" in message
+
+        # Twice: what a refused process does must not free the lock of the holder.
+        assert [in_a_fork(other), in_a_fork(other)] == [0, 0]
+    assert in_a_fork(lambda: OutputLock(tmp_path).acquire()) == 0
+
+
+def test_a_process_has_one_lock_on_a_folder(tmp_path):
+    """Found again under another name, and given back by the last to release it."""
+    link = tmp_path / "link"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    link.symlink_to(folder)
+    first, second = OutputLock(folder).acquire(), OutputLock(link).acquire()
+    second.release()
+    assert in_a_fork(lambda: refused(folder)) == 0
+    first.release()
+    assert in_a_fork(lambda: OutputLock(folder).acquire().release()) == 0
+    assert not list(folder.iterdir())
+
+
+def die_holding(folder):
+    OutputLock(folder).acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_holder_is_replaced(tmp_path, caplog):
+    assert in_a_fork(lambda: die_holding(tmp_path)) == -signal.SIGKILL
+    assert (tmp_path / ".lock").exists()
+    with OutputLock(tmp_path):
+        assert "ended without giving it back" in caplog.text
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"pid": 1}'])
+def test_a_damaged_lock_file_is_no_lock(tmp_path, content):
+    (tmp_path / ".lock").write_bytes(content)
+    with OutputLock(tmp_path):
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_file_removed_between_opening_and_locking(tmp_path, monkeypatch):
+    """The lock on a file that is gone is worth nothing: the next one would make a new file."""
+    lockf, calls = output_lock.fcntl.lockf, []
+
+    def late(file, *args):
+        if not calls:
+            os.remove(tmp_path / ".lock")
+        calls.append(file)
+        return lockf(file, *args)
+
+    monkeypatch.setattr(output_lock.fcntl, "lockf", late)
+    with OutputLock(tmp_path):
+        assert len(calls) == 2
+        monkeypatch.undo()
+        assert in_a_fork(lambda: refused(tmp_path)) == 0
+
+
+class TestWithoutRecordLocks:
+    """On a file system that has none, the process named in the file decides."""
+
+    @pytest.fixture(autouse=True)
+    def no_locks(self, monkeypatch):
+        def lockf(*args):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(output_lock.fcntl, "lockf", lockf)
+
+    def test_a_living_holder_keeps_it(self, tmp_path):
+        with OutputLock(tmp_path):
+            assert in_a_fork(lambda: refused(tmp_path)) == 0
+
+    def test_a_dead_one_does_not(self, tmp_path):
+        assert in_a_fork(lambda: die_holding(tmp_path)) == -signal.SIGKILL
+        with OutputLock(tmp_path):
+            pass
+
+    def test_a_new_process_with_the_number_of_a_dead_one(self, tmp_path):
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": "x", "started": "1"}
+        (tmp_path / ".lock").write_text(json.dumps(holder))
+        with OutputLock(tmp_path):
+            pass
+
+    def test_of_another_machine_nothing_is_known(self, tmp_path):
+        holder = {"pid": 1, "host": "elsewhere", "since": "today", "started": ""}
+        (tmp_path / ".lock").write_text(json.dumps(holder))
+        message = refused(tmp_path)
+        assert "process 1 on elsewhere since today" in message
+        assert f"if you know that it has ended, delete {tmp_path / '.lock'}" in message
+
+
+def test_a_trainer_holds_its_folder_while_it_trains(tmp_path):
+    trainer = line_trainer(output_dir=str(tmp_path))
+    codes = []
+
+    class Other(HookBase):
+        def after_step(self):
+            codes.append(in_a_fork(lambda: refused(tmp_path)))
+
+    trainer.register_hooks([Other()])
+    trainer.train()
+    assert codes == [0] * 4 and not (tmp_path / ".lock").exists()
+
+
+def test_a_run_started_twice(tiny, tmp_path):
+    """The second one says why it ends and writes nothing; evaluating beside it is allowed."""
+    out = tmp_path / "run"
+    words = (*LONG, "SOLVER.CHECKPOINT_PERIOD", 5)
+    first = Run(tiny, out, *words)
+    first.wait_for("Saved checkpoint")
+    pid = first.pid
+    log = (out / "log.txt").read_text()
+    text = train(tiny, out, "--resume", *words, code=1)
+    assert f"{out} is in use by process {pid} on " in text and "Traceback" not in text
+    assert f"(process {os.getpid()}" not in log and first.ended() is None
+    weights = ("MODEL.WEIGHTS", out / "model_0000004.pth", "OUTPUT_DIR", tmp_path / "eval")
+    train(tiny, out, "--eval-only", *weights)
+    first.kill(signal.SIGTERM)
+    assert first.wait() == 75, first.text
+    # Given back, and the lines of the file are those of one run.
+    assert not (out / ".lock").exists()
+    steps = [line["iteration"] for line in metrics(out)]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.dist
+def test_two_ranks_are_refused_together(tiny, tmp_path):
+    out = tmp_path / "run"
+    with OutputLock(out):
+        runs = start_ranks(tiny, out, "SOLVER.MAX_ITER", 2)
+        assert [run.wait() for run in runs] == [1, 1], runs[0].text
+        assert f"in use by process {os.getpid()}" in runs[0].text
+        assert os.listdir(out) == [".lock"]
+    runs = start_ranks(tiny, out, "SOLVER.MAX_ITER", 2)
+    assert [run.wait() for run in runs] == [0, 0], runs[0].text

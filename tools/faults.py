@@ -1,0 +1,89 @@
+#!/usr/bin/env python
+"""Kill runs, damage checkpoints, fill the disk, soak; see docs/reliability.md.
+
+    python tools/faults.py --kills 50 --damages 200 --disks 16 --soak 3000
+    python tools/faults.py --kills 8                # a short look
+
+Every attack is a line of ``faults.jsonl`` in the output folder. Started again, a campaign goes on
+behind the lines that are there; --seed makes another one. The exit code is 1 if anything was lost.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=0, metavar="N", help="SIGKILLs of runs")
+    parser.add_argument("--damages", type=int, default=0, metavar="N", help="damaged checkpoints")
+    parser.add_argument("--disks", type=int, default=0, metavar="N", help="full disks")
+    parser.add_argument(
+        "--soak", type=int, default=0, metavar="STEPS", help="steps of one long run"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=ROOT / "output" / "faults")
+    args = parser.parse_args()
+    if not (args.kills or args.damages or args.disks or args.soak):
+        parser.error("Name at least one of --kills, --damages, --disks and --soak.")
+
+    import torch
+
+    from d2ext.engine import OutputLock
+    from d2ext.faults.toy import draw_tiny
+
+    torch.set_num_threads(1)
+    output = args.output.resolve()
+    with OutputLock(output), tempfile.TemporaryDirectory() as folder, draw_tiny(folder) as data:
+        fine = [run(data, output, args) for run in (kills, damages, disks, soak)]
+    sys.exit(0 if all(fine) else 1)
+
+
+def kills(data, output, args):
+    from d2ext.faults.kills import KillCampaign
+
+    return not args.kills or campaign(KillCampaign, "kills", args.kills, data, output, args.seed)
+
+
+def damages(data, output, args):
+    from d2ext.faults.damage import DamageCampaign
+
+    count = args.damages
+    return not count or campaign(DamageCampaign, "damages", count, data, output, args.seed)
+
+
+def disks(data, output, args):
+    from d2ext.faults.disk import DiskCampaign
+
+    return not args.disks or campaign(DiskCampaign, "disks", args.disks, data, output, args.seed)
+
+
+def campaign(kind, name, count, data, output, seed):
+    """Run one campaign to its end and print its table; returns whether nothing was lost."""
+    from d2ext.faults.record import Record
+
+    attacks = kind(data, output / name, Record(output / "faults.jsonl", name, seed), seed)
+    fine = attacks.run(count, report=lambda text: print(text, flush=True))
+    print(f"\n{attacks.summary()}\n", flush=True)
+    return fine
+
+
+def soak(data, output, args):
+    from d2ext.faults.soak import soak, soak_problems, soak_table
+
+    if not args.soak:
+        return True
+    found = soak(data, output, args.soak)
+    problems = soak_problems(found)
+    print(f"\n{soak_table(found)}\n\nGrown: {', '.join(problems) or 'nothing'}.", flush=True)
+    return not problems
+
+
+if __name__ == "__main__":
+    main()
