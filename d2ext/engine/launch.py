@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import socket
+import sys
 from datetime import timedelta
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
@@ -14,7 +15,7 @@ from detectron2.utils import comm
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
-from .errors import expected_error
+from .errors import LostProcessError, expected_error
 from .output_lock import release_kept_locks
 
 __all__ = ["Place", "launch", "place_from_environment"]
@@ -152,7 +153,10 @@ def _call(main: Callable, args: Tuple) -> Optional[int]:
         expected = expected_error(error)
         if expected is None:
             raise
-        logger.error(str(expected))
+        if logging.getLogger("d2ext").handlers:
+            logger.error(str(expected))
+        elif comm.is_main_process() or isinstance(expected, LostProcessError):
+            print(expected, file=sys.stderr, flush=True)  # it ended before there was a log
         return expected.exit_code
     finally:
         release_kept_locks()

@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from engine_kit import load, metrics, toy_cfg, train
+from engine_kit import Run, load, metrics, toy_cfg, train
 from test_trainer_hooks import Line, line_trainer
 from torch import nn
 
@@ -23,6 +23,7 @@ from d2ext.engine import (
     load_batch,
     save_batch,
 )
+from d2ext.engine.errors import DamagedCheckpointError
 
 
 def test_a_non_finite_loss_says_what_where_and_saves_the_batch(tiny, tmp_path):
@@ -203,6 +204,79 @@ def test_a_damaged_newest_checkpoint_is_skipped(tmp_path, caplog, damage):
     other.resume_or_load()
     assert f"Skipping the damaged checkpoint {newest}" in caplog.text
     assert other.resumed and torch.equal(other.raw_model.weight, trainer.raw_model.weight)
+
+
+def test_if_all_checkpoints_are_damaged_none_is_overwritten(tmp_path, caplog):
+    trainer = line_trainer(output_dir=str(tmp_path))
+    trainer.train()
+    for name in ("model_0000001", "model_0000002"):
+        trainer.save_checkpoint(name)
+        (tmp_path / f"{name}.pth").write_bytes(b"PK")
+    with pytest.raises(DamagedCheckpointError, match="model_0000002.pth, model_0000001.pth.*anew"):
+        line_trainer(output_dir=str(tmp_path)).resume_or_load()
+    assert caplog.text.count("Skipping the damaged checkpoint") == 2
+
+
+@pytest.mark.parametrize("tag", [b"", b"\xff\xfe", b"model_0000009.pth", b"../elsewhere.pth"])
+def test_a_damaged_tag_leads_to_the_newest(tmp_path, tag):
+    trainer = line_trainer(output_dir=str(tmp_path / "run"))
+    trainer.save_checkpoint("model_0000001")
+    trainer.save_checkpoint("model_0000002")
+    (tmp_path / "elsewhere.pth").write_bytes(b"")
+    (tmp_path / "run" / "last_checkpoint").write_bytes(tag)
+    assert trainer.checkpointer.get_checkpoint_file().endswith("model_0000002.pth")
+
+
+@pytest.mark.parametrize("flag", [1, 1 << 6])
+def test_damage_that_asks_for_another_zip_feature(tmp_path, flag):
+    """A wrong bit in the archive's directory means "encrypted", or another way to compress."""
+    trainer = line_trainer(output_dir=str(tmp_path))
+    trainer.save_checkpoint("model_0000001")
+    path = tmp_path / "model_0000001.pth"
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    content[entry + (8 if flag == 1 else 10)] ^= flag
+    (tmp_path / "model_0000002.pth").write_bytes(content)
+    (tmp_path / "last_checkpoint").write_text("model_0000002.pth")
+    assert trainer.checkpointer.get_checkpoint_file() == str(path)
+
+
+def test_figures_before_the_first_checkpoint_are_not_doubled(tiny, tmp_path):
+    """Killed before it: the run starts anew, in the same metrics.json, with half a line in it."""
+    words = ("SOLVER.MAX_ITER", 4, "ENGINE.LOG_PERIOD", 1)
+    train(tiny, tmp_path / "a", *words)
+    train(tiny, tmp_path / "b", *words, sabotage="kill 3", code=-signal.SIGKILL)
+    with open(tmp_path / "b" / "metrics.json", "ab") as stream:
+        stream.write(b'{"iteration": 3, "lr\xff')
+    train(tiny, tmp_path / "b", "--resume", *words)
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+
+
+def test_a_failed_run_tells_its_own_error(tiny, tmp_path):
+    """In its first steps Detectron2's printer divides by zero when it is called twice."""
+    text = train(tiny, tmp_path / "run", "ENGINE.LOG_PERIOD", 1, sabotage="nan 1", code=76)
+    assert "A loss is not finite at iteration 1" in text and "Traceback" not in text
+
+
+def test_the_storage_keeps_what_a_checkpoint_keeps():
+    trainer = line_trainer(max_iter=1100)
+    trainer.train()
+    history = trainer.storage.history("total_loss")
+    assert len(history.values()) == 1000 and history.values()[-1][1] == 1099
+    assert history._count == 1100  # the average over all steps is there all the same
+
+
+def test_a_killed_data_worker_is_named(tiny, tmp_path):
+    words = ("DATALOADER.NUM_WORKERS", 1)
+    text = train(tiny, tmp_path / "run", *words, sabotage="kill-worker 2", code=1)
+    assert "a data worker was ended from outside" in text and "Traceback" not in text
+
+
+def test_a_log_on_a_full_disk_is_said_once(tiny, tmp_path):
+    run = Run(tiny, tmp_path / "run", sabotage="fill-disk 2 100", pipe=True)
+    assert run.wait() == 1, run.text
+    assert run.text.count("log.txt (File too large); the log goes on here only.") == 1
+    assert run.text.count("free some disk space") == 1 and "Traceback" not in run.text
 
 
 def test_nothing_half_written_has_a_checkpoints_name(tmp_path, monkeypatch):
