@@ -75,4 +75,6 @@ def is_lost_worker(error: BaseException) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
+    """What a library says, without the place in its source and the addresses behind it."""
+    line = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip().splitlines()[0])
+    return line.split(". ")[0].split(" [")[0].rstrip(".")

@@ -21,6 +21,7 @@ from d2ext.engine import (
     Trainer,
     WriteError,
     load_batch,
+    module_state,
     save_batch,
 )
 from d2ext.engine.errors import DamagedCheckpointError
@@ -258,12 +259,15 @@ def test_a_failed_run_tells_its_own_error(tiny, tmp_path):
     assert "A loss is not finite at iteration 1" in text and "Traceback" not in text
 
 
-def test_the_storage_keeps_what_a_checkpoint_keeps():
-    trainer = line_trainer(max_iter=1100)
+def test_the_storage_keeps_what_a_checkpoint_keeps(monkeypatch):
+    monkeypatch.setattr(module_state, "_HISTORY", 10)
+    trainer = line_trainer(max_iter=25)
     trainer.train()
     history = trainer.storage.history("total_loss")
-    assert len(history.values()) == 1000 and history.values()[-1][1] == 1099
-    assert history._count == 1100  # the average over all steps is there all the same
+    assert [step for _, step in history.values()] == list(range(15, 25))
+    assert history._count == 25  # the average over all steps is there all the same
+    saved = module_state.storage_state(trainer.storage)["histories"]["total_loss"]["values"]
+    assert saved == [list(x) for x in history.values()]
 
 
 def test_a_killed_data_worker_is_named(tiny, tmp_path):
