@@ -135,12 +135,11 @@ class KillCampaign:
         step = rng.randrange(STEPS)
         words = (*EVERYTHING, "DATALOADER.NUM_WORKERS", 2)
         run = Run(self.data, out, "--resume", *words, sabotage=f"kill-worker {step}")
-        start = time.monotonic()
         code = run.wait()
         if code == 0:
             return "", 0.0  # resumed behind that step
         assert code == 1 and "a data worker was ended from outside" in run.text, run.text
-        return f"step {step}", time.monotonic() - start
+        return f"step {step}", 0.0
 
     def _kill_rank(self, out: Path, rng: random.Random) -> Tuple[str, float]:
         """The other one must end by itself, and say why."""
@@ -166,7 +165,15 @@ class KillCampaign:
             lost = sum(bool(line["differences"]) for line in lines)
             rows.append([words, sum(line["kills"] for line in lines), len(lines), lost])
         rows.append(["all", self.kills, len(self.record.lines), sum(row[3] for row in rows)])
-        return table(["SIGKILL", "kills", "runs", "runs that lost something"], rows)
+        text = table(["SIGKILL", "kills", "runs", "runs that lost something"], rows)
+        waits = [
+            line["seconds_to_stop"]
+            for line in self.record.lines
+            if line["kind"] == "rank" and "seconds_to_stop" in line
+        ]
+        if waits:
+            text += f"\n\nThe other process stopped after {max(waits):.1f} seconds at most."
+        return text
 
 
 def _where(run: Run) -> str:

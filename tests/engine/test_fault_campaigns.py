@@ -45,8 +45,8 @@ def test_full_disks_end_the_run_with_one_sentence(tiny, tmp_path):
 @pytest.mark.slow
 def test_a_soaked_run_does_not_grow(tiny, tmp_path):
     # Short, so that memory, which settles for some hundred steps, is for tools/faults.py.
-    found = soak(tiny, tmp_path, steps=300, period=10)
-    assert found["measurements"] == 30 and soak_problems(found, allowed_mib=20.0) == []
+    found = soak(tiny, tmp_path, steps=240, period=10)
+    assert found["measurements"] == 24 and soak_problems(found, allowed_mib=20.0) == []
 
 
 def test_growth_is_seen(tmp_path):
@@ -66,7 +66,7 @@ def test_a_difference_is_a_loss(tmp_path):
     record.add(index=0, kind="moment", kills=50, differences=[".model.x"])
     campaign = KillCampaign(tmp_path, tmp_path, record)
     assert not campaign.run(50)
-    assert campaign.summary().splitlines()[-1] == "| all | 50 | 1 | 1 |"
+    assert "| all | 50 | 1 | 1 |" in campaign.summary()
 
 
 @pytest.mark.dist
