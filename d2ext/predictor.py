@@ -17,7 +17,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from . import model_zoo
-from .config import get_cfg
+from .config import get_cfg, validate
 
 __all__ = ["Predictor", "load_config"]
 
@@ -97,6 +97,8 @@ class Predictor:
         cfg = load_config(cfg_or_name, str(weights))
         if device is not None:
             cfg.MODEL.DEVICE = str(device)
+        # How it was trained does not matter here.
+        validate(cfg, "MODEL", "INPUT", "TEST")
         choose_device(cfg)
         self.cfg = cfg
         self.model = build_model(cfg).eval()

@@ -20,6 +20,7 @@ __all__ = [
     "check_keys",
     "check_schedule",
     "check_steps",
+    "check_values",
     "check_weights",
     "data_problems",
     "num_classes_of",
@@ -137,6 +138,14 @@ def check_keys(cfg: Any, seen: List[str], explicit: List[str]) -> List[Finding]:
         text = f"{len(rest)} keys of base configs are for other detectors, e.g. {rest[0]}."
         found.append(Finding("ok", "keys", text))
     return found or [Finding("ok", "keys", "Every changed key of MODEL is read by this model.")]
+
+
+def check_values(cfg: Any) -> List[Finding]:
+    """Every value that no training can have."""
+    from d2ext.config import violations
+
+    why = "The training refuses it."
+    return [Finding("error", "config", sentence, why) for sentence in violations(cfg)]
 
 
 def check_weights(cfg: Any, model: nn.Module) -> List[Finding]:

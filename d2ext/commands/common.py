@@ -81,22 +81,27 @@ def config_file(name: str) -> str:
     return model_zoo.get_config_file(name)
 
 
-def load_config(name: str, opts: List[str], modules: Tuple[str, ...] = ()) -> Any:
+def load_config(
+    name: str, opts: List[str], modules: Tuple[str, ...] = (), check: bool = True
+) -> Any:
     """The config of a command line, on a device that this machine has.
 
     Args:
         name: a YAML file, or a name in the zoo.
         opts: overrides, KEY VALUE in turn.
         modules: Python modules to import first.
+        check: refuse impossible values; if not, the device is left as it is, too.
     """
-    from ..config import get_cfg
+    from ..config import get_cfg, validate
     from ..engine.setup import choose_device, import_modules
 
     import_modules(list(modules))
     cfg = get_cfg()
     cfg.merge_from_file(config_file(name))
     cfg.merge_from_list(opts)
-    choose_device(cfg)
+    if check:
+        validate(cfg)
+        choose_device(cfg)
     return cfg
 
 

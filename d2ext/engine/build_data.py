@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, DatasetMapper, get_detection_dataset_dicts
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
@@ -14,7 +14,7 @@ from detectron2.data.samplers import (
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 
-from d2ext.data import FastMapper, why_not_fast
+from d2ext.data import FastMapper, require_dataset, why_not_fast
 
 from .data_loader import ResumableLoader
 from .random_state import sample_seed
@@ -118,6 +118,9 @@ def _load_dataset_dicts(cfg: CfgNode) -> Tuple[List[Dict], List[int]]:
     sizes: List[int] = []
     dicts: List[Dict] = []
     proposals = cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
+    for name in cfg.DATASETS.TRAIN:
+        if name not in DatasetCatalog.list():
+            require_dataset(name)  # says what is registered
     for k, name in enumerate(cfg.DATASETS.TRAIN):
         part = get_detection_dataset_dicts(
             [name],

@@ -20,6 +20,7 @@ from detectron2.utils.events import EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
+from d2ext.config import validate
 from d2ext.modeling.methods_in_use import check_methods_in_use
 
 from . import hooks
@@ -37,12 +38,35 @@ __all__ = ["Builders"]
 
 logger = logging.getLogger(__name__)
 
+# Which method alone reads a key that names one of several choices.
+_READERS = {
+    "build_optimizer": ("SOLVER.OPTIMIZER",),
+    "build_lr_scheduler": ("SOLVER.LR_SCHEDULER_NAME",),
+    "build_train_loader": ("DATALOADER.SAMPLER_TRAIN", "DATALOADER.REPEAT_ROUNDING"),
+    "build_model": ("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME"),
+}
+
 
 class Builders(TrainerAttributes):
     """The part of :class:`Trainer` that reads the config; no class of its own."""
 
     @classmethod
+    def check_config(cls, cfg: CfgNode) -> None:
+        """Refuse impossible values, before anything is built; see docs/reliability_config.md.
+
+        Names that an overridden method reads are its own business and may be anything.
+        """
+        skip = [
+            key
+            for method, keys in _READERS.items()
+            if getattr(cls, method).__func__ is not getattr(Builders, method).__func__
+            for key in keys
+        ]
+        validate(cfg, skip=tuple(skip))
+
+    @classmethod
     def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
+        cls.check_config(cfg)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         if cfg.SEED >= 0:
             seed_all_rng(cfg.SEED + comm.get_rank())

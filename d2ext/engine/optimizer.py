@@ -8,14 +8,14 @@ from detectron2.solver import build_optimizer as build_upstream_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
-__all__ = ["build_optimizer"]
+__all__ = ["OPTIMIZERS", "build_optimizer"]
 
 
 def _adamw(params: List[Dict[str, Any]], cfg: CfgNode) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
 
 
-_BUILDERS: Dict[str, Callable[[List[Dict[str, Any]], CfgNode], torch.optim.Optimizer]] = {
+OPTIMIZERS: Dict[str, Callable[[List[Dict[str, Any]], CfgNode], torch.optim.Optimizer]] = {
     "AdamW": _adamw,
 }
 
@@ -29,9 +29,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     name = cfg.SOLVER.OPTIMIZER
     if name == "SGD":
         return build_upstream_optimizer(cfg, model)
-    if name not in _BUILDERS:
+    if name not in OPTIMIZERS:
         raise ValueError(
-            f"SOLVER.OPTIMIZER must be one of SGD, {', '.join(_BUILDERS)}, not '{name}'."
+            f"SOLVER.OPTIMIZER must be one of SGD, {', '.join(OPTIMIZERS)}, not '{name}'."
         )
     params = get_default_optimizer_params(
         model,
@@ -40,4 +40,4 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
     )
-    return maybe_add_gradient_clipping(cfg, _BUILDERS[name](params, cfg))
+    return maybe_add_gradient_clipping(cfg, OPTIMIZERS[name](params, cfg))
