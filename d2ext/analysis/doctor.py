@@ -148,7 +148,7 @@ def check_values(cfg: Any) -> List[Finding]:
     return [Finding("error", "config", sentence, why) for sentence in violations(cfg)]
 
 
-def check_weights(cfg: Any, model: nn.Module) -> List[Finding]:
+def check_weights(cfg: Any, model: nn.Module, allow_pickle: bool = False) -> List[Finding]:
     """Load ``MODEL.WEIGHTS`` into the model and count what fits."""
     path = cfg.MODEL.WEIGHTS
     if not path:
@@ -166,7 +166,7 @@ def check_weights(cfg: Any, model: nn.Module) -> List[Finding]:
     from d2ext.engine import Checkpointer
 
     try:
-        checkpointer = Checkpointer(model)
+        checkpointer = Checkpointer(model, allow_pickle=allow_pickle)
         checkpointer.load(path)
         loaded = checkpointer.last_incompatible
     except Exception as error:  # whatever a file that is no checkpoint makes of a reader

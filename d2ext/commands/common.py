@@ -13,6 +13,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 __all__ = [
     "add_config_arguments",
     "add_output_argument",
+    "add_pickle_argument",
     "annotation_source",
     "config_file",
     "default_output",
@@ -52,6 +53,16 @@ def add_config_arguments(parser: argparse.ArgumentParser, nargs: Optional[str] =
         dest="modules",
         metavar="MODULE",
         help="import a Python module first, for what it registers; may be repeated",
+    )
+    add_pickle_argument(parser)
+
+
+def add_pickle_argument(parser: argparse.ArgumentParser) -> None:
+    """``--allow-pickle``."""
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read weights even if they are a pickle, which may run any code; it is warned of",
     )
 
 

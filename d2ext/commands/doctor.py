@@ -89,7 +89,7 @@ def _examine(args: argparse.Namespace) -> List[Any]:
         built["model"], described, " and ".join(counting) or "NUM_CLASSES"
     )
     found += classes
-    found += doctor.check_weights(cfg, built["model"])
+    found += doctor.check_weights(cfg, built["model"], args.allow_pickle)
     if args.steps > 0:
         if any(f.level == "error" for f in (*data, *classes)):
             return [*found, Finding("ok", "steps", "Not tried: correct the errors above first.")]

@@ -139,9 +139,10 @@ def _add_test_keys(cfg: CN) -> None:
     cfg.TEST.VAL_LOSS.MAX_BATCHES = 0
 
 
+_UNSTOPPABLE = ("SIGKILL", "SIGSTOP")
 _SIGNAL = Rule(
-    "the name of a signal such as 'SIGTERM'",
-    lambda v: isinstance(v, str) and v in signal.Signals.__members__,
+    "the name of a signal that can be caught, such as 'SIGTERM'",
+    lambda v: isinstance(v, str) and v in signal.Signals.__members__ and v not in _UNSTOPPABLE,
 )
 _REPEAT = Rule(
     "a pair of a data set's name and a number above 0",

@@ -40,7 +40,24 @@ class CfgNode(_UpstreamCfgNode):
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> Dict[str, Any]:
         """Read a YAML file and the files it names in ``_BASE_``; ``allow_unsafe`` is ignored."""
-        return _load_yaml_with_base(str(filename), ())
+        values = _load_yaml_with_base(str(filename), ())
+        if not isinstance(values.get("VERSION", 0), int):
+            raise ValueError(f"VERSION is {shown(values['VERSION'])}; it must be an integer.")
+        return values
+
+    @classmethod
+    def load_cfg(cls, cfg_file_obj_or_str: Any) -> "CfgNode":
+        """A config from YAML text or an open YAML file. yacs would run a Python file."""
+        text = cfg_file_obj_or_str
+        return cls(yaml.safe_load(text if isinstance(text, str) else text.read()))
+
+    @classmethod
+    def _decode_cfg_value(cls, value: Any) -> Any:
+        """yacs' reading of a text as a literal; what cannot be one stays a text."""
+        try:
+            return super()._decode_cfg_value(value)
+        except (TypeError, MemoryError, RecursionError):
+            return value
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a key; a section made with Detectron2's or yacs' class becomes one of this class.

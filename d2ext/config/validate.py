@@ -64,6 +64,12 @@ def violations(cfg: Any, *sections: str, skip: Tuple[str, ...] = ()) -> List[str
         if key not in skip and _concerns(key, sections):
             found += _single(cfg, key, rule)
     found = list(dict.fromkeys(found))
+    named = [sentence.split(" ", 1)[0] for sentence in found]
+    found += [
+        _sentence(key, value, "a number, a text, True, False, None or a list of these")
+        for key, value in _leaves(cfg)
+        if _concerns(key, sections) and key not in named and not _storable(value)
+    ]
     if found or sections:
         return found
     return [
@@ -91,6 +97,21 @@ def _rules(cfg: Any) -> Iterator[Tuple[str, Rule]]:
     for section in SECTIONS:
         if section.used(cfg):
             yield from section.rules.items()
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[Tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, _YacsCfgNode):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _storable(value: Any) -> bool:
+    """Whether YAML holds it: a checkpoint has the config inside, also what nobody reads."""
+    if isinstance(value, (list, tuple)):
+        return type(value) in (list, tuple) and all(_storable(item) for item in value)
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _concerns(key: str, sections: Tuple[str, ...]) -> bool:

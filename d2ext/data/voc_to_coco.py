@@ -1,8 +1,9 @@
 """Pascal VOC's XML files as one COCO JSON file."""
 
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
+
+from d2ext.safe_load import parse_xml
 
 __all__ = ["voc_to_coco"]
 
@@ -35,7 +36,7 @@ def voc_to_coco(
     images: List[Dict[str, Any]] = []
     found: List[Any] = []
     for number, name in enumerate(names, 1):
-        root = ElementTree.parse(folder / "Annotations" / f"{name}.xml").getroot()
+        root = parse_xml(folder / "Annotations" / f"{name}.xml").getroot()
         size = root.find("size")
         images.append(
             {

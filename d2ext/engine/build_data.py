@@ -5,21 +5,27 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
     TrainingSampler,
 )
 from detectron2.utils import comm
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from d2ext.data import FastMapper, require_dataset, why_not_fast
+from d2ext.data.proposals import add_proposals
 
 from .data_loader import ResumableLoader
 from .random_state import sample_seed
 
-__all__ = ["build_mapper", "build_train_loader"]
+__all__ = ["build_mapper", "build_test_loader", "build_train_loader"]
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +98,19 @@ def _choose_mapper(key: str, choice: str, arguments: Dict[str, Any]) -> DatasetM
     return DatasetMapper(**arguments)
 
 
+def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
+    """Detectron2's loader for one of DATASETS.TEST, with its proposals if the config wants them."""
+    mapper = build_mapper(cfg, is_train=False)
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return build_detection_test_loader(cfg, name, mapper=mapper)
+    dicts = get_detection_dataset_dicts([name], filter_empty=False)
+    files = cfg.DATASETS.PROPOSAL_FILES_TEST
+    add_proposals(dicts, files[list(cfg.DATASETS.TEST).index(name)])
+    return build_detection_test_loader(
+        dataset=dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
+
+
 class _IndexStream:
     """Seed -> this rank's endless stream of indices, by one of Detectron2's samplers."""
 
@@ -128,8 +147,9 @@ def _load_dataset_dicts(cfg: CfgNode) -> Tuple[List[Dict], List[int]]:
             min_keypoints=(
                 cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
             ),
-            proposal_files=None if proposals is None else [proposals[k]],
         )
+        if proposals is not None:
+            add_proposals(part, proposals[k])
         sizes.append(len(part))
         dicts += list(part)
     if not dicts:

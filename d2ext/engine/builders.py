@@ -7,7 +7,6 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer
 from detectron2.engine import HookBase as UpstreamHookBase
 from detectron2.engine import hooks as upstream
@@ -25,7 +24,7 @@ from d2ext.modeling.methods_in_use import check_methods_in_use
 
 from . import hooks
 from .attributes import TrainerAttributes
-from .build_data import build_mapper, build_train_loader
+from .build_data import build_test_loader, build_train_loader
 from .data_loader import ignore_stop_signals
 from .nonfinite import NonFiniteGuard
 from .optimizer import build_optimizer
@@ -120,9 +119,7 @@ class Builders(TrainerAttributes):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
-        loader = build_detection_test_loader(
-            cfg, dataset_name, mapper=build_mapper(cfg, is_train=False)
-        )
+        loader = build_test_loader(cfg, dataset_name)
         loader.worker_init_fn = ignore_stop_signals
         return loader
 
