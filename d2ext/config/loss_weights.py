@@ -99,13 +99,4 @@ RELATIONS = [
         lambda cfg: cfg.SOLVER.ALWA.INTERVAL >= 2,
         when=lambda cfg: cfg.SOLVER.ALWA.METHOD == "alwa",
     ),
-    Relation(
-        ("SOLVER.ALWA.COMPOSE", "SOLVER.ALWA.STATS_ON"),
-        "with raw losses the weight would be multiplied by Y / X again in every window, down to 0, "
-        "so set SOLVER.ALWA.COMPOSE to 'replace'",
-        lambda cfg: (
-            not (cfg.SOLVER.ALWA.STATS_ON == "raw" and cfg.SOLVER.ALWA.COMPOSE == "multiply")
-        ),
-        when=lambda cfg: cfg.SOLVER.ALWA.ENABLED and cfg.SOLVER.ALWA.METHOD == "alwa",
-    ),
 ]

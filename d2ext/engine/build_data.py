@@ -19,6 +19,7 @@ from detectron2.data.samplers import (
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
+from d2ext.config import validate
 from d2ext.data import FastMapper, require_dataset, why_not_fast
 from d2ext.data.proposals import add_proposals
 
@@ -186,10 +187,8 @@ def _repeat_factors(cfg: CfgNode, dicts: List[Dict], sizes: List[int]) -> Option
             factors = factors / factors.min()
     else:
         raise ValueError(f"DATALOADER.SAMPLER_TRAIN '{name}' is not one of Detectron2's samplers.")
-    rounding = cfg.DATALOADER.REPEAT_ROUNDING
-    if rounding not in ("stochastic", "ceil"):
-        raise ValueError(f"DATALOADER.REPEAT_ROUNDING is '{rounding}'; choose stochastic or ceil.")
-    return factors.ceil() if rounding == "ceil" else factors
+    validate(cfg, "DATALOADER.REPEAT_ROUNDING")
+    return factors.ceil() if cfg.DATALOADER.REPEAT_ROUNDING == "ceil" else factors
 
 
 def _epoch_size(cfg: CfgNode, size: int, factors: Optional[torch.Tensor]) -> float:

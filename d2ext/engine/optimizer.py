@@ -8,6 +8,8 @@ from detectron2.solver import build_optimizer as build_upstream_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
+from d2ext.config import validate
+
 __all__ = ["OPTIMIZERS", "build_optimizer"]
 
 
@@ -29,10 +31,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     name = cfg.SOLVER.OPTIMIZER
     if name == "SGD":
         return build_upstream_optimizer(cfg, model)
-    if name not in OPTIMIZERS:
-        raise ValueError(
-            f"SOLVER.OPTIMIZER must be one of SGD, {', '.join(OPTIMIZERS)}, not '{name}'."
-        )
+    validate(cfg, "SOLVER.OPTIMIZER")
     params = get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
