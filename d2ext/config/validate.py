@@ -16,7 +16,7 @@ from . import (
 )
 from .rules import Relation, Rule, shown
 from .upstream_relations import RELATIONS as UPSTREAM_RELATIONS
-from .upstream_rules import SECTIONS
+from .upstream_rules import SECTIONS, Section
 
 __all__ = ["OWN_RULES", "rule_of", "validate", "violations"]
 
@@ -38,6 +38,7 @@ _RELATIONS: List[Relation] = [
     *(relation for area in _AREAS for relation in getattr(area, "RELATIONS", ())),
     *UPSTREAM_RELATIONS,
 ]
+_OWN = Section(lambda cfg: True, OWN_RULES)
 _MISSING = object()
 
 
@@ -60,8 +61,8 @@ def violations(cfg: Any, *sections: str, skip: Tuple[str, ...] = ()) -> List[str
     How values go together is looked at when every single one is possible.
     """
     found: List[str] = []
-    for key, rule in _rules(cfg):
-        if key not in skip and _concerns(key, sections):
+    for key, rule in _rules(cfg, sections):
+        if key not in skip:
             found += _single(cfg, key, rule)
     found = list(dict.fromkeys(found))
     named = [sentence.split(" ", 1)[0] for sentence in found]
@@ -91,16 +92,18 @@ def rule_of(key: str) -> Any:
     return None
 
 
-def _rules(cfg: Any) -> Iterator[Tuple[str, Rule]]:
+def _rules(cfg: Any, sections: Tuple[str, ...]) -> Iterator[Tuple[str, Rule]]:
     """Every rule that this config has to keep."""
-    yield from OWN_RULES.items()
-    for section in SECTIONS:
-        if section.used(cfg):
-            yield from section.rules.items()
+    for used, rules in (_OWN, *SECTIONS):
+        concerned = [(key, rule) for key, rule in rules.items() if _concerns(key, sections)]
+        # In this order: a part that validates its own section is not to read other keys, which
+        # the doctor would take for keys that the part needs.
+        if concerned and used(cfg):
+            yield from concerned
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[Tuple[str, Any]]:
-    for key, value in node.items():
+    for key, value in dict.items(node):
         if isinstance(value, _YacsCfgNode):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
@@ -125,7 +128,7 @@ def _single(cfg: Any, key: str, rule: Rule) -> List[str]:
             return []
         if not isinstance(node, _YacsCfgNode):
             return [_sentence(name, node, "a section of keys")]
-        values = [(f"{name}.{leaf}", value) for leaf, value in node.items()]
+        values = [(f"{name}.{leaf}", value) for leaf, value in dict.items(node)]
         return [_sentence(k, v, rule.words()) for k, v in values if not rule.accepts(v)]
     name, value = _value(cfg, key)
     if value is _MISSING:
@@ -143,7 +146,7 @@ def _value(cfg: Any, key: str) -> Tuple[str, Any]:
             return ".".join(words[:depth]), node
         if word not in node:
             return key, _MISSING
-        node = node[word]
+        node = dict.__getitem__(node, word)  # not counted as a key that a part reads
     return key, node
 
 
