@@ -1,5 +1,6 @@
 """How a trainer's parts come from a config; each method can be overridden alone."""
 
+import inspect
 import logging
 import os
 from collections import OrderedDict
@@ -58,7 +59,7 @@ class Builders(TrainerAttributes):
         skip = [
             key
             for method, keys in _READERS.items()
-            if getattr(cls, method).__func__ is not getattr(Builders, method).__func__
+            if inspect.getattr_static(cls, method) is not inspect.getattr_static(Builders, method)
             for key in keys
         ]
         validate(cfg, skip=tuple(skip))

@@ -213,8 +213,8 @@ def test_registered_names_pass():
 
 def test_a_trainer_that_reads_a_key_itself_may_give_it_any_name():
     class Mine(Trainer):
-        @classmethod
-        def build_optimizer(cls, cfg, model):
+        @staticmethod
+        def build_optimizer(cfg, model):
             raise NotImplementedError
 
     cfg = load("fcos")
