@@ -67,7 +67,7 @@ def violations(cfg: Any, *sections: str, skip: Tuple[str, ...] = ()) -> List[str
     found = list(dict.fromkeys(found))
     named = [sentence.split(" ", 1)[0] for sentence in found]
     found += [
-        _sentence(key, value, "a number, a text, True, False, None or a list of these")
+        _sentence(key, value, "a number of 64 bits, a text, True, False, None or a list of these")
         for key, value in _leaves(cfg)
         if _concerns(key, sections) and key not in named and not _storable(value)
     ]
@@ -114,7 +114,9 @@ def _storable(value: Any) -> bool:
     """Whether YAML holds it: a checkpoint has the config inside, also what nobody reads."""
     if isinstance(value, (list, tuple)):
         return type(value) in (list, tuple) and all(_storable(item) for item in value)
-    return value is None or type(value) in (bool, int, float, str)
+    if type(value) is int:
+        return -(2**63) <= value < 2**63  # what tensors hold
+    return value is None or type(value) in (bool, float, str)
 
 
 def _concerns(key: str, sections: Tuple[str, ...]) -> bool:

@@ -163,6 +163,14 @@ def test_values_that_do_not_go_together(name, values, allowed):
     assert any(key in str(caught.value) for key in values)
 
 
+@pytest.mark.parametrize("value", [object(), {"a": 1}, [1, (set(),)], 10**30, b"bytes"])
+def test_no_value_is_one_that_a_checkpoint_cannot_hold(value):
+    cfg = load("fcos")
+    put(cfg, "MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT", value)
+    with pytest.raises(ValueError, match="^MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT is .*a list of"):
+        validate(cfg)
+
+
 def test_all_violations_are_listed_once():
     cfg = load("fcos")
     for key, value in (("MODEL.FCOS.NUM_CLASSES", 0), ("SOLVER.GAMMA", "x"), ("SEED", 0.5)):
