@@ -4,7 +4,19 @@ import signal
 
 from detectron2.config import CfgNode as CN
 
-from .rules import BOOLEAN, COUNT, NAME, TEXT, Rule, integer, listing, number, one_of, registered
+from .rules import (
+    BOOLEAN,
+    COUNT,
+    NAME,
+    TEXT,
+    Relation,
+    Rule,
+    integer,
+    listing,
+    number,
+    one_of,
+    registered,
+)
 
 __all__ = ["add_engine_config"]
 
@@ -200,3 +212,12 @@ RULES = {
     "TEST.VAL_LOSS.PERIOD": integer(0),
     "TEST.VAL_LOSS.MAX_BATCHES": integer(0),
 }
+
+RELATIONS = [
+    Relation(
+        ("TEST.VAL_LOSS.PERIOD", "DATASETS.TEST"),
+        "the validation loss needs a data set",
+        lambda cfg: len(cfg.DATASETS.TEST) > 0,
+        when=lambda cfg: cfg.TEST.VAL_LOSS.PERIOD > 0,
+    ),
+]

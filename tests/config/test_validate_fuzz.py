@@ -160,7 +160,7 @@ def is_a_sentence(text, keys=None):
     return bool(named) and "\n" not in text and text.rstrip().endswith(".")
 
 
-@tries(300)
+@tries(150)
 @given(cases(KEYS))
 def test_a_violation_is_a_sentence_that_names_the_key(case):
     cfg = build_case(case)
