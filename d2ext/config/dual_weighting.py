@@ -2,7 +2,18 @@
 
 from detectron2.config import CfgNode as CN
 
-from .rules import BOOLEAN, COUNT, NAME, NORM, PROBABILITY, SHARE, listing, number, one_of
+from .rules import (
+    BOOLEAN,
+    COUNT,
+    NAME,
+    NORM,
+    PROBABILITY,
+    SHARE,
+    listing,
+    number,
+    one_of,
+    registered,
+)
 
 __all__ = ["add_dual_weighting_config"]
 
@@ -101,16 +112,16 @@ RULES = {
     "MODEL.DW.PRIOR_SIGMA": number(above=0),
     # The Gaussian is never above 1, so no point would be left.
     "MODEL.DW.PRIOR_THRESHOLD": number(0, below=1),
-    "MODEL.DW.T_METRIC": one_of("exp_giou", "iou_pow"),
+    "MODEL.DW.T_METRIC": registered("d2ext.ops.dual_weighting:T_METRICS"),
     "MODEL.DW.BETA": number(0),
     "MODEL.DW.MU": _MU,
     "MODEL.DW.MU_NORM": _MU,
-    "MODEL.DW.NEG_METRIC": one_of("bag_norm", "fixed"),
+    "MODEL.DW.NEG_METRIC": registered("d2ext.ops.dual_weighting:NEG_METRICS"),
     "MODEL.DW.GAMMA1": number(above=0),
     "MODEL.DW.NEG_IOU": number(above=0, below=0.95),
     # p^gamma2 has an infinite slope at p = 0 for exponents below 1.
     "MODEL.DW.GAMMA2": number(1),
-    "MODEL.DW.NEG_CONFLICT": one_of("last", "min"),
+    "MODEL.DW.NEG_CONFLICT": registered("d2ext.ops.dual_weighting:NEG_CONFLICTS"),
     "MODEL.DW.POS_LOSS_WEIGHT": number(0),
     "MODEL.DW.LOC_LOSS_WEIGHT": number(0),
     "MODEL.DW.SCORE_THRESH_TEST": SHARE,

@@ -177,6 +177,8 @@ RULES = {
     "SOLVER.WARMUP_EPOCHS": number(0),
     "SOLVER.CHECKPOINT_EPOCHS": number(0),
     "SOLVER.DETERMINISTIC": BOOLEAN,
+    "DATALOADER.MAPPER": one_of("auto", "fast", "detectron2"),
+    "DATALOADER.MAPPER_TEST": one_of("auto", "fast", "detectron2"),
     "DATALOADER.REPEAT_ROUNDING": one_of("stochastic", "ceil"),
     "DATALOADER.RANDOM_SUBSET_RATIO": number(above=0, high=1),
     "DATASETS.TRAIN_REPEAT_FACTOR": listing(_REPEAT),
