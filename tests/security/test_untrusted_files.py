@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import pickle
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -112,19 +111,19 @@ def test_predictor(evil):
 
 def test_train_net(evil, marker, tmp_path, monkeypatch):
     """The way of the command line, evaluation and training."""
-    main = runpy.run_path(str(ROOT / "train_net.py"))
     from d2ext.data import tiny_dataset
+    from d2ext.engine import argument_parser, main
 
     with tiny_dataset("coco", num_images=2, image_size=64, num_classes=2) as name:
         for words in (["--eval-only"], []):
-            args = main["argument_parser"]().parse_args([
+            args = argument_parser().parse_args([
                 "--config-file", str(ROOT / "configs/Demo/retinanet_shapes.yaml"), *words,
                 "MODEL.WEIGHTS", str(evil[".pth"]), "MODEL.DEVICE", "cpu",
                 "OUTPUT_DIR", str(tmp_path / "out"), "DATALOADER.NUM_WORKERS", "0",
                 "DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)",
             ])  # fmt: skip
             with pytest.raises(UnsafeFileError):
-                main["main"](args)
+                main(args)
 
 
 def test_zoo_files_need_no_key(tmp_path):
