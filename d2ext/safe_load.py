@@ -10,6 +10,7 @@ import io
 import logging
 import pickle
 import xml.etree.ElementTree as ElementTree
+import zipfile
 from typing import Any, BinaryIO, Dict, Tuple
 from xml.parsers import expat
 
@@ -39,12 +40,22 @@ def load_tensors(path: str, *, allow_pickle: bool = False) -> Any:
     except Exception as error:
         if "weights_only" not in str(error) and "Weights only" not in str(error):
             raise
+        if not _is_torch_file(path):
+            raise ValueError(f"{path} is no file that torch.save wrote.") from error
         if not allow_pickle:
             raise UnsafeFileError(
                 f"{path} holds Python objects, and reading it could run any code; {_ADVICE}."
             ) from error
     _warn(path)
     return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def _is_torch_file(path: str) -> bool:
+    """Whether it is an archive, or begins as the pickles of older versions do."""
+    if zipfile.is_zipfile(path):
+        return True
+    with open(path, "rb") as stream:
+        return stream.read(1) == pickle.PROTO
 
 
 def load_arrays(stream: BinaryIO, path: str, *, allow_pickle: bool = False) -> Any:
