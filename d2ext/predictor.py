@@ -17,7 +17,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from . import model_zoo
-from .config import get_cfg
+from .config import get_cfg, validate
 
 __all__ = ["Predictor", "load_config"]
 
@@ -74,6 +74,7 @@ class Predictor:
         score_thresh: detections below this score are left out.
         batch_size: images that go through the model together. Smaller images of a batch are padded
             to the largest one, which can move a score in its last digits.
+        allow_pickle: read ``weights`` even if it is a pickle, which may run any code.
 
     Attributes:
         class_names: from the checkpoint, else from the data sets of the config, else numbers.
@@ -87,6 +88,7 @@ class Predictor:
         device: Optional[str] = None,
         score_thresh: float = 0.0,
         batch_size: int = 8,
+        allow_pickle: bool = False,
     ):
         from .engine.checkpoint import Checkpointer
         from .engine.description import class_names_of
@@ -97,10 +99,12 @@ class Predictor:
         cfg = load_config(cfg_or_name, str(weights))
         if device is not None:
             cfg.MODEL.DEVICE = str(device)
+        # How it was trained does not matter here.
+        validate(cfg, "MODEL", "INPUT", "TEST")
         choose_device(cfg)
         self.cfg = cfg
         self.model = build_model(cfg).eval()
-        checkpointer = Checkpointer(self.model)
+        checkpointer = Checkpointer(self.model, allow_pickle=allow_pickle)
         extra = checkpointer.load(str(weights) or cfg.MODEL.WEIGHTS)
         if weights:
             _refuse_other_weights(self.model, checkpointer.last_incompatible, str(weights))

@@ -24,20 +24,20 @@ def train(config_file, output, overrides):
 
 def draw(output, overrides):
     """Draw predictions of the trained model on validation images; return what was counted."""
-    from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
     from detectron2.modeling import build_model
     from detectron2.structures import BoxMode
 
     from d2ext import get_cfg
     from d2ext.analysis.predictions import draw_sheet, predict_examples
+    from d2ext.engine import Checkpointer
 
     cfg = get_cfg()
     cfg.merge_from_file(str(output / "config.yaml"))
     cfg.merge_from_list([*overrides, "OUTPUT_DIR", str(output)])
     name = cfg.DATASETS.TEST[0]
     model = build_model(cfg)
-    DetectionCheckpointer(model).load(str(output / "model_final.pth"))
+    Checkpointer(model).load(str(output / "model_final.pth"))
     loader = build_detection_test_loader(cfg, name, num_workers=0)
     examples = predict_examples(model, loader, NUM_PICTURES, SCORE_THRESH)
     truth = {}

@@ -29,6 +29,7 @@ __all__ = [
     "check_keys",
     "check_schedule",
     "check_steps",
+    "check_values",
     "check_weights",
     "data_problems",
     "num_classes_of",
@@ -148,7 +149,15 @@ def check_keys(cfg: Any, seen: List[str], explicit: List[str]) -> List[Finding]:
     return found or [Finding("ok", "keys", "Every changed key of MODEL is read by this model.")]
 
 
-def check_weights(cfg: Any, model: nn.Module) -> List[Finding]:
+def check_values(cfg: Any) -> List[Finding]:
+    """Every value that no training can have."""
+    from d2ext.config import violations
+
+    why = "The training refuses it."
+    return [Finding("error", "config", sentence, why) for sentence in violations(cfg)]
+
+
+def check_weights(cfg: Any, model: nn.Module, allow_pickle: bool = False) -> List[Finding]:
     """Load ``MODEL.WEIGHTS`` into the model and count what fits."""
     path = cfg.MODEL.WEIGHTS
     if not path:
@@ -166,7 +175,7 @@ def check_weights(cfg: Any, model: nn.Module) -> List[Finding]:
     from d2ext.engine import Checkpointer
 
     try:
-        checkpointer = Checkpointer(model)
+        checkpointer = Checkpointer(model, allow_pickle=allow_pickle)
         checkpointer.load(path)
         loaded = checkpointer.last_incompatible
     except Exception as error:  # whatever a file that is no checkpoint makes of a reader

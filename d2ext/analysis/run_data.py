@@ -167,13 +167,15 @@ def _read_state(folder: Path) -> Dict[str, np.ndarray]:
     """Buffers by name; nothing where there is no checkpoint that reads without running code."""
     import torch
 
+    from d2ext.safe_load import load_tensors
+
     tag = folder / "last_checkpoint"
     name = tag.read_text().strip() if tag.is_file() else "model_final.pth"
     path = folder / Path(name).name
     if not path.is_file():
         return {}
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(str(path))
     except Exception as error:  # a checkpoint of another program may hold anything
         logger.warning(f"{path} is left out: {str(error).splitlines()[0]}")
         return {}

@@ -13,6 +13,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 __all__ = [
     "add_config_arguments",
     "add_output_argument",
+    "add_pickle_argument",
     "annotation_source",
     "config_file",
     "default_output",
@@ -53,6 +54,16 @@ def add_config_arguments(parser: argparse.ArgumentParser, nargs: Optional[str] =
         metavar="MODULE",
         help="import a Python module first, for what it registers; may be repeated",
     )
+    add_pickle_argument(parser)
+
+
+def add_pickle_argument(parser: argparse.ArgumentParser) -> None:
+    """``--allow-pickle``."""
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read weights even if they are a pickle, which may run any code; it is warned of",
+    )
 
 
 def add_output_argument(parser: argparse.ArgumentParser, command: str) -> None:
@@ -81,22 +92,27 @@ def config_file(name: str) -> str:
     return model_zoo.get_config_file(name)
 
 
-def load_config(name: str, opts: List[str], modules: Tuple[str, ...] = ()) -> Any:
+def load_config(
+    name: str, opts: List[str], modules: Tuple[str, ...] = (), check: bool = True
+) -> Any:
     """The config of a command line, on a device that this machine has.
 
     Args:
         name: a YAML file, or a name in the zoo.
         opts: overrides, KEY VALUE in turn.
         modules: Python modules to import first.
+        check: refuse impossible values; if not, the device is left as it is, too.
     """
-    from ..config import get_cfg
+    from ..config import get_cfg, validate
     from ..engine.setup import choose_device, import_modules
 
     import_modules(list(modules))
     cfg = get_cfg()
     cfg.merge_from_file(config_file(name))
     cfg.merge_from_list(opts)
-    choose_device(cfg)
+    if check:
+        validate(cfg)
+        choose_device(cfg)
     return cfg
 
 

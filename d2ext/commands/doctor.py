@@ -55,17 +55,22 @@ def _examine(args: argparse.Namespace) -> List[Any]:
     from .._environment import versions
     from ..analysis import doctor
     from ..analysis.key_reads import keys_of_file
+    from ..engine.setup import choose_device
 
     Finding = doctor.Finding
     listed = ", ".join(f"{name} {version}" for name, version in versions().items())
     found = [Finding("ok", "versions", f"{listed}.")]
     try:
-        cfg = load_config(args.config, args.opts, args.modules)
+        cfg = load_config(args.config, args.opts, args.modules, check=False)
         explicit = keys_of_file(config_file(args.config)) + args.opts[::2]
     except (KeyError, ValueError, FileNotFoundError, ImportError, AssertionError) as error:
         reason = str(error.args[0]) if error.args else type(error).__name__
         fix = "Correct the config file or the command line."
         return [*found, Finding("error", "config", reason, "Nothing can be built from it.", fix)]
+    impossible = doctor.check_values(cfg)
+    if impossible:
+        return found + impossible
+    choose_device(cfg)
     found += doctor.check_schedule(cfg)
     names = list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
     print(f"Reading {', '.join(names)} ...", file=sys.stderr)
@@ -84,7 +89,7 @@ def _examine(args: argparse.Namespace) -> List[Any]:
         built["model"], described, " and ".join(counting) or "NUM_CLASSES"
     )
     found += classes
-    found += doctor.check_weights(cfg, built["model"])
+    found += doctor.check_weights(cfg, built["model"], args.allow_pickle)
     if args.steps > 0:
         if any(f.level == "error" for f in (*data, *classes)):
             return [*found, Finding("ok", "steps", "Not tried: correct the errors above first.")]

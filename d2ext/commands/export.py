@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any, Dict
 
+from .common import add_pickle_argument
+
 __all__ = ["add_export", "run_export"]
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "program": ".pt2"}
@@ -37,6 +39,7 @@ def add_export(commands) -> None:
         help="for two-stage models, which are traced: an image with objects to follow",
     )
     parser.add_argument("--no-check", action="store_true", help="do not compare with PyTorch")
+    add_pickle_argument(parser)
     parser.set_defaults(func=run_export)
 
 
@@ -46,7 +49,9 @@ def run_export(args: argparse.Namespace) -> int:
     output = Path(args.output or f"detector{SUFFIXES[args.format]}")
     try:
         # Exported on the CPU: constants of a trace stay on the device they were made on.
-        predictor = Predictor(args.config_file, args.weights, device="cpu")
+        predictor = Predictor(
+            args.config_file, args.weights, device="cpu", allow_pickle=args.allow_pickle
+        )
         output.parent.mkdir(parents=True, exist_ok=True)
         if predictor.cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
             return _export_two_stage(predictor, output, args)

@@ -43,7 +43,7 @@ def run_lr_find(args: argparse.Namespace) -> int:
     with quiet():
         cfg = load_config(args.config, args.opts, args.modules)
         require_dataset(*cfg.DATASETS.TRAIN)
-        model = load_model(cfg)
+        model = load_model(cfg, allow_pickle=args.allow_pickle)
         found = range_test(
             model,
             Trainer.build_optimizer(cfg, model),

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
+from .common import add_pickle_argument
+
 __all__ = ["add_predict", "coco_records", "find_inputs", "run_predict"]
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
@@ -28,6 +30,7 @@ def add_predict(commands) -> None:
     parser.add_argument("--batch-size", type=int, default=4, help="images at a time (default 4)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default the config's")
     parser.add_argument("--no-pictures", action="store_true", help="write predictions.json only")
+    add_pickle_argument(parser)
     parser.set_defaults(func=run_predict)
 
 
@@ -91,6 +94,7 @@ def run_predict(args: argparse.Namespace) -> int:
             device=args.device,
             score_thresh=args.threshold,
             batch_size=args.batch_size,
+            allow_pickle=args.allow_pickle,
         )
         output = Path(args.output)
         output.mkdir(parents=True, exist_ok=True)

@@ -77,14 +77,14 @@ def _add_predict(kinds: Any) -> None:
     parser.set_defaults(func=run_predict)
 
 
-def load_model(cfg: Any, weights: str = "") -> Any:
+def load_model(cfg: Any, weights: str = "", allow_pickle: bool = False) -> Any:
     """The model of a config in evaluation mode, with the weights given or those of the config."""
     from detectron2.modeling import build_model
 
     from ..engine import Checkpointer
 
     model = build_model(cfg)
-    Checkpointer(model).load(weights or cfg.MODEL.WEIGHTS)
+    Checkpointer(model, allow_pickle=allow_pickle).load(weights or cfg.MODEL.WEIGHTS)
     return model.eval()
 
 
@@ -96,7 +96,7 @@ def run_assign(args: argparse.Namespace) -> int:
     with quiet():
         configs = [load_config(name, args.opts, args.modules) for name in args.config]
         models = [
-            load_model(cfg, weights)
+            load_model(cfg, weights, args.allow_pickle)
             for cfg, weights in zip(configs, args.weights or [""] * len(configs))
         ]
         items = _choose_items(configs[0], args.images, args.image)

@@ -11,8 +11,9 @@ from .loss_weights import add_loss_weights_config
 from .node import CfgNode
 from .roi_heads import add_roi_heads_config
 from .sampling_free import add_sampling_free_config
+from .validate import validate, violations
 
-__all__ = ["CfgNode", "add_d2ext_config", "get_cfg"]
+__all__ = ["CfgNode", "add_d2ext_config", "get_cfg", "validate", "violations"]
 
 _AREAS = (
     add_dense_config,

@@ -1,6 +1,22 @@
 """Keys of the dense detectors: the slots they share, FCOS and ATSS."""
 
+from typing import Dict
+
 from detectron2.config import CfgNode as CN
+
+from .rules import (
+    BOOLEAN,
+    COUNT,
+    NAME,
+    NORM,
+    PROBABILITY,
+    SHARE,
+    Rule,
+    listing,
+    number,
+    one_of,
+    registered,
+)
 
 __all__ = ["add_dense_config"]
 
@@ -80,3 +96,49 @@ def _add_atss(cfg: CN) -> None:
     cfg.MODEL.ATSS.SCORE_THRESH_TEST = 0.05
     cfg.MODEL.ATSS.TOPK_CANDIDATES_TEST = 1000
     cfg.MODEL.ATSS.NMS_THRESH_TEST = 0.6
+
+
+_FEATURES = listing(NAME, least=1, distinct=True)
+# Below 0: none. Above 1 the negatives would weigh less than nothing.
+_FOCAL_ALPHA = number(high=1)
+
+
+def _detector(name: str) -> Dict[str, Rule]:
+    """Rules of what both detectors have."""
+    node = f"MODEL.{name}"
+    return {
+        f"{node}.NUM_CLASSES": COUNT,
+        f"{node}.IN_FEATURES": _FEATURES,
+        f"{node}.NUM_CONVS": COUNT,
+        f"{node}.NORM": NORM,
+        f"{node}.PRIOR_PROB": PROBABILITY,
+        f"{node}.FOCAL_LOSS_ALPHA": _FOCAL_ALPHA,
+        f"{node}.FOCAL_LOSS_GAMMA": number(0),
+        f"{node}.SCORE_THRESH_TEST": SHARE,
+        f"{node}.TOPK_CANDIDATES_TEST": COUNT,
+        f"{node}.NMS_THRESH_TEST": SHARE,
+    }
+
+
+RULES = {
+    "MODEL.DENSE.CLS_LOSS": registered("d2ext.modeling.losses.registry:CLS_LOSS_REGISTRY"),
+    "MODEL.DENSE.BOX_LOSS": registered("d2ext.modeling.losses.registry:BOX_LOSS_REGISTRY", ""),
+    "MODEL.DENSE.NORMALIZER": registered(
+        "d2ext.modeling.losses.normalizers:NORMALIZER_REGISTRY", ""
+    ),
+    "MODEL.DENSE.NORMALIZER_SYNC": one_of("auto", "on", "off"),
+    **_detector("FCOS"),
+    "MODEL.FCOS.CENTER_SAMPLING_RADIUS": number(above=0),
+    **_detector("ATSS"),
+    "MODEL.ATSS.CONV_BIAS": BOOLEAN,
+    "MODEL.ATSS.ANCHOR_SCALES": listing(number(above=0), least=1),
+    "MODEL.ATSS.ANCHOR_OFFSET": number(0, below=1),
+    "MODEL.ATSS.TOPK": COUNT,
+    "MODEL.ATSS.CLAMP_CENTERS": BOOLEAN,
+    "MODEL.ATSS.REGRESSION": one_of("anchor", "point"),
+    "MODEL.ATSS.BBOX_REG_WEIGHTS": listing(number(above=0), length=4),
+    "MODEL.ATSS.QUALITY": one_of("centerness", "iou"),
+    "MODEL.ATSS.LEVEL_SCALES": BOOLEAN,
+    "MODEL.ATSS.BBOX_REG_LOSS_WEIGHT": number(0),
+    "MODEL.ATSS.SCORE": one_of("sqrt", "product"),
+}

@@ -2,6 +2,19 @@
 
 from detectron2.config import CfgNode as CN
 
+from .rules import (
+    BOOLEAN,
+    COUNT,
+    NAME,
+    NORM,
+    PROBABILITY,
+    SHARE,
+    listing,
+    number,
+    one_of,
+    registered,
+)
+
 __all__ = ["add_dual_weighting_config"]
 
 
@@ -79,3 +92,39 @@ def _add_inference(node: CN) -> None:
     # (point, class) pairs kept on each level.
     node.TOPK_CANDIDATES_TEST = 1000
     node.NMS_THRESH_TEST = 0.6
+
+
+# exp(MU t) with t up to 1 must fit into float32.
+_MU = number(0, 80)
+
+RULES = {
+    "MODEL.DW.NUM_CLASSES": COUNT,
+    "MODEL.DW.IN_FEATURES": listing(NAME, least=1, distinct=True),
+    "MODEL.DW.NUM_CONVS": COUNT,
+    "MODEL.DW.NORM": NORM,
+    "MODEL.DW.PRIOR_PROB": PROBABILITY,
+    "MODEL.DW.REGRESSION": one_of("point", "anchor"),
+    "MODEL.DW.BOX_BIAS": number(0),
+    "MODEL.DW.ANCHOR_SCALE": number(above=0),
+    "MODEL.DW.REFINE_BOXES": BOOLEAN,
+    "MODEL.DW.DEFORM_LAST_CONV": BOOLEAN,
+    "MODEL.DW.SOFT_PRIOR": BOOLEAN,
+    "MODEL.DW.PRIOR_SIGMA": number(above=0),
+    # The Gaussian is never above 1, so no point would be left.
+    "MODEL.DW.PRIOR_THRESHOLD": number(0, below=1),
+    "MODEL.DW.T_METRIC": registered("d2ext.ops.dual_weighting:T_METRICS"),
+    "MODEL.DW.BETA": number(0),
+    "MODEL.DW.MU": _MU,
+    "MODEL.DW.MU_NORM": _MU,
+    "MODEL.DW.NEG_METRIC": registered("d2ext.ops.dual_weighting:NEG_METRICS"),
+    "MODEL.DW.GAMMA1": number(above=0),
+    "MODEL.DW.NEG_IOU": number(above=0, below=0.95),
+    # p^gamma2 has an infinite slope at p = 0 for exponents below 1.
+    "MODEL.DW.GAMMA2": number(1),
+    "MODEL.DW.NEG_CONFLICT": registered("d2ext.ops.dual_weighting:NEG_CONFLICTS"),
+    "MODEL.DW.POS_LOSS_WEIGHT": number(0),
+    "MODEL.DW.LOC_LOSS_WEIGHT": number(0),
+    "MODEL.DW.SCORE_THRESH_TEST": SHARE,
+    "MODEL.DW.TOPK_CANDIDATES_TEST": COUNT,
+    "MODEL.DW.NMS_THRESH_TEST": SHARE,
+}

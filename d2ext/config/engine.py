@@ -1,6 +1,22 @@
 """Keys of the trainer: numbers, schedule, hooks, checkpoints, watching, faults."""
 
+import signal
+
 from detectron2.config import CfgNode as CN
+
+from .rules import (
+    BOOLEAN,
+    COUNT,
+    NAME,
+    TEXT,
+    Relation,
+    Rule,
+    integer,
+    listing,
+    number,
+    one_of,
+    registered,
+)
 
 __all__ = ["add_engine_config"]
 
@@ -153,3 +169,77 @@ def _add_test_keys(cfg: CN) -> None:
     cfg.TEST.VAL_LOSS = CN()
     cfg.TEST.VAL_LOSS.PERIOD = 0
     cfg.TEST.VAL_LOSS.MAX_BATCHES = 0
+
+
+_UNSTOPPABLE = ("SIGKILL", "SIGSTOP")
+_SIGNAL = Rule(
+    "the name of a signal that can be caught, such as 'SIGTERM'",
+    lambda v: isinstance(v, str) and v in signal.Signals.__members__ and v not in _UNSTOPPABLE,
+)
+_REPEAT = Rule(
+    "a pair of a data set's name and a number above 0",
+    lambda v: (
+        isinstance(v, (list, tuple))
+        and len(v) == 2
+        and NAME.accepts(v[0])
+        and number(above=0).accepts(v[1])
+    ),
+)
+
+RULES = {
+    "SOLVER.AMP.DTYPE": one_of("fp16", "bf16"),
+    "SOLVER.OPTIMIZER": registered("d2ext.engine.optimizer:OPTIMIZERS", "SGD"),
+    "SOLVER.ACCUMULATE": COUNT,
+    "SOLVER.REFERENCE_BATCH": integer(0),
+    "SOLVER.AUTO_SCALE": BOOLEAN,
+    "SOLVER.EPOCHS": number(0),
+    "SOLVER.EPOCH_STEPS": listing(number(above=0), strictly=True),
+    "SOLVER.WARMUP_EPOCHS": number(0),
+    "SOLVER.CHECKPOINT_EPOCHS": number(0),
+    "SOLVER.DETERMINISTIC": BOOLEAN,
+    "DATALOADER.MAPPER": one_of("auto", "fast", "detectron2"),
+    "DATALOADER.MAPPER_TEST": one_of("auto", "fast", "detectron2"),
+    "DATALOADER.REPEAT_ROUNDING": one_of("stochastic", "ceil"),
+    "DATALOADER.RANDOM_SUBSET_RATIO": number(above=0, high=1),
+    "DATASETS.TRAIN_REPEAT_FACTOR": listing(_REPEAT),
+    "ENGINE.HOOKS": listing(
+        registered(
+            "d2ext.engine.hooks.base:HOOK_REGISTRY",
+            advice="; others come from the module that registers them, named with --import",
+        )
+    ),
+    "ENGINE.FAST_DEV_RUN": BOOLEAN,
+    "ENGINE.LOG_PERIOD": COUNT,
+    "ENGINE.MAX_TO_KEEP": integer(0),
+    "ENGINE.STOP_SIGNALS": listing(_SIGNAL),
+    "ENGINE.NONFINITE": one_of("stop", "skip"),
+    "ENGINE.MAX_SKIPPED_STEPS": integer(0),
+    "ENGINE.FIND_UNUSED_PARAMETERS": BOOLEAN,
+    "ENGINE.EMA.ENABLED": BOOLEAN,
+    "ENGINE.EMA.DECAY": number(0, below=1),
+    "ENGINE.EMA.WARMUP": number(0),
+    "ENGINE.EMA.EVAL": BOOLEAN,
+    "ENGINE.BEST_CHECKPOINT.METRIC": TEXT,
+    "ENGINE.BEST_CHECKPOINT.MODE": one_of("max", "min"),
+    "ENGINE.EARLY_STOPPING.PATIENCE": integer(0),
+    "ENGINE.EARLY_STOPPING.METRIC": NAME,
+    "ENGINE.EARLY_STOPPING.MODE": one_of("max", "min"),
+    "ENGINE.EARLY_STOPPING.MIN_DELTA": number(0),
+    "ENGINE.PROGRESS_BAR": one_of("auto", "on", "off"),
+    "ENGINE.TENSORBOARD": BOOLEAN,
+    "ENGINE.WANDB.ENABLED": BOOLEAN,
+    "ENGINE.WANDB.PROJECT": TEXT,
+    "ENGINE.WANDB.NAME": TEXT,
+    "TEST.EVAL_EPOCHS": number(0),
+    "TEST.VAL_LOSS.PERIOD": integer(0),
+    "TEST.VAL_LOSS.MAX_BATCHES": integer(0),
+}
+
+RELATIONS = [
+    Relation(
+        ("TEST.VAL_LOSS.PERIOD", "DATASETS.TEST"),
+        "the validation loss needs a data set",
+        lambda cfg: len(cfg.DATASETS.TEST) > 0,
+        when=lambda cfg: cfg.TEST.VAL_LOSS.PERIOD > 0,
+    ),
+]

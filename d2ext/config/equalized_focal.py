@@ -1,5 +1,7 @@
 from detectron2.config import CfgNode as CN
 
+from .rules import BOOLEAN, number
+
 __all__ = ["add_equalized_focal_config"]
 
 
@@ -37,3 +39,19 @@ def add_equalized_focal_config(cfg: CN) -> None:
     cfg.MODEL.SEESAW.P = 0.8
     cfg.MODEL.SEESAW.Q = 2.0
     cfg.MODEL.SEESAW.MIN_SCORE = 0.01
+
+
+RULES = {
+    "MODEL.EFL.GAMMA_B": number(above=0),
+    "MODEL.EFL.SCALE": number(0),
+    "MODEL.EFL.ALPHA": number(high=1),
+    "MODEL.EFL.LOSS_WEIGHT": number(0),
+    "MODEL.EQLV2.GAMMA": number(0),
+    "MODEL.EQLV2.MU": number(),
+    "MODEL.EQLV2.ALPHA": number(0),
+    "MODEL.EQLV2.OBJECTNESS": BOOLEAN,
+    "MODEL.SEESAW.P": number(0),
+    "MODEL.SEESAW.Q": number(0),
+    # Scores are divided by it.
+    "MODEL.SEESAW.MIN_SCORE": number(above=0, high=1),
+}

@@ -2,6 +2,8 @@
 
 from detectron2.config import CfgNode as CN
 
+from .rules import BOOLEAN, number, one_of
+
 __all__ = ["add_harmonic_config"]
 
 
@@ -56,3 +58,25 @@ def add_harmonic_config(cfg: CN) -> None:
     cfg.MODEL.HARMONIC.TC.DETACH_ENTROPY = False
     cfg.MODEL.HARMONIC.TC.DETACH_IOU = False
     cfg.MODEL.HARMONIC.TC.DETACH_SCORE = False
+
+
+RULES = {
+    "MODEL.HARMONIC.ENABLED": BOOLEAN,
+    "MODEL.HARMONIC.ON_DENSE": BOOLEAN,
+    "MODEL.HARMONIC.ON_RPN": BOOLEAN,
+    "MODEL.HARMONIC.ON_ROI": BOOLEAN,
+    "MODEL.HARMONIC.COUPLE": BOOLEAN,
+    "MODEL.HARMONIC.DETACH_BETAS": BOOLEAN,
+    "MODEL.HARMONIC.BETA_R_SOURCE": one_of("loc", "base"),
+    "MODEL.HARMONIC.BETA_C_SOURCE": one_of("loss", "bce", "gt_prob"),
+    "MODEL.HARMONIC.ALPHA_HIOU": number(0),
+    "MODEL.HARMONIC.GAMMA": number(0),
+    "MODEL.HARMONIC.TC.WEIGHT": number(0),
+    # Score and IoU never differ by more than 1.
+    "MODEL.HARMONIC.TC.MARGIN": number(0, below=1),
+    "MODEL.HARMONIC.TC.MARGIN_MODE": one_of("subtract", "hard"),
+    "MODEL.HARMONIC.TC.SCORE": one_of("gt", "max"),
+    "MODEL.HARMONIC.TC.DETACH_ENTROPY": BOOLEAN,
+    "MODEL.HARMONIC.TC.DETACH_IOU": BOOLEAN,
+    "MODEL.HARMONIC.TC.DETACH_SCORE": BOOLEAN,
+}

@@ -1,6 +1,10 @@
 """Keys of loss weights: static ones, and those that follow the losses (ALWA and others)."""
 
+import re
+
 from detectron2.config import CfgNode as CN
+
+from .rules import BOOLEAN, Relation, Rule, integer, listing, number, one_of
 
 __all__ = ["add_loss_weights_config"]
 
@@ -52,3 +56,47 @@ def add_loss_weights_config(cfg: CN) -> None:
     cfg.SOLVER.ALWA.UNCERTAINTY_MAX_WEIGHT = 10.0
     # METHOD "dwa": T.
     cfg.SOLVER.ALWA.DWA_TEMPERATURE = 2.0
+
+
+_GROUP_WORDS = ("auto", "all", "rpn", "dense", "fcos", "dw", "roi")
+_GROUP = Rule(
+    f"one of {', '.join(_GROUP_WORDS)}, or 'name=class_loss+class_loss/box_loss'",
+    lambda v: (
+        isinstance(v, str) and (v in _GROUP_WORDS or bool(re.fullmatch(r"[^=]+=[^/]+/[^/]+", v)))
+    ),
+)
+
+RULES = {
+    # Any pattern may stand for the star.
+    "SOLVER.LOSS_WEIGHTS.*": number(0),
+    "SOLVER.ALWA.ENABLED": BOOLEAN,
+    "SOLVER.ALWA.METHOD": one_of("alwa", "uncertainty", "dwa"),
+    "SOLVER.ALWA.VARIANT": one_of(1, 2),
+    "SOLVER.ALWA.INTERVAL": integer(1),
+    "SOLVER.ALWA.GROUPS": listing(_GROUP, least=1),
+    "SOLVER.ALWA.INIT_CLS": number(above=0),
+    "SOLVER.ALWA.INIT_BOX": number(above=0),
+    "SOLVER.ALWA.STATS_ON": one_of("weighted", "raw"),
+    "SOLVER.ALWA.COMPOSE": one_of("replace", "multiply"),
+    "SOLVER.ALWA.MIN_WEIGHT": number(0),
+    "SOLVER.ALWA.MAX_WEIGHT": number(0),
+    "SOLVER.ALWA.START_ITER": integer(0),
+    "SOLVER.ALWA.SYNC": one_of("mean", "none"),
+    "SOLVER.ALWA.UNCERTAINTY_LR": number(above=0),
+    "SOLVER.ALWA.UNCERTAINTY_MAX_WEIGHT": number(above=0),
+    "SOLVER.ALWA.DWA_TEMPERATURE": number(above=0),
+}
+
+RELATIONS = [
+    Relation(
+        ("SOLVER.ALWA.MIN_WEIGHT", "SOLVER.ALWA.MAX_WEIGHT"),
+        "the first must not be above the second",
+        lambda cfg: cfg.SOLVER.ALWA.MIN_WEIGHT <= cfg.SOLVER.ALWA.MAX_WEIGHT,
+    ),
+    Relation(
+        ("SOLVER.ALWA.INTERVAL", "SOLVER.ALWA.METHOD"),
+        "the interval must be at least 2, for a single loss has no deviation",
+        lambda cfg: cfg.SOLVER.ALWA.INTERVAL >= 2,
+        when=lambda cfg: cfg.SOLVER.ALWA.METHOD == "alwa",
+    ),
+]

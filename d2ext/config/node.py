@@ -8,6 +8,8 @@ from detectron2.config import CfgNode as _UpstreamCfgNode
 from iopath.common.file_io import g_pathmgr
 from yacs.config import CfgNode as _YacsCfgNode
 
+from .rules import shown
+
 __all__ = ["CfgNode", "nearest_keys"]
 
 
@@ -38,7 +40,24 @@ class CfgNode(_UpstreamCfgNode):
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> Dict[str, Any]:
         """Read a YAML file and the files it names in ``_BASE_``; ``allow_unsafe`` is ignored."""
-        return _load_yaml_with_base(str(filename), ())
+        values = _load_yaml_with_base(str(filename), ())
+        if not isinstance(values.get("VERSION", 0), int):
+            raise ValueError(f"VERSION is {shown(values['VERSION'])}; it must be an integer.")
+        return values
+
+    @classmethod
+    def load_cfg(cls, cfg_file_obj_or_str: Any) -> "CfgNode":
+        """A config from YAML text or an open YAML file. yacs would run a Python file."""
+        text = cfg_file_obj_or_str
+        return cls(yaml.safe_load(text if isinstance(text, str) else text.read()))
+
+    @classmethod
+    def _decode_cfg_value(cls, value: Any) -> Any:
+        """yacs' reading of a text as a literal; what cannot be one stays a text."""
+        try:
+            return super()._decode_cfg_value(value)
+        except (TypeError, MemoryError, RecursionError):
+            return value
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a key; a section made with Detectron2's or yacs' class becomes one of this class.
@@ -58,7 +77,7 @@ class CfgNode(_UpstreamCfgNode):
         unknown = _unknown_keys(self, cfg_other)
         if unknown:
             raise KeyError(_unknown_message(unknown[0], self))
-        super().merge_from_other_cfg(cfg_other)
+        super().merge_from_other_cfg(_fitted(cfg_other, self))
 
     def merge_from_list(self, cfg_list: List[Any]) -> None:
         if len(cfg_list) % 2:
@@ -72,7 +91,7 @@ class CfgNode(_UpstreamCfgNode):
             if key not in known and not _is_free_form(self, key):
                 raise KeyError(_unknown_message(key, self))
             if not _set_free_form(self, key, value):
-                rest += [key, value]
+                rest += [key, _fitted_value(value, _value_of(self, key), key, self)]
         super().merge_from_list(rest)
 
     def dotted_keys(self) -> List[str]:
@@ -132,6 +151,53 @@ def _set_free_form(cfg: _YacsCfgNode, key: str, value: Any) -> bool:
     for name, item in value.items():
         setattr(node, name, item)
     return True
+
+
+def _value_of(cfg: _YacsCfgNode, path: str) -> Any:
+    """The value of a key, or None where there is none: yacs knows keys that were renamed."""
+    for word in path.split("."):
+        cfg = cfg.get(word) if isinstance(cfg, _YacsCfgNode) else None
+    return cfg
+
+
+def _fitted(new: _YacsCfgNode, cfg: _YacsCfgNode, prefix: str = "") -> _YacsCfgNode:
+    """A copy of ``new`` whose values have the types of those in ``cfg``; see `_fitted_value`."""
+    fitted = type(new)(new_allowed=new.is_new_allowed())
+    for key, value in new.items():
+        path = f"{prefix}{key}"
+        old = cfg.get(key)
+        if isinstance(value, _YacsCfgNode) and isinstance(old, _YacsCfgNode):
+            value = _fitted(value, old, f"{path}.")
+        elif key in cfg:
+            value = _fitted_value(value, old, path, cfg)
+        dict.__setitem__(fitted, key, value)
+    return fitted
+
+
+def _fitted_value(value: Any, old: Any, key: str, cfg: _YacsCfgNode) -> Any:
+    """The value to replace ``old``: an integer becomes a float where one is expected.
+
+    A value of another type is refused here, where the key is known, and not in yacs' words.
+    """
+    decoded = cfg._decode_cfg_value(value)
+    if old is None or decoded is None or type(decoded) is type(old):
+        return value
+    if isinstance(old, float) and type(decoded) is int:
+        return float(decoded)
+    if isinstance(old, (list, tuple)) and isinstance(decoded, (list, tuple)):
+        return value
+    if isinstance(old, _YacsCfgNode) and isinstance(decoded, dict):
+        return value
+    raise ValueError(f"{key} is {shown(decoded)}; it must be {_allowed(key, old)}.")
+
+
+def _allowed(key: str, old: Any) -> str:
+    if isinstance(old, _YacsCfgNode):
+        return "a section of keys"
+    from .validate import rule_of
+
+    rule = rule_of(key)
+    return f"of the type {type(old).__name__}" if rule is None else rule.words()
 
 
 def _unknown_keys(cfg: _YacsCfgNode, other: _YacsCfgNode, prefix: str = "") -> List[str]:

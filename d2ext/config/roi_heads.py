@@ -2,6 +2,8 @@
 
 from detectron2.config import CfgNode as CN
 
+from .rules import number, registered
+
 __all__ = ["add_roi_heads_config"]
 
 
@@ -16,3 +18,11 @@ def add_roi_heads_config(cfg: CN) -> None:
     # Score of every class at the start of training, for the losses with independent classes;
     # 0 leaves the bias at 0 (a score of 0.5), as Detectron2 does.
     cfg.MODEL.ROI_BOX_HEAD.PRIOR_PROB = 0.0
+
+
+RULES = {
+    "MODEL.ROI_BOX_HEAD.CLS_LOSS": registered("d2ext.modeling.losses.registry:CLS_LOSS_REGISTRY"),
+    "MODEL.ROI_BOX_HEAD.FOCAL_LOSS_ALPHA": number(high=1),
+    "MODEL.ROI_BOX_HEAD.FOCAL_LOSS_GAMMA": number(0),
+    "MODEL.ROI_BOX_HEAD.PRIOR_PROB": number(0, below=1),
+}

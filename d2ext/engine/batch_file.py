@@ -14,6 +14,7 @@ from detectron2.structures import (
 )
 
 from d2ext.data import PackedBatch
+from d2ext.safe_load import load_tensors
 
 from .checkpoint import atomic_write, plain
 
@@ -46,7 +47,7 @@ def save_batch(path: str, batch: List[Dict[str, Any]], **extra: Any) -> None:
 
 def load_batch(path: str) -> Dict[str, Any]:
     """What :func:`save_batch` wrote; ``["batch"]`` can be given to the model as it is."""
-    data = torch.load(path, map_location="cpu", weights_only=True)
+    data = load_tensors(path)
     data["batch"] = [
         {key: _decode(value) for key, value in sample.items()}
         if isinstance(sample, dict)

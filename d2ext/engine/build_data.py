@@ -6,22 +6,29 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
     TrainingSampler,
 )
 from detectron2.utils import comm
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from d2ext.data import FastMapper, why_not_fast
+from d2ext.config import validate
+from d2ext.data import FastMapper, require_dataset, why_not_fast
 from d2ext.data.checks import check_sample, checked_datasets
+from d2ext.data.proposals import add_proposals
 
-from .data_loader import ResumableLoader
+from .data_loader import NamedErrors, ResumableLoader
 from .random_state import sample_seed
 
-__all__ = ["build_mapper", "build_train_loader"]
+__all__ = ["build_mapper", "build_test_loader", "build_train_loader"]
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +102,23 @@ def _choose_mapper(key: str, choice: str, arguments: Dict[str, Any]) -> DatasetM
     return DatasetMapper(**arguments)
 
 
+def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
+    """Detectron2's loader for one of DATASETS.TEST, with its proposals if the config wants them.
+
+    An error about a sample names its file.
+    """
+    mapper = NamedErrors(build_mapper(cfg, is_train=False), check_sample)
+    with checked_datasets([name], training=False):
+        if not cfg.MODEL.LOAD_PROPOSALS:
+            return build_detection_test_loader(cfg, name, mapper=mapper)
+        dicts = get_detection_dataset_dicts([name], filter_empty=False)
+    files = cfg.DATASETS.PROPOSAL_FILES_TEST
+    add_proposals(dicts, files[list(cfg.DATASETS.TEST).index(name)])
+    return build_detection_test_loader(
+        dataset=dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
+
+
 class _IndexStream:
     """Seed -> this rank's endless stream of indices, by one of Detectron2's samplers."""
 
@@ -124,6 +148,9 @@ def _load_dataset_dicts(cfg: CfgNode) -> Tuple[List[Dict], List[int]]:
         raise ValueError("There is nothing to train on; name a data set in DATASETS.TRAIN.")
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     proposals = cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
+    for name in cfg.DATASETS.TRAIN:
+        if name not in DatasetCatalog.list():
+            require_dataset(name)  # says what is registered
     for k, name in enumerate(cfg.DATASETS.TRAIN):
         with checked_datasets(
             [name],
@@ -138,8 +165,9 @@ def _load_dataset_dicts(cfg: CfgNode) -> Tuple[List[Dict], List[int]]:
                     if cfg.MODEL.KEYPOINT_ON
                     else 0
                 ),
-                proposal_files=None if proposals is None else [proposals[k]],
             )
+        if proposals is not None:
+            add_proposals(part, proposals[k])
         sizes.append(len(part))
         dicts += list(part)
     return dicts, sizes
@@ -174,10 +202,8 @@ def _repeat_factors(cfg: CfgNode, dicts: List[Dict], sizes: List[int]) -> Option
             factors = factors / factors.min()
     else:
         raise ValueError(f"DATALOADER.SAMPLER_TRAIN '{name}' is not one of Detectron2's samplers.")
-    rounding = cfg.DATALOADER.REPEAT_ROUNDING
-    if rounding not in ("stochastic", "ceil"):
-        raise ValueError(f"DATALOADER.REPEAT_ROUNDING is '{rounding}'; choose stochastic or ceil.")
-    return factors.ceil() if rounding == "ceil" else factors
+    validate(cfg, "DATALOADER.REPEAT_ROUNDING")
+    return factors.ceil() if cfg.DATALOADER.REPEAT_ROUNDING == "ceil" else factors
 
 
 def _epoch_size(cfg: CfgNode, size: int, factors: Optional[torch.Tensor]) -> float:

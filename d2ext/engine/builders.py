@@ -1,5 +1,6 @@
 """How a trainer's parts come from a config; each method can be overridden alone."""
 
+import inspect
 import logging
 import os
 from collections import OrderedDict
@@ -7,7 +8,6 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer
 from detectron2.engine import HookBase as UpstreamHookBase
 from detectron2.engine import hooks as upstream
@@ -20,14 +20,14 @@ from detectron2.utils.events import EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
-from d2ext.data.checks import check_sample, checked_datasets
+from d2ext.config import validate
 from d2ext.modeling.compile import compile_from_config
 from d2ext.modeling.methods_in_use import check_methods_in_use
 
 from . import hooks
 from .attributes import TrainerAttributes
-from .build_data import build_mapper, build_train_loader
-from .data_loader import NamedErrors, ignore_stop_signals
+from .build_data import build_test_loader, build_train_loader
+from .data_loader import ignore_stop_signals
 from .nonfinite import NonFiniteGuard
 from .optimizer import build_optimizer
 from .precision import GlobalNormClipper, Precision
@@ -39,12 +39,35 @@ __all__ = ["Builders"]
 
 logger = logging.getLogger(__name__)
 
+# Which method alone reads a key that names one of several choices.
+_READERS = {
+    "build_optimizer": ("SOLVER.OPTIMIZER",),
+    "build_lr_scheduler": ("SOLVER.LR_SCHEDULER_NAME",),
+    "build_train_loader": ("DATALOADER.SAMPLER_TRAIN", "DATALOADER.REPEAT_ROUNDING"),
+    "build_model": ("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME"),
+}
+
 
 class Builders(TrainerAttributes):
     """The part of :class:`Trainer` that reads the config; no class of its own."""
 
     @classmethod
+    def check_config(cls, cfg: CfgNode) -> None:
+        """Refuse impossible values, before anything is built; see docs/reliability_config.md.
+
+        Names that an overridden method reads are its own business and may be anything.
+        """
+        skip = [
+            key
+            for method, keys in _READERS.items()
+            if inspect.getattr_static(cls, method) is not inspect.getattr_static(Builders, method)
+            for key in keys
+        ]
+        validate(cfg, skip=tuple(skip))
+
+    @classmethod
     def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
+        cls.check_config(cfg)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         if cfg.SEED >= 0:
             seed_all_rng(cfg.SEED + comm.get_rank())
@@ -99,9 +122,7 @@ class Builders(TrainerAttributes):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
         """A loader of a data set's images; a sample's error names its file."""
-        mapper = NamedErrors(build_mapper(cfg, is_train=False), check_sample)
-        with checked_datasets([dataset_name], training=False):
-            loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        loader = build_test_loader(cfg, dataset_name)
         loader.worker_init_fn = ignore_stop_signals
         return loader
 

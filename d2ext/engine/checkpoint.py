@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from fvcore.common.checkpoint import _IncompatibleKeys
 
 from d2ext._files import WriteError, atomic_write, reason_of
+from d2ext.safe_load import UnsafeFileError, load_arrays, load_tensors
 
 from .errors import DamagedCheckpointError, is_lost_worker
 
@@ -25,17 +26,13 @@ logger = logging.getLogger(__name__)
 _NUMBERED = re.compile(r"^model_(\d{7,})\.pth$")
 
 
-class _UnsafeFileError(ValueError):
-    """A file that is no plain data."""
-
-
 class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer with safe writing, safe reading and a limit on their number.
 
     * A file is written aside, flushed to the disk and renamed: a name ``*.pth`` never stands for
       half a checkpoint, and a failed write leaves the one before in place.
-    * Our own files hold tensors and plain values only and are read with ``weights_only=True``.
-      Model-zoo files (``.pkl``, and older ``.pth``) go Detectron2's way.
+    * Files hold tensors and plain values only and are read with ``weights_only=True``; of a
+      ``.pkl`` file of the model zoo only arrays are read. Others are refused.
     * A damaged newest file is skipped, with a warning, in favour of the one before.
     * A disk that refuses a file ends the run: see :class:`WriteError`.
 
@@ -43,6 +40,7 @@ class Checkpointer(DetectionCheckpointer):
         model: the model, or its DistributedDataParallel wrapper.
         save_dir: where checkpoints are written and looked for.
         max_to_keep: numbered checkpoints that are kept; 0 keeps all.
+        allow_pickle: read files with other Python objects, too, which may run any code.
         checkpointables: objects with ``state_dict`` and ``load_state_dict``.
     """
 
@@ -53,10 +51,12 @@ class Checkpointer(DetectionCheckpointer):
         *,
         save_to_disk: Optional[bool] = None,
         max_to_keep: int = 0,
+        allow_pickle: bool = False,
         **checkpointables: Any,
     ):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.max_to_keep = max_to_keep
+        self.allow_pickle = allow_pickle
         self.last_incompatible: Optional[_IncompatibleKeys] = None
 
     def save(self, name: str, *, tag: bool = True, **extra: Any) -> None:
@@ -170,7 +170,7 @@ class Checkpointer(DetectionCheckpointer):
             if bad is not None:
                 return f"{bad} has a wrong checksum"
             self._torch_load(path)
-        except _UnsafeFileError:
+        except UnsafeFileError:
             return None  # whole, and refused in its own words when it is loaded
         except Exception as error:  # of many kinds: a wrong bit may ask for another zip feature
             return str(error).strip().splitlines()[0] if str(error) else type(error).__name__
@@ -184,16 +184,25 @@ class Checkpointer(DetectionCheckpointer):
             with contextlib.suppress(OSError):
                 os.remove(path)
 
+    def _load_file(self, filename: str) -> Dict[str, Any]:
+        """As in Detectron2, but no file runs code: see :mod:`d2ext.safe_load`."""
+        if filename.endswith(".pkl"):
+            with open(filename, "rb") as stream:
+                data = load_arrays(stream, filename, allow_pickle=self.allow_pickle)
+            if "model" in data and "__author__" in data:
+                return data
+            # Of Caffe2 or the first Detectron, whose detectors have everything in "blobs".
+            blobs = data.get("blobs", data)
+            blobs = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
+            return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+        if filename.endswith(".pyth"):
+            state = self._torch_load(filename)["model_state"]
+            state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+            return {"model": state, "__author__": "pycls", "matching_heuristics": True}
+        return super()._load_file(filename)
+
     def _torch_load(self, f: str) -> Dict[str, Any]:
-        try:
-            return torch.load(f, map_location="cpu", weights_only=True)
-        except Exception as error:
-            if "weights_only" not in str(error) and "Weights only" not in str(error):
-                raise
-            raise _UnsafeFileError(
-                f"{f} holds Python objects, and reading it could run any code; if you trust "
-                'it, save torch.load(path, weights_only=False)["model"] to a new file.'
-            ) from error
+        return load_tensors(f, allow_pickle=self.allow_pickle)
 
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
         self.last_incompatible = incompatible

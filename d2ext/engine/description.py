@@ -3,9 +3,10 @@
 import os
 from typing import Any, Dict, List, Optional
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+
+from d2ext.safe_load import UnsafeFileError, load_tensors
 
 __all__ = ["class_names_of", "config_of", "describe_run", "read_description"]
 
@@ -40,7 +41,9 @@ def read_description(path: str) -> Dict[str, Any]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no checkpoint '{path}'.")
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        data = load_tensors(path)
+    except UnsafeFileError:
+        raise
     except Exception as error:  # whatever unpickling a file of another kind may raise
         raise ValueError(
             f"'{path}' is no checkpoint that torch.load(..., weights_only=True) reads "

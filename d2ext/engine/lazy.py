@@ -59,10 +59,12 @@ def train_lazy(args: argparse.Namespace) -> Optional[int]:
     set_up_output(cfg, args, cfg.train.output_dir)
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_only:
-        Checkpointer(model, cfg.train.output_dir).load(cfg.train.init_checkpoint)
+        checkpointer = Checkpointer(model, cfg.train.output_dir, allow_pickle=args.allow_pickle)
+        checkpointer.load(cfg.train.init_checkpoint)
         _evaluate(cfg, model)
         return 0
     trainer = build_lazy_trainer(cfg, model)
+    trainer.checkpointer.allow_pickle = args.allow_pickle
     if args.resume or args.reset_schedule:
         trainer.resume_or_load(resume=args.resume, new_schedule=args.reset_schedule)
     else:

@@ -8,14 +8,16 @@ from detectron2.solver import build_optimizer as build_upstream_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
-__all__ = ["build_optimizer"]
+from d2ext.config import validate
+
+__all__ = ["OPTIMIZERS", "build_optimizer"]
 
 
 def _adamw(params: List[Dict[str, Any]], cfg: CfgNode) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
 
 
-_BUILDERS: Dict[str, Callable[[List[Dict[str, Any]], CfgNode], torch.optim.Optimizer]] = {
+OPTIMIZERS: Dict[str, Callable[[List[Dict[str, Any]], CfgNode], torch.optim.Optimizer]] = {
     "AdamW": _adamw,
 }
 
@@ -29,10 +31,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     name = cfg.SOLVER.OPTIMIZER
     if name == "SGD":
         return build_upstream_optimizer(cfg, model)
-    if name not in _BUILDERS:
-        raise ValueError(
-            f"SOLVER.OPTIMIZER must be one of SGD, {', '.join(_BUILDERS)}, not '{name}'."
-        )
+    validate(cfg, "SOLVER.OPTIMIZER")
     params = get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
@@ -40,4 +39,4 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
     )
-    return maybe_add_gradient_clipping(cfg, _BUILDERS[name](params, cfg))
+    return maybe_add_gradient_clipping(cfg, OPTIMIZERS[name](params, cfg))

@@ -32,6 +32,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.fast_dev_run:
         cfg.ENGINE.FAST_DEV_RUN = True
     cfg.freeze()
+    Trainer.check_config(cfg)
     require_dataset(*([] if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)
     default_setup(cfg, args)
     return cfg
@@ -45,12 +46,14 @@ def main(args: argparse.Namespace) -> Optional[int]:
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        Checkpointer(model, cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
+        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, allow_pickle=args.allow_pickle)
+        checkpointer.load(cfg.MODEL.WEIGHTS)
         results = Trainer.test(cfg, model)
         if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
             verify_results(cfg, results)
         return 0
     trainer = Trainer(cfg)
+    trainer.checkpointer.allow_pickle = args.allow_pickle
     trainer.resume_or_load(resume=args.resume, new_schedule=args.reset_schedule)
     trainer.train()
     return trainer.exit_code

@@ -41,6 +41,11 @@ def argument_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="resume model, optimiser and data, but begin the config's schedule at step 0",
     )
+    add(
+        "--allow-pickle",
+        action="store_true",
+        help="read MODEL.WEIGHTS even if it is a pickle, which may run any code; it is warned of",
+    )
     add("--lazy", action="store_true", help="--config-file is a LazyConfig, configs/lazy/*.py")
     add("--fast-dev-run", action="store_true", help="a few steps, one checkpoint, one evaluation")
     add(

@@ -19,6 +19,7 @@ from detectron2.utils.events import (
 )
 
 from d2ext._files import atomic_write, writing
+from d2ext.config import validate
 
 __all__ = ["MetricsWriter", "ProgressBar", "WandbWriter", "build_writers"]
 
@@ -41,9 +42,8 @@ def build_writers(cfg: CfgNode, max_iter: int, new_schedule: bool = False) -> Li
             logger.warning("No TensorBoard log: the package tensorboard is not installed.")
     if cfg.ENGINE.WANDB.ENABLED:
         writers.append(WandbWriter(cfg))
+    validate(cfg, "ENGINE.PROGRESS_BAR")
     choice = cfg.ENGINE.PROGRESS_BAR
-    if choice not in ("auto", "on", "off"):
-        raise ValueError(f"ENGINE.PROGRESS_BAR is '{choice}'; choose auto, on or off.")
     if choice == "on" or (choice == "auto" and sys.stderr.isatty()):
         writers.append(ProgressBar(max_iter))
     return writers

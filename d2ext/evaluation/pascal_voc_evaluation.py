@@ -6,12 +6,13 @@ Shapes: M detections and G objects of one class, K pairs of a detection and an o
 import dataclasses
 import logging
 import os
-import xml.etree.ElementTree as ElementTree
 from collections import OrderedDict
 from typing import Dict, List, Optional
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
+
+from d2ext.safe_load import parse_xml
 
 from .array_evaluator import ArrayEvaluator
 from .metrics import log_metrics
@@ -149,8 +150,7 @@ def _load_annotations(directory: str, images) -> Dict[str, _Objects]:
     rows: Dict[str, list] = {}
     directory = PathManager.get_local_path(directory)
     for rank, image_id in images:
-        with open(os.path.join(directory, f"{image_id}.xml")) as f:
-            tree = ElementTree.parse(f)
+        tree = parse_xml(os.path.join(directory, f"{image_id}.xml"))
         for obj in tree.findall("object"):
             box = obj.find("bndbox")
             corners = [float(box.findtext(tag)) for tag in ("xmin", "ymin", "xmax", "ymax")]

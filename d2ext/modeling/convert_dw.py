@@ -3,11 +3,12 @@
 Their detector is mmdetection's FCOS with a ResNet, an FPN and a head of its own.
 """
 
-import pickle
 import re
 from typing import Dict, List, Mapping, Tuple
 
 import torch
+
+from d2ext.safe_load import UnsafeFileError, load_tensors
 
 __all__ = ["check_fits", "convert_dw_state_dict", "load_authors_checkpoint"]
 
@@ -64,8 +65,8 @@ def convert_dw_state_dict(state_dict: Dict[str, torch.Tensor]) -> Dict[str, torc
 def load_authors_checkpoint(path: str) -> Dict[str, torch.Tensor]:
     """The state dict of a file, which may only hold tensors: nothing in it is executed."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        checkpoint = load_tensors(path)
+    except UnsafeFileError as error:
         raise ValueError(
             f"{path} holds more than tensors and plain values, which could run code on loading; "
             "save its 'state_dict' alone with torch.save and convert that."

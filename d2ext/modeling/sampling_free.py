@@ -17,6 +17,7 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import nn
 
+from d2ext.config import validate
 from d2ext.ops.sampling_free import optimal_prior, softmax_prior_bias
 
 from .feature_sizes import FeatureSizes, fake_features
@@ -58,12 +59,8 @@ class SamplingFreeOptions(NamedTuple):
         """What ``MODEL.SAMPLING_FREE`` says of a place, or None if it is off there."""
         if not sampling_free_on(cfg, place):
             return None
+        validate(cfg, "MODEL.SAMPLING_FREE")
         node = cfg.MODEL.SAMPLING_FREE
-        if not 0 <= node.PRIOR < 1:
-            raise ValueError(
-                f"MODEL.SAMPLING_FREE.PRIOR must be 0 (measure it) or a probability below 1, not "
-                f"{node.PRIOR}."
-            )
         if node.PRIOR and node.SCORE_THRESH == "class_adaptive":
             raise ValueError(
                 "MODEL.SAMPLING_FREE.SCORE_THRESH class_adaptive needs the number of objects of "

@@ -29,6 +29,9 @@ __all__ = [
     "refine_boxes",
 ]
 
+T_METRICS = ("exp_giou", "iou_pow", "none")
+NEG_METRICS = ("bag_norm", "fixed", "complement")
+NEG_CONFLICTS = ("last", "min")
 EPS = 1e-12
 BOX_EPS = 1e-6
 
@@ -80,9 +83,9 @@ class DualWeightingConstants:
 
     def __post_init__(self):
         for name, known in (
-            ("t_metric", ("exp_giou", "iou_pow", "none")),
-            ("neg_metric", ("bag_norm", "fixed", "complement")),
-            ("neg_conflict", ("last", "min")),
+            ("t_metric", T_METRICS),
+            ("neg_metric", NEG_METRICS),
+            ("neg_conflict", NEG_CONFLICTS),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(

@@ -193,7 +193,7 @@ def test_without_a_single_match_the_bias_stays(tiny, tmp_path, monkeypatch, capl
 def test_a_model_that_cannot_is_refused(tiny, tmp_path):
     with pytest.raises(ValueError, match="SAMPLING_FREE.* RetinaNet has no part that can"):
         Trainer(config(tmp_path, "MODEL.META_ARCHITECTURE", "RetinaNet"))
-    with pytest.raises(ValueError, match="PRIOR_BATCHES must be 1 or more"):
+    with pytest.raises(ValueError, match="PRIOR_BATCHES is 0; it must be"):
         Trainer(config(tmp_path, "MODEL.SAMPLING_FREE.PRIOR_BATCHES", 0))
 
 

@@ -135,7 +135,7 @@ def test_an_unknown_sampler_is_refused(tiny, tmp_path):
     with pytest.raises(ValueError, match="'Sampler' is not one of Detectron2's"):
         Trainer.build_train_loader(toy_cfg(tmp_path, "DATALOADER.SAMPLER_TRAIN", "Sampler"))
     words = ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
-    with pytest.raises(ValueError, match="choose stochastic or ceil"):
+    with pytest.raises(ValueError, match="one of 'stochastic' and 'ceil'"):
         Trainer.build_train_loader(toy_cfg(tmp_path, *words, "DATALOADER.REPEAT_ROUNDING", "floor"))
 
 

@@ -209,7 +209,7 @@ def test_hooks_by_name(tiny, tmp_path):
     trainer = Trainer(toy_cfg(tmp_path, "ENGINE.HOOKS", ["TwoCounters", "NoHook"]))
     assert [h.count for h in trainer._hooks if isinstance(h, Counter)] == [0, 6]
     assert NoHook is not None
-    with pytest.raises(KeyError, match="'Missing', which is not registered .*TwoCounters"):
+    with pytest.raises(ValueError, match="ENGINE.HOOKS is .'Missing'.; it must be .*TwoCounters"):
         Trainer(toy_cfg(tmp_path, "ENGINE.HOOKS", ["Missing"]))
 
 

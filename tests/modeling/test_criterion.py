@@ -194,7 +194,7 @@ def test_other_refusals():
     faster = "configs/COCO/faster_rcnn_R_50_FPN_1x.yaml"
     with pytest.raises(ValueError, match="PRIOR_PROB"):
         build(small_cfg(faster, ["MODEL.ROI_BOX_HEAD.PRIOR_PROB", 0.01]))
-    with pytest.raises(ValueError, match="NORMALIZER_SYNC must be"):
+    with pytest.raises(ValueError, match="NORMALIZER_SYNC is .*; it must be"):
         build(
             small_cfg("configs/COCO/fcos_R_50_FPN_1x.yaml", ["MODEL.DENSE.NORMALIZER_SYNC", "yes"])
         )

@@ -6,6 +6,8 @@ from typing import Collection, List, Optional, Tuple
 
 import numpy as np
 
+from d2ext.safe_load import UnsafeFileError, parse_xml
+
 from .boxes import BOX_KINDS, box_codes, show_box
 from .kinds import BadDataError, Problem
 
@@ -75,10 +77,9 @@ def read_xml(path: str) -> ElementTree.Element:
     """The root of an XML file, or an error that names it."""
     try:
         with open(path, "rb") as file:
-            content = file.read()
-        # Detectron2 decodes the file as text before it is parsed, whatever its header says.
-        content.decode("utf-8")
-        return ElementTree.fromstring(content)
+            # Detectron2 decodes the file as text before it is parsed, whatever its header says.
+            file.read().decode("utf-8")
+        return parse_xml(path).getroot()
     except FileNotFoundError:
         raise BadDataError(
             f"{path} does not exist; add it, or take the image off the list."
@@ -86,7 +87,9 @@ def read_xml(path: str) -> ElementTree.Element:
     except UnicodeDecodeError as error:
         raise BadDataError(f"{path} is not UTF-8: {error}; save it as UTF-8.") from None
     except ElementTree.ParseError as error:
-        raise BadDataError(f"{path} is not XML: {error}; write the file again.") from None
+        raise BadDataError(f"{str(error).rstrip('.')}; write the file again.") from None
+    except UnsafeFileError as error:
+        raise BadDataError(str(error)) from None
 
 
 def check_xml(path: str, class_names: Optional[Collection[str]] = None) -> List[Problem]:

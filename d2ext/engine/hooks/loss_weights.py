@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
+from d2ext.config import validate
 from d2ext.modeling.reduce import reduce_later
 from d2ext.ops.loss_weights import (
     AdaptiveLossWeight,
@@ -244,12 +245,8 @@ def build_weighting(cfg: CfgNode) -> LossWeighting:
             start_iter=node.START_ITER,
             max_weight=node.UNCERTAINTY_MAX_WEIGHT,
         )
-    if node.METHOD == "dwa":
-        return DynamicWeightAverage(
-            interval=node.INTERVAL, temperature=node.DWA_TEMPERATURE, start_iter=node.START_ITER
-        )
-    raise ValueError(
-        f"SOLVER.ALWA.METHOD is one of alwa, uncertainty and dwa, not '{node.METHOD}'."
+    return DynamicWeightAverage(
+        interval=node.INTERVAL, temperature=node.DWA_TEMPERATURE, start_iter=node.START_ITER
     )
 
 
@@ -259,8 +256,7 @@ def build_loss_weights(cfg: CfgNode) -> Optional[LossWeights]:
     static = dict(cfg.SOLVER.LOSS_WEIGHTS)
     if not node.ENABLED and not static:
         return None
-    if node.SYNC not in ("mean", "none"):
-        raise ValueError(f"SOLVER.ALWA.SYNC is 'mean' or 'none', not '{node.SYNC}'.")
+    validate(cfg, "SOLVER.ALWA")
     if node.ENABLED:
         build_weighting(cfg)  # refuses bad settings now, not in the first step
     return LossWeights(

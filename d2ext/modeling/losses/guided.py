@@ -10,17 +10,12 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
+from d2ext.config import validate
 from d2ext.ops.sampling_free import frozen_ratio, guided_ratio, sigma_weighted
 
 from ..reduce import reduce_mean
 
 __all__ = ["GuidedScale", "build_guide", "sampling_free_on"]
-
-_CHOICES = {
-    "GUIDE": ("per_step", "frozen", "none"),
-    "REG_NORM": ("fg", "native"),
-    "SCORE_THRESH": ("fixed", "fg_ratio", "class_adaptive"),
-}
 
 
 class GuidedScale(nn.Module):
@@ -174,12 +169,7 @@ def build_guide(cfg: Any, *, place: str, guides: Sequence[str] = ("box",)) -> Op
     node = cfg.MODEL.SAMPLING_FREE
     if not sampling_free_on(cfg, place):
         return None
-    for key, allowed in _CHOICES.items():
-        if node[key] not in allowed:
-            raise ValueError(
-                f"MODEL.SAMPLING_FREE.{key} must be {', '.join(allowed[:-1])} or {allowed[-1]}, "
-                f"not '{node[key]}'."
-            )
+    validate(cfg, "MODEL.SAMPLING_FREE")
     if node.GUIDE == "none":
         return None
     # The 2021 code freezes the ratio of dense heads only.

@@ -16,6 +16,8 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.nn import functional as F
 
+from d2ext.config import validate
+
 from ..assigners import ATSSAssigner
 from ..losses.criterion import Criterion
 from ..losses.normalizers import divisor_and_mean
@@ -107,6 +109,7 @@ class ATSS(ExtDenseMixin, DenseDetector):
 
     @classmethod
     def from_config(cls, cfg):
+        validate(cfg, "MODEL.ATSS")
         node = cfg.MODEL.ATSS
         backbone = build_backbone(cfg)
         shapes = select_features(backbone, node.IN_FEATURES, "MODEL.ATSS.IN_FEATURES")
@@ -145,10 +148,6 @@ class ATSS(ExtDenseMixin, DenseDetector):
         if node.REGRESSION == "anchor":
             transform = Box2BoxTransform(weights=tuple(node.BBOX_REG_WEIGHTS))
             return {"anchor_generator": anchors, "box2box_transform": transform}
-        if node.REGRESSION != "point":
-            raise ValueError(
-                f"MODEL.ATSS.REGRESSION must be anchor or point, not '{node.REGRESSION}'."
-            )
         points = DefaultAnchorGenerator(
             sizes=[[s] * len(node.ANCHOR_SCALES) for s in strides], **generate
         )

@@ -11,6 +11,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from d2ext.config import validate
+
 from ..assigners import Priors
 from ..losses.build import build_criterion
 from ..losses.guided import sampling_free_on
@@ -31,11 +33,8 @@ __all__ = [
 def build_dense_normalizer(cfg: Any, *, kind: str, sync: bool, initial: float) -> nn.Module:
     """The normaliser of a dense detector; ``kind`` and ``sync`` hold where the keys are silent."""
     node = cfg.MODEL.DENSE
+    validate(cfg, "MODEL.DENSE.NORMALIZER_SYNC")
     choices = {"auto": sync, "on": True, "off": False}
-    if node.NORMALIZER_SYNC not in choices:
-        raise ValueError(
-            f"MODEL.DENSE.NORMALIZER_SYNC must be auto, on or off, not '{node.NORMALIZER_SYNC}'."
-        )
     name = node.NORMALIZER or kind
     if sampling_free_on(cfg, "dense") and cfg.MODEL.SAMPLING_FREE.REG_NORM == "fg":
         # A running mean would change the size of the box loss, and through the guide of all losses,

@@ -1,0 +1,148 @@
+"""Reading files of unknown origin without running anything that they say.
+
+A pickle is a program: whoever wrote it decides what is called while it is read. Checkpoints are
+read by PyTorch's reader of plain values, arrays in pickles (Detectron2's model zoo, proposal
+files) by one that can rebuild arrays and nothing else, and XML without entities.
+"""
+
+import collections
+import io
+import logging
+import pickle
+import xml.etree.ElementTree as ElementTree
+import zipfile
+from typing import Any, BinaryIO, Dict, Tuple
+from xml.parsers import expat
+
+import numpy as np
+import torch
+
+__all__ = ["UnsafeFileError", "load_arrays", "load_tensors", "parse_xml"]
+
+logger = logging.getLogger(__name__)
+
+_ADVICE = "if you trust it, add --allow-pickle on the command line or allow_pickle=True in Python"
+
+
+class UnsafeFileError(ValueError):
+    """A file that could run code if it were read in full, or that is to expand entities."""
+
+
+def load_tensors(path: str, *, allow_pickle: bool = False) -> Any:
+    """What ``torch.save`` wrote, if it is tensors, numbers, strings and plain containers.
+
+    Args:
+        path: the file.
+        allow_pickle: read other Python objects, too, which may run any code; a warning says so.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if "weights_only" not in str(error) and "Weights only" not in str(error):
+            raise
+        if not _is_torch_file(path):
+            raise ValueError(f"{path} is no file that torch.save wrote.") from error
+        if not allow_pickle:
+            raise UnsafeFileError(
+                f"{path} holds Python objects, and reading it could run any code; {_ADVICE}."
+            ) from error
+    _warn(path)
+    return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def _is_torch_file(path: str) -> bool:
+    """Whether it is an archive, or begins as the pickles of older versions do."""
+    if zipfile.is_zipfile(path):
+        return True
+    with open(path, "rb") as stream:
+        return stream.read(1) == pickle.PROTO
+
+
+def load_arrays(stream: BinaryIO, path: str, *, allow_pickle: bool = False) -> Any:
+    """A pickle of numpy arrays, numbers, strings and plain containers.
+
+    Args:
+        stream: its content.
+        path: its name, for the message.
+        allow_pickle: read other Python objects, too, which may run any code; a warning says so.
+    """
+    content = stream.read()
+    # Detectron's files come from Python 2, whose strings are bytes.
+    try:
+        return _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+    except UnsafeFileError as error:
+        if not allow_pickle:
+            raise UnsafeFileError(f"{path} {error}; {_ADVICE}.") from None
+    _warn(path)
+    return pickle.loads(content, encoding="latin1")
+
+
+def _warn(path: str) -> None:
+    logger.warning(f"Reading {path} with all its Python objects, which may run any code.")
+
+
+class _ArrayOfBuffer:
+    """Numpy's ``_frombuffer``; unlike a function it has no attribute that a pickle could set."""
+
+    __slots__ = ()
+
+    def __call__(self, buffer: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+        return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order).copy(order)
+
+
+# Numpy moved its private modules in version 2; files name the one that wrote them.
+_ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
+_NUMERIC_MODULES = ("numpy.core.numeric", "numpy._core.numeric")
+_RECONSTRUCT = np.ndarray(0).__reduce__()[0]
+_SCALAR = np.float64(0).__reduce__()[0]
+_ADMITTED: Dict[Tuple[str, str], Any] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    # Bytes in Python's older protocols. This one knows texts only, not zipped ones.
+    ("_codecs", "encode"): str.encode,
+    # Proposal files say with it how boxes are meant; the number says the same.
+    ("detectron2.structures.boxes", "BoxMode"): int,
+    **{(module, "_frombuffer"): _ArrayOfBuffer() for module in _NUMERIC_MODULES},
+    **{(module, "_reconstruct"): _RECONSTRUCT for module in _ARRAY_MODULES},
+    **{(module, "scalar"): _SCALAR for module in _ARRAY_MODULES},
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Finds nothing but what arrays are made of, whatever a pickle names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ADMITTED:
+            raise UnsafeFileError(
+                f"holds a Python object of {module}.{name}, and reading it could run any code"
+            )
+        return _ADMITTED[module, name]
+
+
+def parse_xml(path: Any) -> ElementTree.ElementTree:
+    """An XML file without a document type.
+
+    A document type may define entities: short names for long texts, and for each other, which grow
+    without limit (the "billion laughs"), or for the content of other files. Annotations need none.
+    """
+    builder = ElementTree.TreeBuilder()
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+
+    def refuse(*_: Any) -> None:
+        raise UnsafeFileError(
+            f"{path} has a document type (<!DOCTYPE ...>), which could expand entities or read "
+            "other files; remove it."
+        )
+
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        with open(path, "rb") as stream:
+            parser.ParseFile(stream)
+    except expat.ExpatError as error:
+        raise ElementTree.ParseError(f"{path} is not XML: {error}.") from error
+    return ElementTree.ElementTree(builder.close())
