@@ -9,9 +9,9 @@ height does not turn CIoU into NaN, and half precision is computed in float32: t
 300 x 300 pixels is infinite in float16.
 
 A NaN in a row makes that row's loss NaN, and no other's. An infinite box has IoU 0 with a finite
-one, or NaN, and no enclosing box: GIoU, DIoU and CIoU are NaN. Two lines along one another have an
-enclosing box without area, where GIoU's slope is of the size of a side over ``EPS``: finite, but
-not in float16.
+one, or NaN, and no enclosing box: GIoU, DIoU and CIoU are NaN. The slope of GIoU where the
+enclosing box has no area (two lines along one another), and of CIoU where a box has none, is of
+the size of a side over ``EPS``: finite, but not in float16.
 """
 
 import math
