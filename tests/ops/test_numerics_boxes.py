@@ -5,6 +5,7 @@ Shapes: K pairs of boxes; N images, h x w maps.
 
 import math
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +28,7 @@ from numerics_kit import (
 
 from d2ext.ops.box_refinement import refine_boxes
 from d2ext.ops.boxes import (
+    box_deltas,
     ciou_loss,
     diou_loss,
     giou_loss,
@@ -143,6 +145,36 @@ def test_a_bad_coordinate_is_seen_or_is_its_limit(loss, dtype, seed, bad, column
         # Only the IoU has a limit: that with a box that grows without end.
         assert loss in (pair_iou, iou_loss)
         assert value[2] == (0.0 if loss is pair_iou else 1.0)
+
+
+@given(rows, dtypes, seeds, bad_values, st.integers(0, 3), st.booleans())
+@covers(box_deltas)
+def test_deltas(count, dtype, seed, bad, column, in_source):
+    """Of boxes with an area those of the formula; without one, or with NaN, seen in that row."""
+    sources, targets = draw_pairs(count, seed, dtype)
+    # Half precision computes in half precision, so that its boxes must be of some size.
+    weights = (10.0, 10.0, 5.0, 5.0)
+    deltas = box_deltas(sources, targets, weights)
+    assert deltas.shape == (count, 4) and deltas.dtype == dtype
+    for got, a, b in zip(deltas.tolist(), sources.tolist(), targets.tolist()):
+        for k in (0, 1):
+            size, wanted = a[k + 2] - a[k], b[k + 2] - b[k]
+            if size == 0 or wanted == 0:
+                assert not math.isfinite(got[k + 2])
+            elif dtype not in HALF:
+                shift = 10 * ((b[k] + b[k + 2]) - (a[k] + a[k + 2])) / 2 / size
+                tolerance = 1e-3 if dtype == torch.float32 else 1e-9
+                # A corner is exact to 1e-4 in float32, and is counted in sizes.
+                assert got[k] == pytest.approx(shift, rel=tolerance, abs=tolerance / size)
+                ratio = 5 * math.log(wanted / size)
+                assert got[k + 2] == pytest.approx(ratio, rel=tolerance, abs=tolerance / size)
+    if count:
+        poisoned = (sources if in_source else targets).clone()
+        poisoned[0, column] = bad
+        pair = (poisoned, targets) if in_source else (sources, poisoned)
+        got = box_deltas(*pair, weights)
+        assert not torch.isfinite(got[0]).all()
+        assert torch.equal(got[1:].nan_to_num(7), deltas[1:].nan_to_num(7))
 
 
 @given(rows, dtypes, seeds, st.sampled_from([0.0, 1e-6, 0.1, 1.0, 3.0]))

@@ -28,11 +28,14 @@ from numerics_kit import (
 )
 from torch.nn import functional as F
 
+from d2ext.ops.host import asking_is_free
 from d2ext.ops.sigmoid_kernel import (
     check_shapes,
     compute_dtype,
     fused_sigmoid_loss,
     negative_terms,
+    set_sigmoid_kernel,
+    sigmoid_kernel_of,
     split_labels,
 )
 from d2ext.ops.sigmoid_losses import (
@@ -301,6 +304,25 @@ def test_what_labels_mean(num_rows, num_classes, dtype, seed, label_type):
             check_shapes(wrong, labels)
     with pytest.raises(ValueError, match="one value a row"):
         check_shapes(logits, labels, torch.zeros(num_rows + 1))
+
+
+@given(st.text(max_size=6), rows, dtypes)
+@covers(asking_is_free, set_sigmoid_kernel, sigmoid_kernel_of)
+def test_the_form_of_the_losses(name, num_rows, dtype):
+    """On the CPU it is torch's unless the other is asked for; unknown names change nothing."""
+    tensor = torch.zeros(num_rows, 2, dtype=dtype)
+    assert asking_is_free(tensor) and not asking_is_free(tensor.to("meta"))
+    try:
+        for known in ("torch", "triton"):
+            set_sigmoid_kernel(known)
+            assert sigmoid_kernel_of(tensor) == known
+        set_sigmoid_kernel("auto")
+        if name not in ("torch", "triton", "auto"):
+            with pytest.raises(ValueError, match="set_sigmoid_kernel takes one of"):
+                set_sigmoid_kernel(name)
+        assert sigmoid_kernel_of(tensor) == "torch"
+    finally:
+        set_sigmoid_kernel(None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
