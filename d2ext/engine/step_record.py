@@ -154,8 +154,8 @@ class StepRecorder:
         times[self.rank] = data_time
         tail = [*times, float(len(unnamed) > 0), *map(float, stop_wishes)]
         self._last_local_names = list(losses)
-        tail = torch.tensor(tail).to(self.device, non_blocking=True)
-        parts = [local, tail, *(tensor.flatten().to(self.device) for tensor, _ in deferred)]
+        own = torch.tensor(tail).to(self.device, non_blocking=True)
+        parts = [local, own, *(tensor.flatten().to(self.device) for tensor, _ in deferred)]
         message = torch.cat(parts)
         torch.distributed.all_reduce(message)
         reduced, *sums = message.split([len(local) + len(tail), *map(len, parts[2:])])

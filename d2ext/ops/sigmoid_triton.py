@@ -174,7 +174,7 @@ def tile_shape(num_classes: int) -> Tuple[int, int]:
     else:
         padding = {width: -num_classes % width for width in (128, 64, 32, 16)}
         fits = [width for width, empty in padding.items() if empty <= num_classes / 10]
-        columns = fits[0] if fits else min(padding, key=padding.get)
+        columns = fits[0] if fits else min(padding, key=lambda width: padding[width])
     return _TILE_ENTRIES // columns, columns
 
 
@@ -204,7 +204,7 @@ def fused_pass(
     tiles = min(_TILES, triton.cdiv(num_rows, block_m))
     grid = (triton.cdiv(num_rows, block_m * tiles), triton.cdiv(num_classes, block_c))
     grad = torch.empty_like(logits, dtype=grad_dtype) if need_grad else None
-    grad_strides = grad.stride() if need_grad else (0, 0)
+    grad_strides = (0, 0) if grad is None else grad.stride()
     loss = logits.new_empty(grid, dtype=torch.double)
     sums = logits.new_empty((2, grid[0] if with_sums else 0, num_classes), dtype=torch.double)
     power = 1

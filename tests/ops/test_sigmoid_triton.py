@@ -52,6 +52,7 @@ def compare(case, got, want):
         torch.testing.assert_close(x, y, rtol=0, atol=tolerance * scale, equal_nan=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_interpreted_kernel_equals_the_torch_form(case, interpreted):
     compare(case, interpreted[name_of(case)], compute(case, "torch"))
@@ -96,6 +97,7 @@ for logits, power, quality in (("fp32", 2, False), ("fp16", 1, True)):
 """
 
 
+@pytest.mark.slow
 def test_it_builds_for_a_gpu_without_float_atomics(tmp_path):
     # Building needs no GPU. Atomics add in an order that is chance, so that no run repeats.
     pytest.importorskip("triton")
