@@ -186,7 +186,20 @@ _REPEAT = Rule(
     ),
 )
 
+
+def _known_backend(cfg: CN) -> bool:
+    from torch._dynamo import list_backends  # takes a second to import, so only if it is needed
+
+    return cfg.MODEL.COMPILE.BACKEND in list_backends(exclude_tags=())
+
+
 RULES = {
+    "MODEL.COMPILE.ENABLED": BOOLEAN,
+    "MODEL.COMPILE.BACKEND": NAME,
+    "MODEL.COMPILE.MODE": one_of(
+        "", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
+    ),
+    "MODEL.COMPILE.DYNAMIC": BOOLEAN,
     "SOLVER.AMP.DTYPE": one_of("fp16", "bf16"),
     "SOLVER.OPTIMIZER": registered("d2ext.engine.optimizer:OPTIMIZERS", "SGD"),
     "SOLVER.ACCUMULATE": COUNT,
@@ -199,6 +212,7 @@ RULES = {
     "SOLVER.DETERMINISTIC": BOOLEAN,
     "DATALOADER.MAPPER": one_of("auto", "fast", "detectron2"),
     "DATALOADER.MAPPER_TEST": one_of("auto", "fast", "detectron2"),
+    "DATALOADER.BAD_ANNOTATIONS": registered("d2ext.data.checks.kinds:BAD_ANNOTATIONS"),
     "DATALOADER.REPEAT_ROUNDING": one_of("stochastic", "ceil"),
     "DATALOADER.RANDOM_SUBSET_RATIO": number(above=0, high=1),
     "DATASETS.TRAIN_REPEAT_FACTOR": listing(_REPEAT),
@@ -236,6 +250,12 @@ RULES = {
 }
 
 RELATIONS = [
+    Relation(
+        ("MODEL.COMPILE.BACKEND",),
+        "torch.compile knows no such backend, so choose one of torch._dynamo.list_backends()",
+        _known_backend,
+        when=lambda cfg: cfg.MODEL.COMPILE.ENABLED,
+    ),
     Relation(
         ("TEST.VAL_LOSS.PERIOD", "DATASETS.TEST"),
         "the validation loss needs a data set",

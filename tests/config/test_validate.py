@@ -127,6 +127,7 @@ def test_a_bad_value_is_named(key, value, allowed):
 PAIRS = [
     ("fcos", {"SOLVER.ALWA.MIN_WEIGHT": 2.0}, "must not be above"),
     ("fcos", {"SOLVER.ALWA.INTERVAL": 1}, "at least 2"),
+    ("fcos", {"MODEL.COMPILE.ENABLED": True, "MODEL.COMPILE.BACKEND": "gcc"}, "such backend"),
     ("fcos", {"TEST.VAL_LOSS.PERIOD": 5, "DATASETS.TEST": ()}, "needs a data set"),
     ("fcos", {"MODEL.PIXEL_MEAN": [1.0]}, "one number for each colour"),
     ("fcos", {"INPUT.FORMAT": "L"}, "one number for each colour"),
