@@ -107,9 +107,12 @@ def set_up_output(cfg: Any, args: argparse.Namespace, folder: str) -> None:
         setup_logger(folder, distributed_rank=comm.get_rank(), name="d2ext")
     for name in ("detectron2", "fvcore", "d2ext"):
         for handler in logging.getLogger(name).handlers:
-            path = str(getattr(getattr(handler, "stream", None), "name", ""))
+            if not isinstance(handler, logging.StreamHandler):
+                continue
+            path = str(getattr(handler.stream, "name", ""))
             if folder and path.startswith(os.path.join(folder, "")):
-                handler.handleError = functools.partial(_give_up_log_file, handler)
+                give_up = functools.partial(_give_up_log_file, handler)
+                object.__setattr__(handler, "handleError", give_up)
 
 
 def _give_up_log_file(handler: logging.StreamHandler, record: logging.LogRecord) -> None:
