@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Kill runs, damage checkpoints, fill the disk, soak; see docs/reliability.md.
 
-    python tools/faults.py --kills 50 --damages 200 --disks 16 --soak 3000
+    python tools/faults.py --kills 50 --damages 200 --disks 12 --soak 3000
     python tools/faults.py --kills 8                # a short look
 
 Every attack is a line of ``faults.jsonl`` in the output folder. Started again, a campaign goes on
