@@ -30,7 +30,8 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 # Detectron2 is on no index; onnx, onnxruntime and wandb are extras.
-NOT_IN_REQUIREMENTS = {"d2ext", "detectron2", "onnx", "onnxruntime", "wandb"}
+# Triton comes with the builds of PyTorch that can use it.
+NOT_IN_REQUIREMENTS = {"d2ext", "detectron2", "onnx", "onnxruntime", "triton", "wandb"}
 
 
 def build_wheel(source, folder, **env):

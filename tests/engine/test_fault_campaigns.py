@@ -103,7 +103,8 @@ def test_torchrun_starts_the_processes_again(tiny, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "run"
     runs = start_ranks(tiny, whole, *words)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc-per-node", "2", "--max-restarts", "1"]
+    # More than the one that is needed: on a busy machine gloo may fail to connect once more.
+    launcher += ["--nproc-per-node", "2", "--max-restarts", "4"]
     process = start_subprocess(
         tiny, out, "--resume", *words, sabotage="kill-once 6 1", launcher=launcher
     )

@@ -386,9 +386,13 @@ class TestConfig:
     @pytest.mark.parametrize(
         "key, value, message",
         [
-            ("METHOD", "gradnorm", "one of alwa, uncertainty and dwa, not 'gradnorm'"),
-            ("SYNC", "sum", "'mean' or 'none', not 'sum'"),
-            ("VARIANT", 3, "variants 1 and 2, not 3"),
+            (
+                "METHOD",
+                "gradnorm",
+                "METHOD is 'gradnorm'; it must be one of 'alwa'",
+            ),
+            ("SYNC", "sum", "SYNC is 'sum'; it must be one of 'mean' and 'none'"),
+            ("VARIANT", 3, "VARIANT is 3; it must be one of 1 and 2"),
             ("INTERVAL", 1, "at least 2"),
         ],
     )

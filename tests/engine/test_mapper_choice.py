@@ -92,7 +92,9 @@ def test_the_number_of_workers_changes_nothing_and_a_resume_goes_on(tiny, tmp_pa
     assert differences(plain(used + rest), plain(whole)) == []
 
 
-def test_another_mapper_on_a_resume_is_said(tiny, tmp_path, caplog):
+def test_another_mapper_on_a_resume_is_said(tiny, tmp_path, caplog, monkeypatch):
+    # A test before this one may have set up the log as train_net.py does.
+    monkeypatch.setattr(logging.getLogger("d2ext"), "propagate", True)
     loaders = {
         name: build_train_loader(toy_cfg(tmp_path, "DATALOADER.MAPPER", name))
         for name in ("fast", "detectron2")

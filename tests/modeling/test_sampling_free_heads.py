@@ -87,12 +87,12 @@ def test_frozen_guide_is_saved_and_stays():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["GUIDE", "always"], "GUIDE must be per_step, frozen or none"),
-        (["REG_NORM", "4P"], "REG_NORM must be fg or native"),
+        (["GUIDE", "always"], "GUIDE is 'always'; it must be one of 'per_step'"),
+        (["REG_NORM", "4P"], "REG_NORM is '4P'; it must be one of 'fg'"),
         (["LEARN_SIGMA", True], "LEARN_SIGMA needs GUIDE frozen"),
-        (["PRIOR", 1.5], "PRIOR must be 0"),
+        (["PRIOR", 1.5], "PRIOR is 1.5; it must be a number of at least 0"),
         (["PRIOR", 0.1, "SCORE_THRESH", "class_adaptive"], "class_adaptive needs the number"),
-        (["CLS_SCALE.DENSE", 0.0], "CLS_SCALE must be positive"),
+        (["CLS_SCALE.DENSE", 0.0], "CLS_SCALE.DENSE is 0.0; it must be a number above 0"),
     ],
 )
 def test_what_makes_no_sense_is_refused(words, message):
