@@ -49,21 +49,28 @@ def main() -> None:
         figures = json.loads(args.json.read_text())
     for component in args.components:
         module = importlib.import_module(f"benchmarks.{component}")
-        results = []
         for case in module.cases(args):
             if args.only in case.name:
-                results.append(runner.measure(case, args.rounds, args.device))
-                print(page.describe(results[-1]), flush=True)
+                result = runner.measure(case, args.rounds, args.device)
+                print(page.describe(result), flush=True)
+                _keep(figures, component, result, runner.machine(args.device))
+                if args.json is not None:
+                    args.json.write_text(json.dumps(figures, indent=1) + "\n")
             if case.close is not None:
                 case.close()
-        known = figures.get(component, {}).get("cases", []) if args.only else []
-        names = {result["case"] for result in results}
-        results = [result for result in known if result["case"] not in names] + results
-        figures[component] = {"machine": runner.machine(args.device), "cases": results}
-        if args.json is not None:
-            args.json.write_text(json.dumps(figures, indent=1) + "\n")
     if args.page is not None:
         args.page.write_text(page.fill(args.page.read_text(), figures))
+
+
+def _keep(figures: Dict[str, Any], component: str, result: Dict[str, Any], machine: Any) -> None:
+    """Put a case into the figures at once, so that a run which is stopped has not been in vain."""
+    known = figures.setdefault(component, {"cases": []})
+    known["machine"] = machine
+    names = [case["case"] for case in known["cases"]]
+    if result["case"] in names:
+        known["cases"][names.index(result["case"])] = result
+    else:
+        known["cases"].append(result)
 
 
 if __name__ == "__main__":
