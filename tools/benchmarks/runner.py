@@ -8,6 +8,7 @@ rounds, not the ratio of the medians: what slows one whole round down cancels.
 import contextlib
 import dataclasses
 import gc
+import os
 import platform
 import statistics
 import time
@@ -154,7 +155,7 @@ def machine(device: str) -> Dict[str, Any]:
 
     return {
         "processor": _processor(),
-        "cores": torch.get_num_threads(),
+        "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "CPU",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
