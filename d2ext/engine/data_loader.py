@@ -47,6 +47,8 @@ class NamedErrors:
     ):
         # A mapper of the user's may be a lambda, and worker processes may be spawned.
         self._mapper, self._check = PicklableWrapper(mapper), check
+        #: What the mapper is called, for those who compare two.
+        self.mapper_name = getattr(mapper, "__qualname__", type(mapper).__qualname__)
 
     def __call__(self, element: Any, name: str = "a sample") -> Any:
         is_dict = isinstance(element, dict)
@@ -237,19 +239,16 @@ class ResumableLoader:
             "batches": self.batches_consumed,
             "batch_size": self.batch_size,
             "world_size": comm.get_world_size(),
-            "mapper": self._mapper_name(),
+            "mapper": self._mapper.mapper_name,
         }
-
-    def _mapper_name(self) -> str:
-        return getattr(self._mapper, "__qualname__", type(self._mapper).__qualname__)
 
     def _compare_mappers(self, saved: Optional[str]) -> None:
         if saved is None:  # a checkpoint from before there was a choice
-            saved = "DatasetMapper" if self._mapper_name() == "FastMapper" else None
-        if saved not in (None, self._mapper_name()):
+            saved = "DatasetMapper" if self._mapper.mapper_name == "FastMapper" else None
+        if saved not in (None, self._mapper.mapper_name):
             logger.warning(
                 f"The checkpoint was trained with the mapper {saved} and now it is "
-                f"{self._mapper_name()}: images go on in the same order, but not bit for bit. "
+                f"{self._mapper.mapper_name}: images go on in the same order, but not bit for bit. "
                 "DATALOADER.MAPPER chooses the mapper."
             )
 

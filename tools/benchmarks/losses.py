@@ -91,8 +91,8 @@ def make_sigmoid_steps(rows: int, classes: int, device: Any) -> Dict[str, Callab
     }
 
     def step(loss: Callable[[], torch.Tensor]) -> None:
-        logits.grad = None
-        (loss() / len(positive)).backward()
+        # Not backward(): a gradient that is kept from one step to the next hides that of the next.
+        torch.autograd.grad(loss() / len(positive), logits)
 
     return {name: (lambda loss=loss: step(loss)) for name, loss in losses.items()}
 
