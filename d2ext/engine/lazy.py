@@ -8,7 +8,7 @@ are this trainer's additions.
 import argparse
 import logging
 import os
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 from detectron2.config import LazyConfig, instantiate
@@ -19,6 +19,7 @@ from detectron2.utils.events import CommonMetricPrinter
 from omegaconf import OmegaConf
 
 from d2ext.data import require_dataset
+from d2ext.data.checks import checked_datasets
 from d2ext.modeling.sampling_free import find_optimal_bias
 from d2ext.ops.loss_weights import AdaptiveLossWeight
 
@@ -79,7 +80,7 @@ def build_lazy_trainer(cfg: Any, model: torch.nn.Module) -> Trainer:
     cfg.optimizer.params.model = model
     trainer = Trainer(
         model=model,
-        data_loader=instantiate(cfg.dataloader.train),
+        data_loader=_build_loader(cfg, "train"),
         optimizer=instantiate(cfg.optimizer),
         max_iter=train.max_iter,
         precision=Precision(dtype="fp16" if train.amp.enabled else "fp32", device=train.device),
@@ -114,7 +115,7 @@ def _measure_prior(cfg: Any, model: torch.nn.Module) -> Optional[hooks.MeasurePr
     if not find_optimal_bias(model):
         return None
     limits = cfg.train.get("prior", {})
-    return hooks.MeasurePrior(model, lambda: instantiate(cfg.dataloader.train), **limits)
+    return hooks.MeasurePrior(model, lambda: _build_loader(cfg, "train"), **limits)
 
 
 def _apply_fast_dev_run(cfg: Any) -> None:
@@ -127,14 +128,25 @@ def _apply_fast_dev_run(cfg: Any) -> None:
 def _require_datasets(cfg: Any, train: bool) -> None:
     """Refuse a data set that is not there before anything is built."""
     for key in ("train", "test") if train else ("test",):
-        names = OmegaConf.select(cfg, f"dataloader.{key}.dataset.names")  # None: another loader
-        require_dataset(*([names] if isinstance(names, str) else names or ()))
+        require_dataset(*_dataset_names(cfg, key))
+
+
+def _dataset_names(cfg: Any, key: str) -> List[str]:
+    """The registered data sets of a loader; none where it is of another make."""
+    names = OmegaConf.select(cfg, f"dataloader.{key}.dataset.names")
+    return [names] if isinstance(names, str) else list(names or ())
+
+
+def _build_loader(cfg: Any, key: str) -> Any:
+    """``dataloader.train`` or ``dataloader.test``, whose data sets are checked as they load."""
+    with checked_datasets(_dataset_names(cfg, key), training=key == "train"):
+        return instantiate(cfg.dataloader[key])
 
 
 def _evaluate(cfg: Any, model: torch.nn.Module) -> Dict[str, Any]:
     if "evaluator" not in cfg.dataloader:
         return {}
-    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    loader, evaluator = _build_loader(cfg, "test"), instantiate(cfg.dataloader.evaluator)
     results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)

@@ -116,7 +116,9 @@ def _retinanet(args: argparse.Namespace, classes: int) -> Case:
 
 def _fcos(args: argparse.Namespace, classes: int) -> Case:
     dw = "DualWeighting/dw_R_50_FPN_1x.yaml"
-    versions = {"Detectron2": (FCOS, upstream_fcos), "d2ext": (FCOS, []), "DW": (dw, [])}
+    # DW's config has the authors' ResNet, whose strides make it dearer; here all have the same.
+    resnet = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RESNETS.STRIDE_IN_1X1", True]
+    versions = {"Detectron2": (FCOS, upstream_fcos), "d2ext": (FCOS, []), "DW": (dw, resnet)}
     return _case(args, f"FCOS R50, {classes} classes", versions, classes)
 
 
