@@ -6,6 +6,7 @@ are this trainer's additions.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 from typing import Any, Dict, List, Optional
@@ -17,6 +18,7 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter
 from omegaconf import OmegaConf
+from omegaconf.errors import ConfigTypeError
 
 from d2ext.data import require_dataset
 from d2ext.data.checks import checked_datasets
@@ -133,7 +135,9 @@ def _require_datasets(cfg: Any, train: bool) -> None:
 
 def _dataset_names(cfg: Any, key: str) -> List[str]:
     """The registered data sets of a loader; none where it is of another make."""
-    names = OmegaConf.select(cfg, f"dataloader.{key}.dataset.names")
+    names = None
+    with contextlib.suppress(ConfigTypeError):  # a list of batches, say
+        names = OmegaConf.select(cfg, f"dataloader.{key}.dataset.names")
     return [names] if isinstance(names, str) else list(names or ())
 
 
