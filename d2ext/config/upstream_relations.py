@@ -53,7 +53,7 @@ def _has_features(key: str, used) -> Relation:
     return Relation(
         (key, "MODEL.FPN.IN_FEATURES", "MODEL.RESNETS.OUT_FEATURES"),
         "the backbone must have every map that a head asks for, named p3 if it is made of res3",
-        lambda cfg: set(cfg.MODEL[leaf].IN_FEATURES) <= set(_features(cfg)),
+        lambda cfg: set(cfg.MODEL[leaf].IN_FEATURES) <= set(_features(cfg) or ()),
         when=lambda cfg: used(cfg) and _features(cfg) is not None,
     )
 
