@@ -11,7 +11,7 @@ import logging
 import pickle
 import xml.etree.ElementTree as ElementTree
 import zipfile
-from typing import Any, BinaryIO, Dict, Tuple
+from typing import Any, BinaryIO, Dict, Optional, Tuple
 from xml.parsers import expat
 
 import numpy as np
@@ -120,12 +120,19 @@ class _ArrayUnpickler(pickle.Unpickler):
         return _ADMITTED[module, name]
 
 
-def parse_xml(path: Any) -> ElementTree.ElementTree:
+def parse_xml(path: Any, content: Optional[bytes] = None) -> ElementTree.ElementTree:
     """An XML file without a document type.
 
     A document type may define entities: short names for long texts, and for each other, which grow
     without limit (the "billion laughs"), or for the content of other files. Annotations need none.
+
+    Args:
+        path: the file.
+        content: what is in it, if it is known already.
     """
+    if content is None:
+        with open(path, "rb") as stream:
+            content = stream.read()
     builder = ElementTree.TreeBuilder()
     parser = expat.ParserCreate()
     parser.buffer_text = True
@@ -141,8 +148,7 @@ def parse_xml(path: Any) -> ElementTree.ElementTree:
 
     parser.StartDoctypeDeclHandler = refuse
     try:
-        with open(path, "rb") as stream:
-            parser.ParseFile(stream)
+        parser.Parse(content, True)
     except expat.ExpatError as error:
         raise ElementTree.ParseError(f"{path} is not XML: {error}.") from error
     return ElementTree.ElementTree(builder.close())

@@ -1,4 +1,4 @@
-"""Tools for tests, ours and yours: counting what a computation dispatches and allocates.
+"""Tools for tests, ours and yours: counts of what is dispatched and allocated, and a peer.
 
 Counts are the same on every machine and at every load, unlike times, so a test can hold them.
 """
@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["OpCounts", "count_ops", "peak_bytes"]
+__all__ = ["OpCounts", "count_ops", "peak_bytes", "upstream_fcos"]
 
 # Operations whose result, or its shape, the host has to wait for.
 _WAITING = {
@@ -149,3 +149,37 @@ def peak_bytes(function: Callable[[], Any]) -> int:
         peak = max(peak, held)
     del result
     return peak
+
+
+def upstream_fcos(cfg: Any) -> torch.nn.Module:
+    """Detectron2's FCOS, which has no YAML, of the sizes in a config of :class:`ExtFCOS`.
+
+    It is the model of Detectron2's LazyConfig file, and has the state-dict keys of ours.
+    """
+    from detectron2.layers import ShapeSpec
+    from detectron2.modeling import build_resnet_backbone
+    from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
+    from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
+
+    node, channels = cfg.MODEL.FCOS, cfg.MODEL.FPN.OUT_CHANNELS
+    backbone = FPN(
+        bottom_up=build_resnet_backbone(cfg, ShapeSpec(channels=3)),
+        in_features=["res3", "res4", "res5"],
+        out_channels=channels,
+        top_block=LastLevelP6P7(channels, channels, in_feature="p5"),
+    )
+    shapes = backbone.output_shape()
+    head = FCOSHead(
+        input_shape=[shapes[f] for f in node.IN_FEATURES],
+        num_classes=node.NUM_CLASSES,
+        conv_dims=[channels] * node.NUM_CONVS,
+        norm="GN",
+    )
+    return FCOS(
+        backbone=backbone,
+        head=head,
+        head_in_features=list(node.IN_FEATURES),
+        num_classes=node.NUM_CLASSES,
+        pixel_mean=cfg.MODEL.PIXEL_MEAN,
+        pixel_std=cfg.MODEL.PIXEL_STD,
+    )

@@ -112,7 +112,7 @@ def set_up_output(cfg: Any, args: argparse.Namespace, folder: str) -> None:
             path = str(getattr(handler.stream, "name", ""))
             if folder and path.startswith(os.path.join(folder, "")):
                 give_up = functools.partial(_give_up_log_file, handler)
-                object.__setattr__(handler, "handleError", give_up)
+                handler.handleError = give_up  # type: ignore[method-assign]
 
 
 def _give_up_log_file(handler: logging.StreamHandler, record: logging.LogRecord) -> None:

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
-from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
 from model_kit import build, make_batch, relative_error, small_cfg, train_step
+
+from d2ext.testing import upstream_fcos
 
 REGION = ["MODEL.PROPOSAL_GENERATOR.NAME", "RPN", "MODEL.ROI_HEADS.NAME"]
 CASES = {
@@ -18,36 +18,6 @@ CASES = {
     "mask": ("configs/COCO/mask_rcnn_R_50_FPN_1x.yaml", [*REGION, "StandardROIHeads"]),
     "cascade": ("configs/COCO/cascade_mask_rcnn_R_50_FPN_1x.yaml", [*REGION, "CascadeROIHeads"]),
 }
-
-
-def upstream_fcos(cfg):
-    """The model of Detectron2's LazyConfig file, of the sizes of ``cfg``."""
-    from detectron2.layers import ShapeSpec
-    from detectron2.modeling import build_resnet_backbone
-
-    node = cfg.MODEL.FCOS
-    channels = cfg.MODEL.FPN.OUT_CHANNELS
-    backbone = FPN(
-        bottom_up=build_resnet_backbone(cfg, ShapeSpec(channels=3)),
-        in_features=["res3", "res4", "res5"],
-        out_channels=channels,
-        top_block=LastLevelP6P7(channels, channels, in_feature="p5"),
-    )
-    shapes = backbone.output_shape()
-    head = FCOSHead(
-        input_shape=[shapes[f] for f in node.IN_FEATURES],
-        num_classes=node.NUM_CLASSES,
-        conv_dims=[channels] * node.NUM_CONVS,
-        norm="GN",
-    )
-    return FCOS(
-        backbone=backbone,
-        head=head,
-        head_in_features=list(node.IN_FEATURES),
-        num_classes=node.NUM_CLASSES,
-        pixel_mean=cfg.MODEL.PIXEL_MEAN,
-        pixel_std=cfg.MODEL.PIXEL_STD,
-    )
 
 
 def pair(name, overrides=()):

@@ -34,7 +34,7 @@ def cases(args: argparse.Namespace) -> List[Case]:
     retinanet, theirs = ours(RETINANET), ours(RETINANET, "MODEL.META_ARCHITECTURE", "RetinaNet")
     theirs.load_state_dict(retinanet.state_dict())
     fcos = ours(FCOS)
-    their_fcos = models.upstream_fcos(models.make_cfg(FCOS, CLASSES, args.device, small))
+    their_fcos = models.build_upstream_fcos(models.make_cfg(FCOS, CLASSES, args.device, small))
     their_fcos.load_state_dict(fcos.state_dict())
     their_fcos.test_nms_thresh = fcos.test_nms_thresh
     return [

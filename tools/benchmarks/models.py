@@ -3,16 +3,14 @@
 from typing import Any, Dict, List, Sequence
 
 import torch
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_model, build_resnet_backbone
-from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
-from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from d2ext import get_cfg, model_zoo
+from d2ext.testing import upstream_fcos
 
-__all__ = ["build", "make_batch", "make_cfg", "upstream_fcos"]
+__all__ = ["build", "build_upstream_fcos", "make_batch", "make_cfg"]
 
 
 def make_cfg(name: str, classes: int, device: str, overrides: Sequence[Any] = ()) -> Any:
@@ -33,32 +31,10 @@ def build(cfg: Any) -> nn.Module:
     return build_model(cfg).train()
 
 
-def upstream_fcos(cfg: Any) -> nn.Module:
-    """Detectron2's FCOS, which has no YAML, of the sizes of our config."""
-    node, channels = cfg.MODEL.FCOS, cfg.MODEL.FPN.OUT_CHANNELS
+def build_upstream_fcos(cfg: Any) -> nn.Module:
+    """Detectron2's FCOS of the sizes of our config, with weights like those of :func:`build`."""
     torch.manual_seed(0)
-    backbone = FPN(
-        bottom_up=build_resnet_backbone(cfg, ShapeSpec(channels=3)),
-        in_features=["res3", "res4", "res5"],
-        out_channels=channels,
-        top_block=LastLevelP6P7(channels, channels, in_feature="p5"),
-    )
-    shapes = backbone.output_shape()
-    head = FCOSHead(
-        input_shape=[shapes[f] for f in node.IN_FEATURES],
-        num_classes=node.NUM_CLASSES,
-        conv_dims=[channels] * node.NUM_CONVS,
-        norm="GN",
-    )
-    model = FCOS(
-        backbone=backbone,
-        head=head,
-        head_in_features=list(node.IN_FEATURES),
-        num_classes=node.NUM_CLASSES,
-        pixel_mean=cfg.MODEL.PIXEL_MEAN,
-        pixel_std=cfg.MODEL.PIXEL_STD,
-    )
-    return model.to(cfg.MODEL.DEVICE).train()
+    return upstream_fcos(cfg).to(cfg.MODEL.DEVICE).train()
 
 
 def make_batch(

@@ -73,7 +73,7 @@ class Stopwatch:
             with self.phase(phase):
                 return original(*args, **kwargs)
 
-        object.__setattr__(owner, method, timed)
+        setattr(owner, method, timed)
 
     def read(self) -> Dict[str, float]:
         """Seconds of each phase since the last call."""

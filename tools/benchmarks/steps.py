@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from d2ext.engine.hooks import LossWeights
 from d2ext.ops.loss_weights import AdaptiveLossWeight
 
-from .models import build, make_batch, make_cfg, upstream_fcos
+from .models import build, build_upstream_fcos, make_batch, make_cfg
 from .runner import Case, Ratio, Stopwatch
 
 # Methods that do the timed work, by phase. What a detector lacks is not timed.
@@ -118,7 +118,7 @@ def _fcos(args: argparse.Namespace, classes: int) -> Case:
     dw = "DualWeighting/dw_R_50_FPN_1x.yaml"
     # DW's config has the authors' ResNet, whose strides make it dearer; here all have the same.
     resnet = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RESNETS.STRIDE_IN_1X1", True]
-    versions = {"Detectron2": (FCOS, upstream_fcos), "d2ext": (FCOS, []), "DW": (dw, resnet)}
+    versions = {"Detectron2": (FCOS, build_upstream_fcos), "d2ext": (FCOS, []), "DW": (dw, resnet)}
     return _case(args, f"FCOS R50, {classes} classes", versions, classes)
 
 

@@ -1,10 +1,11 @@
 """Finished runs: one JSON line each, kept in the study's folder and, on demand, beside its file."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
+
+from d2ext._files import atomic_write
 
 from .definition import Run, Study
 
@@ -112,9 +113,8 @@ class Results:
     def export(self, file: Path) -> int:
         """Write the finished runs, in the study's order, to ``file``; returns how many."""
         records = self.finished()
-        part = Path(f"{file}.part")
-        part.write_text("".join(json.dumps(record) + "\n" for record in records))
-        os.replace(part, file)
+        with atomic_write(str(file)) as stream:
+            stream.writelines(f"{json.dumps(record)}\n".encode() for record in records)
         return len(records)
 
 

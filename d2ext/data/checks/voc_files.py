@@ -77,9 +77,10 @@ def read_xml(path: str) -> ElementTree.Element:
     """The root of an XML file, or an error that names it."""
     try:
         with open(path, "rb") as file:
-            # Detectron2 decodes the file as text before it is parsed, whatever its header says.
-            file.read().decode("utf-8")
-        return parse_xml(path).getroot()
+            content = file.read()
+        # Detectron2 decodes the file as text before it is parsed, whatever its header says.
+        content.decode("utf-8")
+        return parse_xml(path, content).getroot()
     except FileNotFoundError:
         raise BadDataError(
             f"{path} does not exist; add it, or take the image off the list."
