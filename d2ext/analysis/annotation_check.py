@@ -12,7 +12,7 @@ from d2ext.data.checks import KINDS as RULES
 from d2ext.data.checks import Problem
 from d2ext.data.checks.dicts import check_annotations, check_images
 from d2ext.data.checks.images import check_image_file, find_missing
-from d2ext.data.checks.json_file import check_json, guess_form
+from d2ext.data.checks.json_file import check_json, file_name, guess_form
 from d2ext.data.checks.kinds import group
 
 __all__ = [
@@ -54,7 +54,7 @@ def check_coco(
     if image_root is not None and not any(p.kind == "broken entry" for p in found):
         found += _check_files(
             (
-                (os.path.join(image_root, _file_name(image, form)), image["width"], image["height"])
+                (os.path.join(image_root, file_name(image, form)), image["width"], image["height"])
                 for image in data["images"]
             ),
             max_opened,
@@ -86,13 +86,6 @@ def check_image_files(dicts: List[Dict[str, Any]], *, max_opened: int = 2000) ->
         return found
     files = ((str(d["file_name"]), d.get("width"), d.get("height")) for d in dicts)
     return found + _check_files(files, max_opened)
-
-
-def _file_name(image: Dict[str, Any], form: str) -> str:
-    """COCO's ``file_name``; Detectron2 takes the end of LVIS' URL."""
-    if form == "lvis":
-        return "/".join(image["coco_url"].split("/")[-2:])
-    return image["file_name"]
 
 
 def _check_files(files: Iterable[Tuple[str, Any, Any]], max_opened: int) -> List[Problem]:

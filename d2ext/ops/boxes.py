@@ -19,6 +19,8 @@ from typing import Tuple
 
 import torch
 
+from .precision import full_precision
+
 __all__ = [
     "box_deltas",
     "ciou_loss",
@@ -30,12 +32,6 @@ __all__ = [
 ]
 
 EPS = 1e-7
-_HALF = (torch.float16, torch.bfloat16)
-
-
-def _full(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision to float32; see above."""
-    return tensor.float() if tensor.dtype in _HALF else tensor
 
 
 def box_deltas(
@@ -85,7 +81,7 @@ def _enclosing(boxes1: torch.Tensor, boxes2: torch.Tensor) -> Tuple[torch.Tensor
 
 def pair_iou(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = EPS) -> torch.Tensor:
     """IoU of each row of two (K, 4) box tensors: (K,), differentiable, 0 for disjoint boxes."""
-    intersection, union = _overlap(_full(boxes1), _full(boxes2))
+    intersection, union = _overlap(full_precision(boxes1), full_precision(boxes2))
     return intersection / (union + eps)
 
 
@@ -96,7 +92,7 @@ def iou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = EPS) -> to
 
 def giou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = EPS) -> torch.Tensor:
     """Generalised IoU loss (Rezatofighi et al., 2019) of each row: (K,)."""
-    boxes1, boxes2 = _full(boxes1), _full(boxes2)
+    boxes1, boxes2 = full_precision(boxes1), full_precision(boxes2)
     intersection, union = _overlap(boxes1, boxes2)
     width, height = _enclosing(boxes1, boxes2)
     area = width * height
@@ -117,13 +113,13 @@ def _distance_terms(boxes1, boxes2, eps):
 
 def diou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = EPS) -> torch.Tensor:
     """Distance-IoU loss (Zheng et al., 2020) of each row: (K,)."""
-    iou, distance = _distance_terms(_full(boxes1), _full(boxes2), eps)
+    iou, distance = _distance_terms(full_precision(boxes1), full_precision(boxes2), eps)
     return 1 - iou + distance
 
 
 def ciou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = EPS) -> torch.Tensor:
     """Complete-IoU loss (Zheng et al., 2020) of each row: (K,). ``boxes2`` is the ground truth."""
-    boxes1, boxes2 = _full(boxes1), _full(boxes2)
+    boxes1, boxes2 = full_precision(boxes1), full_precision(boxes2)
     iou, distance = _distance_terms(boxes1, boxes2, eps)
     width, height = (boxes1[..., 2:] - boxes1[..., :2]).unbind(dim=-1)
     width_gt, height_gt = (boxes2[..., 2:] - boxes2[..., :2]).unbind(dim=-1)
@@ -139,7 +135,7 @@ def ciou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = EPS) -> t
 
 def smooth_l1_loss(input: torch.Tensor, target: torch.Tensor, beta: float = 0.0) -> torch.Tensor:
     """Smooth L1 of each number; plain L1 for ``beta`` below 1e-5. Same shape as ``input``."""
-    n = torch.abs(_full(input) - _full(target))
+    n = torch.abs(full_precision(input) - full_precision(target))
     if beta < 1e-5:  # 0.5 n^2 / 0 in the branch not taken would make NaN gradients
         return n
     return torch.where(n < beta, 0.5 * n**2 / beta, n - 0.5 * beta)

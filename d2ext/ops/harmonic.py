@@ -13,6 +13,8 @@ from typing import Optional, Tuple
 import torch
 from torch.nn import functional as F
 
+from .precision import full_precision
+
 __all__ = [
     "check_gamma",
     "class_entropy",
@@ -21,13 +23,6 @@ __all__ = [
     "literal_slopes",
     "task_contrastive_loss",
 ]
-
-_HALF = (torch.float16, torch.bfloat16)
-
-
-def _full(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision to float32: exp and log of these quantities leave its range."""
-    return tensor.float() if tensor.dtype in _HALF else tensor
 
 
 def _same_shape(**tensors: torch.Tensor) -> None:
@@ -67,7 +62,7 @@ def harmonic_factors(
     _same_shape(cls_loss=cls_loss, loc_loss=loc_loss, cls_exponent=exponent)
     if detach:
         loc_loss, exponent = loc_loss.detach(), exponent.detach()
-    return torch.exp(-_full(loc_loss)), torch.exp(-_full(exponent))
+    return torch.exp(-full_precision(loc_loss)), torch.exp(-full_precision(exponent))
 
 
 @torch.no_grad()
@@ -119,7 +114,7 @@ def harmonic_iou_loss(iou: torch.Tensor, gamma: float = 0.8) -> torch.Tensor:
     """
     if not 0 <= gamma < math.inf:
         check_gamma(gamma)
-    iou = _full(iou)
+    iou = full_precision(iou)
     return (1 + iou) ** gamma * (1 - iou)
 
 
@@ -134,7 +129,7 @@ def class_entropy(logits: torch.Tensor, *, sigmoid: bool) -> torch.Tensor:
     Returns:
         (K,) entropies.
     """
-    logits = _full(logits)
+    logits = full_precision(logits)
     # p log p from the logarithm: with p rounded to 0, 0 * log(0) would be NaN.
     if sigmoid:
         return -(torch.sigmoid(logits) * F.logsigmoid(logits)).sum(dim=-1)
@@ -175,9 +170,9 @@ def task_contrastive_loss(
             f"The task-contrastive loss has the margin modes 'subtract' and 'hard', not '{mode}'."
         )
     _same_shape(score=score, iou=iou, entropy=entropy)
-    score = _full(score.detach() if detach_score else score)
-    iou = _full(iou.detach() if detach_iou else iou)
-    entropy = _full(entropy.detach() if detach_entropy else entropy)
+    score = full_precision(score.detach() if detach_score else score)
+    iou = full_precision(iou.detach() if detach_iou else iou)
+    entropy = full_precision(entropy.detach() if detach_entropy else entropy)
     difference = (score - iou).abs()
     if mode == "subtract":
         difference = F.relu(difference - margin)

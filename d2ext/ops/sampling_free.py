@@ -11,6 +11,8 @@ from typing import List, Sequence, Tuple
 
 import torch
 
+from .precision import full_precision
+
 __all__ = [
     "class_adaptive_thresholds",
     "frozen_ratio",
@@ -23,13 +25,6 @@ __all__ = [
     "sigma_weighted",
     "softmax_prior_bias",
 ]
-
-_HALF = (torch.float16, torch.bfloat16)
-
-
-def _full(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision to float32: sums of losses reach 1e5 and ratios 1e-8."""
-    return tensor.float() if tensor.dtype in _HALF else tensor
 
 
 def optimal_prior(num_foreground: float, num_samples: float, num_classes: int = 1) -> float:
@@ -155,8 +150,8 @@ def guided_ratio(cls_loss: torch.Tensor, guides: Sequence[torch.Tensor]) -> torc
     """
     if not guides:
         raise ValueError("The guided scale needs at least one guiding loss, e.g. the box loss.")
-    guide = torch.stack([_full(g.detach()) for g in guides]).mean()
-    loss = _full(cls_loss.detach())
+    guide = torch.stack([full_precision(g.detach()) for g in guides]).mean()
+    loss = full_precision(cls_loss.detach())
     usable = loss > torch.finfo(loss.dtype).tiny
     ratio = guide / torch.where(usable, loss, torch.ones_like(loss))
     return torch.where(usable & torch.isfinite(ratio), ratio, torch.zeros_like(ratio))
@@ -180,7 +175,7 @@ def guided_scale(
         The scaled class loss, and the ratio r before ``weight``.
     """
     ratio = guided_ratio(cls_loss, guides)
-    return weight * ratio * _full(cls_loss), ratio
+    return weight * ratio * full_precision(cls_loss), ratio
 
 
 @torch.no_grad()
@@ -241,7 +236,7 @@ def class_adaptive_thresholds(class_counts: torch.Tensor, foreground_ratio: floa
         without objects gets 0.
     """
     counts = torch.as_tensor(class_counts)
-    counts = _full(counts) if counts.is_floating_point() else counts.float()
+    counts = full_precision(counts) if counts.is_floating_point() else counts.float()
     total = float(counts.sum())
     if counts.dim() != 1 or not bool((counts >= 0).all()) or not 0 < total < math.inf:
         raise ValueError(

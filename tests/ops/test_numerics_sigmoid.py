@@ -29,6 +29,7 @@ from numerics_kit import (
 from torch.nn import functional as F
 
 from d2ext.ops.host import asking_is_free
+from d2ext.ops.precision import full_precision
 from d2ext.ops.sigmoid_kernel import (
     check_shapes,
     compute_dtype,
@@ -304,6 +305,16 @@ def test_what_labels_mean(num_rows, num_classes, dtype, seed, label_type):
             check_shapes(wrong, labels)
     with pytest.raises(ValueError, match="one value a row"):
         check_shapes(logits, labels, torch.zeros(num_rows + 1))
+
+
+@given(rows, dtypes)
+@covers(full_precision)
+def test_half_precision_alone_is_widened(num_rows, dtype):
+    tensor = torch.rand(num_rows).to(dtype)
+    wide = full_precision(tensor)
+    assert wide.dtype == torch.promote_types(dtype, torch.float32)
+    assert torch.equal(wide, tensor.to(wide.dtype))
+    assert (wide is tensor) == (dtype not in (torch.float16, torch.bfloat16))
 
 
 @given(st.text(max_size=6), rows, dtypes)

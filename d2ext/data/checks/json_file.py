@@ -14,7 +14,15 @@ from .boxes import BOX_KINDS, are_relative, box_codes, show_box, stack_boxes
 from .kinds import KINDS, BadDataError, Problem, settle
 from .masks import is_short, rle_fault
 
-__all__ = ["Findings", "check_json", "check_shape", "guess_form", "leave_out", "read_json"]
+__all__ = [
+    "Findings",
+    "check_json",
+    "check_shape",
+    "file_name",
+    "guess_form",
+    "leave_out",
+    "read_json",
+]
 
 _LISTS = {"image": "images", "annotation": "annotations", "category": "categories"}
 
@@ -83,7 +91,7 @@ def check_json(
     problems += _broken_annotations(things, form, loading)
     if problems:  # the rest relies on fields that are there
         return Findings(problems, nothing, [])
-    names = [_file_name(image) for image in images]
+    names = [file_name(image, form) for image in images]
     problems += _repeated_images(images, names)
     problems += _repeated(categories, "category", "duplicate class id")
     table = _Table(images, names, categories, things)
@@ -147,10 +155,11 @@ def _entry(what: str, index: int, row: Any) -> str:
     return f"{what} number {index} of the list"
 
 
-def _file_name(image: Dict[str, Any]) -> str:
-    """COCO's ``file_name``; LVIS has the end of a URL instead."""
-    if "coco_url" in image and "file_name" not in image:
-        return "/".join(image["coco_url"].split("/")[-2:])
+def file_name(image: Dict[str, Any], form: str) -> str:
+    """The file of an image below its folder: Detectron2 takes the end of the URL for LVIS."""
+    url = image.get("coco_url")
+    if isinstance(url, str) and (form == "lvis" or "file_name" not in image):
+        return "/".join(url.split("/")[-2:])
     return image.get("file_name") or f"image id {image['id']}"
 
 
