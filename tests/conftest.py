@@ -72,3 +72,15 @@ def storage():
 def data_root():
     """The folder that $D2EXT_DATA names during the tests."""
     return os.environ["D2EXT_DATA"]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The folder of the data sets tiny_train and tiny_val, which are registered here as well.
+
+    Processes that tests start share it.
+    """
+    from d2ext.faults.toy import draw_tiny
+
+    with draw_tiny(tmp_path_factory.mktemp("tiny")) as root:
+        yield root

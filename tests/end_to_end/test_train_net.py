@@ -29,14 +29,6 @@ SMALL = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    from tiny_project import draw_tiny
-
-    with draw_tiny(tmp_path_factory.mktemp("tiny")) as root:
-        yield root
-
-
 @pytest.mark.parametrize("name", ["fcos_shapes", "dw_shapes", "faster_rcnn_alwa_shapes"])
 def test_resume_is_exact_on_real_detectors(tiny, tmp_path, name):
     """Running normalisers, sampled proposals and adaptive loss weights included."""
