@@ -1,5 +1,6 @@
 """What all tests share: one thread, a seed, and data sets outside the checkout."""
 
+import logging
 import os
 import random
 import shutil
@@ -51,6 +52,28 @@ def seeded():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_log_files():
+    """The log files that a test opens end with it; later lines, and forked runs, have their own."""
+    from detectron2.utils import logger as upstream
+
+    before = {logger: list(logger.handlers) for logger in _loggers()}
+    yield
+    added = False
+    for logger in _loggers():
+        for handler in set(logger.handlers) - set(before.get(logger, [])):
+            logger.removeHandler(handler)
+            added = True
+    if added:
+        upstream.setup_logger.cache_clear()
+        upstream._cached_log_stream.cache_clear()
+
+
+def _loggers():
+    known = logging.root.manager.loggerDict.values()
+    return [logging.root, *(logger for logger in known if isinstance(logger, logging.Logger))]
 
 
 @pytest.fixture

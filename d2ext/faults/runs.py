@@ -1,6 +1,7 @@
 """``train_net.py`` in processes of its own: started, waited for, killed."""
 
 import contextlib
+import logging
 import os
 import runpy
 import subprocess
@@ -9,6 +10,8 @@ import time
 import traceback
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
+
+from detectron2.utils import logger as upstream_logger
 
 import d2ext
 from d2ext.engine.launch import free_port
@@ -41,6 +44,15 @@ def _environment(data: Any, sabotage: str) -> Dict[str, str]:
         "PYTHONPATH": path,
         VARIABLE: sabotage,
     }
+
+
+def _forget_logs() -> None:
+    """Log nothing where the parent does: its files are not of this run."""
+    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
+        if isinstance(logger, logging.Logger):
+            logger.handlers.clear()
+    upstream_logger.setup_logger.cache_clear()
+    upstream_logger._cached_log_stream.cache_clear()
 
 
 class Run:
@@ -91,6 +103,7 @@ class Run:
         code = 1
         try:
             os.environ.update({**_environment(data, sabotage), **env})
+            _forget_logs()
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.close(output)
