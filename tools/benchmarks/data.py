@@ -55,6 +55,7 @@ def cases(args: argparse.Namespace) -> List[Case]:
                 ratios,
                 note=f"{batches} batches of {BATCH} from 2 workers, with their start",
                 close=folder.cleanup,
+                wall=True,
             ),
         ]
     return found

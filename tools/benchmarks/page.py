@@ -55,7 +55,9 @@ def _section(figures: Dict[str, Any]) -> str:
 
 def _rows(result: Dict[str, Any]) -> List[str]:
     rows = []
-    case = f"{result['case']} ({result['note']})" if result["note"] else result["case"]
+    notes = [result["note"], "by the clock on the wall" if result["wall"] else ""]
+    note = "; ".join(word for word in notes if word)
+    case = f"{result['case']} ({note})" if note else result["case"]
     for name, value in result["versions"].items():
         cells = [case, name, _quantity(value, result["unit"])]
         ratios = [ratio for ratio in result["ratios"] if ratio["version"] == name]

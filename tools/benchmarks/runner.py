@@ -41,6 +41,8 @@ class Case:
         rounds: how often, if not as often as the command line says.
         unit: "s" for time; anything else is a unit of what the versions return, measured once.
         close: releases what the versions hold.
+        wall: the clock on the wall instead of the CPU time of this process, which other work on
+            the machine does not lengthen. For what runs in several processes.
     """
 
     name: str
@@ -50,13 +52,20 @@ class Case:
     rounds: Optional[int] = None
     unit: str = "s"
     close: Optional[Callable[[], None]] = None
+    wall: bool = False
 
 
 class Stopwatch:
-    """Times phases on the host, or on a CUDA device with events, which make nobody wait."""
+    """Times phases by the CPU time of this process, or on a CUDA device by events.
 
-    def __init__(self, device: str = "cpu"):
+    Args:
+        device: where the work is done.
+        wall: on the host, by the clock on the wall.
+    """
+
+    def __init__(self, device: str = "cpu", wall: bool = False):
         self.cuda = torch.device(device).type == "cuda"
+        self._clock = time.perf_counter if wall else time.process_time
         self._marks: Dict[str, List[Tuple[Any, Any]]] = {}
 
     @contextlib.contextmanager
@@ -84,7 +93,7 @@ class Stopwatch:
 
     def _now(self):
         if not self.cuda:
-            return time.perf_counter()
+            return self._clock()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -101,7 +110,7 @@ def measure(case: Case, rounds: int, device: str = "cpu", warmup: int = 2) -> Di
         samples = {name: [run()] for name, run in case.versions.items()}
         return _result(case, samples, {})
     phases: Dict[str, Dict[str, List[float]]] = {name: {} for name in names}
-    watch = Stopwatch(device)
+    watch = Stopwatch(device, case.wall)
     for turn in range((case.rounds or rounds) + warmup):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
@@ -136,6 +145,7 @@ def _result(case: Case, samples, phases) -> Dict[str, Any]:
         "case": case.name,
         "unit": case.unit,
         "note": case.note,
+        "wall": case.wall,
         "rounds": max(len(values) for values in samples.values()),
         "versions": {name: median(values) for name, values in samples.items()},
         "phases": {

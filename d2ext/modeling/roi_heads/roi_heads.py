@@ -38,16 +38,15 @@ def _without_federated_loss(cfg: Any) -> Any:
     return cfg
 
 
-@ROI_HEADS_REGISTRY.register()
-class ExtStandardROIHeads(UnsampledMixin, StandardROIHeads):
-    """Faster and Mask R-CNN heads whose box losses are slots."""
+class _ExtROIHeads(UnsampledMixin):
+    """What both kinds of heads add to Detectron2's."""
 
     @configurable
     def __init__(self, *, use_all_proposals: bool = False, mask_max_foreground: int = 0, **kwargs):
         """
         Args:
             use_all_proposals, mask_max_foreground: see :class:`UnsampledMixin`.
-            kwargs: arguments of Detectron2's ``StandardROIHeads``.
+            kwargs: arguments of Detectron2's heads of the same kind.
         """
         super().__init__(**kwargs)
         self.use_all_proposals = use_all_proposals
@@ -56,6 +55,11 @@ class ExtStandardROIHeads(UnsampledMixin, StandardROIHeads):
     @classmethod
     def from_config(cls, cfg, input_shape):
         return {**super().from_config(cfg, input_shape), **_unsampled_options(cfg)}
+
+
+@ROI_HEADS_REGISTRY.register()
+class ExtStandardROIHeads(_ExtROIHeads, StandardROIHeads):
+    """Faster and Mask R-CNN heads whose box losses are slots."""
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape) -> Dict[str, Any]:
@@ -65,23 +69,8 @@ class ExtStandardROIHeads(UnsampledMixin, StandardROIHeads):
 
 
 @ROI_HEADS_REGISTRY.register()
-class ExtCascadeROIHeads(UnsampledMixin, CascadeROIHeads):
+class ExtCascadeROIHeads(_ExtROIHeads, CascadeROIHeads):
     """Cascade R-CNN heads whose box losses are slots, each stage with its own criterion."""
-
-    @configurable
-    def __init__(self, *, use_all_proposals: bool = False, mask_max_foreground: int = 0, **kwargs):
-        """
-        Args:
-            use_all_proposals, mask_max_foreground: see :class:`UnsampledMixin`.
-            kwargs: arguments of Detectron2's ``CascadeROIHeads``.
-        """
-        super().__init__(**kwargs)
-        self.use_all_proposals = use_all_proposals
-        self.mask_max_foreground = mask_max_foreground
-
-    @classmethod
-    def from_config(cls, cfg, input_shape):
-        return {**super().from_config(cfg, input_shape), **_unsampled_options(cfg)}
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape) -> Dict[str, Any]:
