@@ -47,7 +47,8 @@ def parse():
     parser.add_argument("--table-only", action="store_true", help="run nothing")
     parser.add_argument(
         "--commit-results", action="store_true",
-        help="run nothing; write results, table and plot beside the study file",
+        help="run nothing; write results, table and plot beside the study file, the table into "
+        "README.md there if that has markers for it",
     )  # fmt: skip
     return parser.parse_args()
 
@@ -67,7 +68,13 @@ def make_runner(args, study, folder):
 
 def show(args, study, results, folder):
     """Print the table, and write what was asked for."""
-    from d2ext.analysis.study import default_figures, draw_study, markdown_table
+    from d2ext.analysis.study import (
+        default_figures,
+        draw_study,
+        fill_tables,
+        markdown_table,
+        marked_tables,
+    )
 
     figures = args.figures or list(study.figures) or default_figures(results)
     title = f"{study.name}: {len(results)} of {len(study.runs)} runs"
@@ -76,8 +83,14 @@ def show(args, study, results, folder):
     tables = [args.table] if args.table else []
     plots = [folder / "plot.png" if args.plot is True else args.plot] if args.plot else []
     if args.commit_results:
-        tables.append(args.study.with_suffix(".md"))
         plots.append(args.study.with_suffix(".png"))
+        page = args.study.with_name("README.md")
+        text = page.read_text() if page.exists() else ""
+        if study.name in marked_tables(text):
+            page.write_text(fill_tables(text, {study.name: table}))
+            print(f"Written: {page}")
+        else:
+            tables.append(args.study.with_suffix(".md"))
     for file in tables:
         file.write_text(table)
     for file in plots:

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 from study_kit import CONFIG, study_of
 
-from d2ext.analysis.study import check_study, load_study
+from d2ext.analysis.study import (
+    Results,
+    check_study,
+    default_figures,
+    fill_tables,
+    load_study,
+    markdown_table,
+    marked_tables,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = sorted((ROOT / "docs/studies").glob("*.yaml"))
@@ -94,3 +102,22 @@ def test_a_fingerprint_follows_the_config_and_not_its_file(tmp_path):
     assert [a.fingerprint() == b.fingerprint() for a, b in zip(first.runs, again.runs)] == [
         True, False, True, False,
     ]  # fmt: skip
+
+
+def test_tables_of_the_page_are_those_of_the_results():
+    text = (ROOT / "docs/studies/README.md").read_text()
+    tables = {}
+    for path in COMMITTED:
+        study = load_study(path, ROOT)
+        results = Results(study, path.with_suffix(".jsonl")).finished()
+        if results:
+            figures = list(study.figures) or default_figures(results)
+            tables[study.name] = markdown_table(results, figures, study.baseline)
+    assert sorted(marked_tables(text)) == sorted(tables)
+    assert fill_tables(text, tables) == text
+
+
+def test_only_tables_between_markers_change():
+    text = "a\n<!-- begin x -->\nold\n<!-- end x -->\nb\n<!-- begin y -->\n<!-- end y -->\n"
+    assert marked_tables(text) == ["x", "y"]
+    assert fill_tables(text, {"x": "new\n", "z": "?"}) == text.replace("old", "new")

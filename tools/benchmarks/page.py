@@ -1,7 +1,8 @@
 """Figures as text: a line a case for the terminal, Markdown tables for the page."""
 
-import re
 from typing import Any, Dict, List
+
+from d2ext.analysis.study import fill_tables, marked_tables
 
 __all__ = ["describe", "fill"]
 
@@ -27,12 +28,9 @@ def fill(text: str, figures: Dict[str, Any]) -> str:
     A table stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; NAME is a component.
     """
 
-    def table(match: "re.Match") -> str:
-        name = match.group(1)
-        body = _section(figures[name]) if name in figures else "Not measured yet.\n"
-        return f"<!-- begin {name} -->\n{body}<!-- end {name} -->"
-
-    return re.sub(r"<!-- begin (\w+) -->\n.*?<!-- end \1 -->", table, text, flags=re.DOTALL)
+    tables = dict.fromkeys(marked_tables(text), "Not measured yet.\n")
+    tables.update({name: _section(part) for name, part in figures.items()})
+    return fill_tables(text, tables)
 
 
 def _section(figures: Dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from .definition import Run, Study, check_study, load_study
 from .lock import Busy, locked
+from .page import fill_tables, marked_tables
 from .plot import draw_study
 from .results import Results, last_figures, learning_curves
 from .runner import Runner
@@ -19,9 +20,11 @@ __all__ = [
     "compare",
     "default_figures",
     "draw_study",
+    "fill_tables",
     "last_figures",
     "learning_curves",
     "load_study",
     "locked",
     "markdown_table",
+    "marked_tables",
 ]
