@@ -12,6 +12,7 @@ from typing import List, Optional
 
 from . import __version__
 from ._environment import requirement_problem, versions
+from ._files import RunError
 from .commands.analyze import add_analyze
 from .commands.common import new_parser
 from .commands.data import add_data
@@ -111,13 +112,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 1
     try:
         return args.func(args) or 0
-    except FileNotFoundError as error:  # a wrong name on the command line: no traceback helps
-        print(error, file=sys.stderr)
-        return 1
-    except ValueError as error:
-        from .data.checks import BadDataError
-
-        if not isinstance(error, BadDataError):
-            raise
+    # A wrong name on the command line, or what one sentence says all about: no traceback helps.
+    except (FileNotFoundError, RunError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -6,6 +6,8 @@ from typing import Callable, Dict, Iterable, List, NamedTuple, Sequence
 
 from detectron2.utils.logger import log_first_n
 
+from d2ext._files import RunError
+
 __all__ = ["BAD_ANNOTATIONS", "KINDS", "BadDataError", "Kind", "Problem", "group", "settle"]
 
 logger = logging.getLogger(__name__)
@@ -14,7 +16,7 @@ logger = logging.getLogger(__name__)
 BAD_ANNOTATIONS = ("skip", "refuse")
 
 
-class BadDataError(ValueError):
+class BadDataError(RunError, ValueError):
     """Input that cannot be trained on as it is; names file, entry and what to change."""
 
 
