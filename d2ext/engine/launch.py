@@ -142,8 +142,10 @@ def _run(main: Callable, args: Tuple, place: Place, timeout: timedelta) -> Optio
         return _call(main, args)
     finally:
         dist.destroy_process_group()
-        # Detectron2 keeps the group of a machine in here, and refuses to make a second one.
+        # Detectron2 keeps the group of a machine in here, and refuses to make a second one, and
+        # that of all processes in a cache: in another group it would wait in this one for ever.
         comm._LOCAL_PROCESS_GROUP = None
+        comm._get_global_gloo_group.cache_clear()
 
 
 def _call(main: Callable, args: Tuple) -> Optional[int]:

@@ -124,7 +124,7 @@ def states(tmp_path_factory):
         if rank == 0:
             torch.save({name: [x[name] for x in gathered] for name in DETECTORS}, path)
 
-    run_ranks(rank_main, world_size, seconds=120)
+    run_ranks(rank_main, world_size)
     return load(path)
 
 

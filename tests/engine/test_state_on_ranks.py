@@ -162,7 +162,7 @@ def ranks(request, tmp_path_factory):
         if rank == 0:
             torch.save({method: [x[method] for x in gathered] for method in states}, path)
 
-    run_ranks(rank_main, world_size, seconds=120)
+    run_ranks(rank_main, world_size)
     return world_size, load(path)
 
 
