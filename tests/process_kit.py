@@ -1,5 +1,6 @@
 """Processes of tests, forked: a fresh interpreter would import for seconds what is here already."""
 
+import functools
 import os
 import runpy
 import signal
@@ -14,7 +15,7 @@ from d2ext.engine import launch
 from d2ext.engine.launch import free_port
 from d2ext.faults.runs import forget_logs
 
-__all__ = ["PATIENCE", "call_python", "fork", "run_ranks", "wait_for_all"]
+__all__ = ["PATIENCE", "call", "call_python", "fork", "forked", "run_ranks", "wait_for_all"]
 
 # Seconds after which a process counts as hanging; on a busy machine all of them are slow.
 PATIENCE = 900
@@ -59,28 +60,52 @@ def wait_for_all(pids, grace=60):
     return [codes[pid] for pid in pids]
 
 
-def call_python(*words, cwd, env=None):
-    """``python WORDS`` in a folder, forked; returns what :func:`subprocess.run` would.
+def forked(test):
+    """Run a test in a process of its own: what it starts for good does not reach the next ones."""
+
+    @functools.wraps(test)
+    def run(*args, **kwargs):
+        assert wait_for_all([fork(lambda: test(*args, **kwargs))]) == [0]
+
+    return run
+
+
+def call(function, cwd, env=None):
+    """Call ``function()`` forked, in a folder; returns what :func:`subprocess.run` would.
 
     Args:
-        words: a script or ``-m`` and a module, and its arguments.
-        cwd: the folder it is called in; what it prints goes through files in there.
+        function: what it prints goes through files in the folder.
+        cwd: the folder.
         env: further environment variables; the folders of PYTHONPATH come first.
     """
-    words = [str(word) for word in words]
+    env = env or {}
     files = [Path(cwd, f".{name}.{os.getpid()}") for name in ("stdout", "stderr")]
 
     def main():
         forget_logs()
         for number, file in enumerate(files, start=1):
-            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
             os.dup2(handle, number)
             os.close(handle)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
         sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
         os.chdir(cwd)
-        os.environ.update(env or {})
-        sys.path[:0] = [x for x in (env or {}).get("PYTHONPATH", "").split(os.pathsep) if x]
+        os.environ.update(env)
+        sys.path[:0] = [x for x in env.get("PYTHONPATH", "").split(os.pathsep) if x]
+        function()
+
+    (code,) = wait_for_all([fork(main)])
+    stdout, stderr = (file.read_text(errors="replace") for file in files)
+    for file in files:
+        file.unlink()
+    return subprocess.CompletedProcess([], code, stdout, stderr)
+
+
+def call_python(*words, cwd, env=None):
+    """``python WORDS``, a script or ``-m`` and a module, forked; see :func:`call`."""
+    words = [str(word) for word in words]
+
+    def main():
         if words[0] == "-m":
             sys.path.insert(0, str(cwd))
             sys.argv = words[1:]
@@ -90,11 +115,7 @@ def call_python(*words, cwd, env=None):
             sys.argv = words
             runpy.run_path(words[0], run_name="__main__")
 
-    (code,) = wait_for_all([fork(main)])
-    stdout, stderr = (file.read_text(errors="replace") for file in files)
-    for file in files:
-        file.unlink()
-    return subprocess.CompletedProcess(words, code, stdout, stderr)
+    return call(main, cwd, env)
 
 
 def run_ranks(function, world_size=2, seconds=PATIENCE):

@@ -28,7 +28,7 @@ ROOT = Path(d2ext.__file__).resolve().parents[1]
 """The checkout, which has ``train_net.py``; an installed package has none."""
 
 
-def _arguments(output_dir: Any, words: Sequence[Any]) -> List[str]:
+def arguments_of(output_dir: Any, words: Sequence[Any]) -> List[str]:
     """The toy's options come first, so that words may change them; a config file replaces them."""
     words = [str(word) for word in words]
     count = next((k for k, word in enumerate(words) if word.isupper() and "." in word), len(words))
@@ -39,7 +39,7 @@ def _arguments(output_dir: Any, words: Sequence[Any]) -> List[str]:
     return ["--import", "d2ext.faults.toy", *words[:count], *options, *hooks, *words[count:]]
 
 
-def _environment(data: Any, sabotage: str) -> Dict[str, str]:
+def environment_of(data: Any, sabotage: str) -> Dict[str, str]:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return {
         "TINY_ROOT": str(data),
@@ -104,7 +104,7 @@ class Run:
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            self._become(output, _arguments(output_dir, words), data, sabotage, env or {})
+            self._become(output, arguments_of(output_dir, words), data, sabotage, env or {})
         os.close(output)
 
     @staticmethod
@@ -114,7 +114,7 @@ class Run:
         """The life of the forked process; it never returns into the code of its parent."""
         code = 1
         try:
-            os.environ.update({**_environment(data, sabotage), **env})
+            os.environ.update({**environment_of(data, sabotage), **env})
             forget_logs()
             os.dup2(output, 1)
             os.dup2(output, 2)
@@ -210,8 +210,8 @@ def start_subprocess(
     """train_net.py as a user starts it, from nothing."""
     command = [*(launcher or [sys.executable]), str(ROOT / "train_net.py")]
     return subprocess.Popen(
-        [*command, *_arguments(output_dir, words)],
-        env={**os.environ, **_environment(data, sabotage)},
+        [*command, *arguments_of(output_dir, words)],
+        env={**os.environ, **environment_of(data, sabotage)},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
