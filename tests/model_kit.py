@@ -1,14 +1,35 @@
 """Small configs, seeded batches and comparisons that the tests of models share."""
 
+import detectron2.modeling
 import numpy as np
 import torch
 from detectron2.modeling import build_model
+from detectron2.modeling.backbone import fpn
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from d2ext import get_cfg
+from d2ext.modeling import backbone, resnet
 
 DENSE_NODES = ("RETINANET", "FCOS", "ATSS", "DW")
+# Of the stem of a ResNet-18 that is that narrow in all its stages, where Detectron2's has to be 64
+# wide: most of the time of a small test would go into its weights.
+NARROW = 8
+WIDE = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 64]
+
+
+def _build_narrow_resnet(cfg, input_shape, upstream=fpn.build_resnet_backbone):
+    node = cfg.MODEL.RESNETS
+    if node.DEPTH != 18 or node.STEM_OUT_CHANNELS != NARROW:
+        return upstream(cfg, input_shape)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = NARROW
+    return backbone._slim_resnet(cfg, input_shape)
+
+
+for _module in (fpn, resnet, detectron2.modeling):
+    _module.build_resnet_backbone = _build_narrow_resnet
 
 
 def shrink(cfg, num_classes=3):
@@ -16,7 +37,9 @@ def shrink(cfg, num_classes=3):
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
     cfg.MODEL.RESNETS.DEPTH = 18
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    slim = cfg.MODEL.BACKBONE.NAME == "build_slim_resnet_fpn_backbone"
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = NARROW
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = NARROW if slim else 64
     cfg.MODEL.RESNETS.NUM_GROUPS = 1
     cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 64
     cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * 4

@@ -1,6 +1,7 @@
 """The wheel: built without torch, complete, and of use without the checkout."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -98,30 +99,6 @@ def test_wheel_metadata(wheel):
 
 
 @pytest.mark.slow
-def test_installed_wheel_finds_its_configs_and_its_installer(wheel, tmp_path):
-    target = tmp_path / "target"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(target)
-    code = (
-        "import d2ext; from d2ext import _environment, model_zoo as z;"
-        "cfg = z.get_config('Packaging/a');"
-        "print(z.config_root(), cfg.SOLVER.MAX_ITER, _environment.remedy('detectron2'), sep='\\n')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=str(tmp_path),
-        env={**os.environ, "PYTHONPATH": str(target)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    root, max_iter, remedy = done.stdout.splitlines()
-    assert Path(root) == target / "d2ext" / "configs"
-    assert max_iter == "7"
-    assert remedy == "python -m d2ext.install_detectron2"
-
-
-@pytest.mark.slow
 def test_a_deleted_config_leaves_the_next_wheel(source, wheel, tmp_path):
     copy = tmp_path / "source"
     shutil.copytree(source, copy)  # with the build/ folder that the first wheel left
@@ -185,26 +162,25 @@ def call(environment, cwd, *words):
     )
 
 
-@pytest.mark.slow
-def test_environment_has_the_wheel_and_its_commands(environment, tmp_path):
-    code = (
-        "import d2ext; from d2ext.cli import build_parser; print(build_parser().format_help(), "
-        "d2ext.__file__, d2ext.model_zoo.config_root(), sep='\\n')"
-    )
-    done = call(environment, tmp_path, "python", "-W", "ignore", "-c", code)
-    assert done.returncode == 0, done.stdout
-    *help_text, file, root = done.stdout.splitlines()
-    assert all(path.startswith(str(environment.parent)) for path in (file, root)), done.stdout
-    commands = {line.split()[0] for line in help_text if line.strip()}
-    assert {"zoo", "train", "predict", "export", "doctor"} <= commands
-    listed = call(environment, tmp_path, "d2ext", "zoo", "Demo/*").stdout
-    shipped = [p.name for p in (ROOT / "configs" / "Demo").glob("*.yaml")]
-    shipped = [name for name in shipped if not name.startswith("Base-")]
-    assert shipped and all(f"Demo/{name}" in listed for name in shipped)
+# Several commands and questions in one process: each would import torch again.
+QUESTIONS = """
+import json, sys
+import d2ext
+from d2ext import _environment, cli, model_zoo
+print(json.dumps({
+    "help": cli.build_parser().format_help(),
+    "file": d2ext.__file__,
+    "root": str(model_zoo.config_root()),
+    "max_iter": model_zoo.get_config("Packaging/a").SOLVER.MAX_ITER,
+    "remedy": _environment.remedy("detectron2"),
+}))
+for words in json.loads(sys.argv[1]):
+    assert not cli.main(words), words
+"""
 
 
 @pytest.mark.slow
-def test_environment_trains_and_predicts(environment, tmp_path):
+def test_environment_trains_predicts_and_finds_its_configs_and_its_installer(environment, tmp_path):
     with tiny_dataset(num_images=4, root=str(tmp_path)) as name:
         images = Path(MetadataCatalog.get(name).image_root)
         annotations = MetadataCatalog.get(name).json_file
@@ -219,13 +195,23 @@ def test_environment_trains_and_predicts(environment, tmp_path):
             "DATALOADER.NUM_WORKERS", 0, "ENGINE.TENSORBOARD", False, "OUTPUT_DIR", "out",
         )  # fmt: skip
         assert done.returncode == 0, done.stdout
-        weights = tmp_path / "out" / "model_final.pth"
-        done = call(
-            environment, tmp_path, "d2ext", "predict", "--weights", weights, "--threshold", "0",
-            "--output", "found", next(images.glob("*.*")),
-        )  # fmt: skip
-        assert done.returncode == 0 and "detections in 1 images" in done.stdout, done.stdout
-        assert (tmp_path / "found" / "predictions.json").is_file()
+        predict = ["predict", "--weights", str(tmp_path / "out" / "model_final.pth")]
+        predict += ["--threshold", "0", "--output", "found", str(next(images.glob("*.*")))]
+        words = json.dumps([["zoo", "Demo/*"], predict])
+        done = call(environment, tmp_path, "python", "-W", "ignore", "-c", QUESTIONS, words)
+    assert done.returncode == 0, done.stdout
+    assert "detections in 1 images" in done.stdout, done.stdout
+    assert (tmp_path / "found" / "predictions.json").is_file()
+    found = json.loads(done.stdout.splitlines()[0])
+    assert found["file"].startswith(str(environment.parent))
+    assert Path(found["root"]) == Path(found["file"]).parent / "configs"
+    assert found["max_iter"] == 7
+    assert found["remedy"] == "python -m d2ext.install_detectron2"
+    commands = {line.split()[0] for line in found["help"].splitlines() if line.strip()}
+    assert {"zoo", "train", "predict", "export", "doctor"} <= commands
+    shipped = [p.name for p in (ROOT / "configs" / "Demo").glob("*.yaml")]
+    shipped = [name for name in shipped if not name.startswith("Base-")]
+    assert shipped and all(f"Demo/{name}" in done.stdout for name in shipped)
 
 
 def _imports(file):

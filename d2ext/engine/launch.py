@@ -130,7 +130,7 @@ def _run(main: Callable, args: Tuple, place: Place, timeout: timedelta) -> Optio
         torch.cuda.set_device(place.local_rank)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        init_method=place.url,
+        **_meeting_place(place, timeout),
         world_size=place.world_size,
         rank=place.rank,
         timeout=timeout,
@@ -142,8 +142,25 @@ def _run(main: Callable, args: Tuple, place: Place, timeout: timedelta) -> Optio
         return _call(main, args)
     finally:
         dist.destroy_process_group()
-        # Detectron2 keeps the group of a machine in here, and refuses to make a second one.
+        # Detectron2 keeps the group of a machine in here, and refuses to make a second one. It has
+        # caches, too: in the next group it would wait for this one's processes for ever.
         comm._LOCAL_PROCESS_GROUP = None
+        comm.create_local_process_group.cache_clear()
+        comm._get_global_gloo_group.cache_clear()
+
+
+def _meeting_place(place: Place, timeout: timedelta) -> Dict[str, Any]:
+    """Where processes find each other, as arguments of ``init_process_group``.
+
+    When torchrun starts all processes of a machine again, its store still has the addresses of the
+    dead ones, which the first to look would try to connect to: so each life has names of its own.
+    On several machines torchrun counts the lives apart.
+    """
+    life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if place.url != "env://" or life == "0" or place.world_size != place.local_world_size:
+        return {"init_method": place.url}
+    store, _, _ = next(dist.rendezvous(place.url, place.rank, place.world_size, timeout=timeout))
+    return {"store": dist.PrefixStore(f"life_{life}", store)}
 
 
 def _call(main: Callable, args: Tuple) -> Optional[int]:

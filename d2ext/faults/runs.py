@@ -1,6 +1,8 @@
 """``train_net.py`` in processes of its own: started, waited for, killed."""
 
 import contextlib
+import functools
+import importlib
 import logging
 import os
 import runpy
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 from detectron2.utils import logger as upstream_logger
+from detectron2.utils.collect_env import collect_env_info
 
 import d2ext
 from d2ext.engine.launch import free_port
@@ -19,13 +22,13 @@ from d2ext.engine.launch import free_port
 from .sabotage import VARIABLE
 from .toy import toy_options
 
-__all__ = ["ROOT", "Run", "start_ranks", "start_subprocess", "train"]
+__all__ = ["ROOT", "Run", "forget_logs", "start_ranks", "start_subprocess", "train"]
 
 ROOT = Path(d2ext.__file__).resolve().parents[1]
 """The checkout, which has ``train_net.py``; an installed package has none."""
 
 
-def _arguments(output_dir: Any, words: Sequence[Any]) -> List[str]:
+def arguments_of(output_dir: Any, words: Sequence[Any]) -> List[str]:
     """The toy's options come first, so that words may change them; a config file replaces them."""
     words = [str(word) for word in words]
     count = next((k for k, word in enumerate(words) if word.isupper() and "." in word), len(words))
@@ -36,7 +39,7 @@ def _arguments(output_dir: Any, words: Sequence[Any]) -> List[str]:
     return ["--import", "d2ext.faults.toy", *words[:count], *options, *hooks, *words[count:]]
 
 
-def _environment(data: Any, sabotage: str) -> Dict[str, str]:
+def environment_of(data: Any, sabotage: str) -> Dict[str, str]:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return {
         "TINY_ROOT": str(data),
@@ -46,13 +49,21 @@ def _environment(data: Any, sabotage: str) -> Dict[str, str]:
     }
 
 
-def _forget_logs() -> None:
-    """Log nothing where the parent does: its files are not of this run."""
+def forget_logs() -> None:
+    """In a forked process: log nothing where the parent does, whose files are not its own."""
     for logger in (logging.root, *logging.root.manager.loggerDict.values()):
         if isinstance(logger, logging.Logger):
             logger.handlers.clear()
     upstream_logger.setup_logger.cache_clear()
     upstream_logger._cached_log_stream.cache_clear()
+
+
+@functools.cache
+def _import_what_runs_need() -> None:
+    """What every run imports late, and so again in each forked process: half of its time."""
+    for name in ("faster_coco_eval", "lvis"):
+        importlib.import_module(name)
+    collect_env_info()
 
 
 class Run:
@@ -88,11 +99,12 @@ class Run:
             os.close(output)
             output = os.dup(self._copier.stdin.fileno())
             self._copier.stdin.close()
+        _import_what_runs_need()
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            self._become(output, _arguments(output_dir, words), data, sabotage, env or {})
+            self._become(output, arguments_of(output_dir, words), data, sabotage, env or {})
         os.close(output)
 
     @staticmethod
@@ -102,8 +114,8 @@ class Run:
         """The life of the forked process; it never returns into the code of its parent."""
         code = 1
         try:
-            os.environ.update({**_environment(data, sabotage), **env})
-            _forget_logs()
+            os.environ.update({**environment_of(data, sabotage), **env})
+            forget_logs()
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.close(output)
@@ -125,7 +137,7 @@ class Run:
         """What this run has printed."""
         return self.log.read_bytes()[self._start :].decode(errors="replace")
 
-    def wait_for(self, word: str, count: int = 1, seconds: float = 60) -> None:
+    def wait_for(self, word: str, count: int = 1, seconds: float = 900) -> None:
         """Wait until the output has a word so often, or the process has ended."""
         deadline = time.monotonic() + seconds
         while self.text.count(word) < count and self.ended() is None:
@@ -146,7 +158,7 @@ class Run:
         if self.ended() is None:
             os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 900) -> int:
         """Wait for the exit code; see :meth:`ended`."""
         deadline = time.monotonic() + seconds
         while self.ended() is None:
@@ -198,8 +210,8 @@ def start_subprocess(
     """train_net.py as a user starts it, from nothing."""
     command = [*(launcher or [sys.executable]), str(ROOT / "train_net.py")]
     return subprocess.Popen(
-        [*command, *_arguments(output_dir, words)],
-        env={**os.environ, **_environment(data, sabotage)},
+        [*command, *arguments_of(output_dir, words)],
+        env={**os.environ, **environment_of(data, sabotage)},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

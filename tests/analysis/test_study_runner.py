@@ -4,12 +4,12 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from process_kit import PATIENCE, fork
 from study_kit import fake_command, figures, study_of
 
 from d2ext.analysis.study import Busy, Results, Runner, Study, locked
@@ -55,35 +55,24 @@ def test_a_killed_study_goes_on(make):
     assert len(again.results.file.read_text().splitlines()) == 4
 
 
-STARTER = """
-import sys
-from pathlib import Path
-from study_kit import fake_command, study_of
-from d2ext.analysis.study import Runner
-folder = Path(sys.argv[1])
-Runner(study_of(folder, sys.argv[2]), folder / "out", fake_command(folder)).run()
-"""
-
-
 @pytest.mark.slow
-def test_a_training_that_outlives_its_killed_study_is_waited_for(
-    make, tmp_path, pytestconfig, monkeypatch
-):
+def test_a_training_that_outlives_its_killed_study_is_waited_for(make, tmp_path):
     """Only then is its folder trained in again, so two never meet."""
     gate = tmp_path / "gate"
     for end in ("there", "go"):
         os.mkfifo(f"{gate}.{end}")
-    here = os.path.dirname(__file__)
-    env = {**os.environ, "GATE": str(gate)}
-    env["PYTHONPATH"] = os.pathsep.join([str(pytestconfig.rootpath), here])
-    words = [sys.executable, "-c", STARTER, str(tmp_path), str(pytestconfig.rootpath)]
-    study = subprocess.Popen(words, env=env)
+
+    def start():
+        os.environ["GATE"] = str(gate)
+        make().run()
+
+    study = fork(start)
     with open(f"{gate}.there") as there:  # opens when the training begins
         child = int(there.read())
-    with pytest.raises(Busy, match=f"out is in use by process {study.pid}"):
+    with pytest.raises(Busy, match=f"out is in use by process {study}"):
         make().run()
-    study.send_signal(signal.SIGKILL)
-    study.wait()
+    os.kill(study, signal.SIGKILL)
+    os.waitpid(study, 0)
     os.kill(child, 0)  # it is still there
 
     waited = threading.Event()
@@ -97,11 +86,11 @@ def test_a_training_that_outlives_its_killed_study_is_waited_for(
     again = make(report=report)
     thread = threading.Thread(target=again.run)
     thread.start()
-    assert waited.wait(300)
+    assert waited.wait(PATIENCE)
     assert not again.results.finished()
     with open(f"{gate}.go", "w"):  # lets the old training end
         pass
-    thread.join(300)
+    thread.join(PATIENCE)
     assert len(again.results.finished()) == 4
     assert len(again.results.file.read_text().splitlines()) == 4
     metrics = next((tmp_path / "out").glob("a_seed1_*")) / "metrics.json"

@@ -1,14 +1,12 @@
 """The walk of docs/own_data.md on generated data: YOLO labels, check, training, report, predict."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from process_kit import call_python
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples" / "own_data"
@@ -30,10 +28,8 @@ def data(tmp_path):
 
 
 def run(*words, cwd, data):
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{EXAMPLES}", "MY_DATA": str(data)}
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True
-    )
+    env = {"PYTHONPATH": str(EXAMPLES), "MY_DATA": str(data)}
+    done = call_python(*words, cwd=cwd, env=env)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from process_kit import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "engine"))
@@ -45,28 +46,23 @@ def test_resume_is_exact_on_real_detectors(tiny, tmp_path, name):
 
 @pytest.mark.slow
 def test_the_whole_story_as_a_user_starts_it(tiny, tmp_path):
-    """From nothing, in processes of their own: killed, resumed, evaluated."""
+    """Killed; resumed in a fresh interpreter, from nothing; evaluated."""
     out = tmp_path / "run"
     words = ("--config-file", ROOT / "configs" / "Demo" / "fcos_shapes.yaml", *SMALL)
     words = (*words, "MODEL.FCOS.SCORE_THRESH_TEST", 0.0)
 
-    def run(*words, sabotage=""):
-        process = start_subprocess(tiny, out, *words, sabotage=sabotage)
-        text = process.communicate(timeout=150)[0]
-        return process.returncode, text
-
-    code, text = run(*words, sabotage="kill 3")
-    assert code == -signal.SIGKILL, text
-    code, text = run("--resume", *words)
-    assert code == 0, text
+    train(tiny, out, *words, sabotage="kill 3", code=-signal.SIGKILL)
+    process = start_subprocess(tiny, out, "--resume", *words)
+    text = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 0, text
+    assert "Resumed at step 2" in text, text
     assert load(out / "model_final.pth")["iteration"] == 4
     predictions = out / "inference" / "tiny_val" / "coco_instances_results.json"
     trained = predictions.read_text()
     assert len(json.loads(trained)) > 10
     predictions.unlink()
 
-    code, text = run("--eval-only", *words, "MODEL.WEIGHTS", out / "model_final.pth")
-    assert code == 0, text
+    text = train(tiny, out, "--eval-only", *words, "MODEL.WEIGHTS", out / "model_final.pth")
     assert predictions.read_text() == trained
     assert "copypaste: AP,AP50" in text
 

@@ -1,17 +1,21 @@
 """The campaigns of tools/faults.py with small numbers, and processes that lose each other."""
 
+import os
 import re
+import runpy
 import signal
-import subprocess
 import sys
 
 import pytest
-from engine_kit import ROOT, differences, metrics, start_ranks, start_subprocess, state_of
+from engine_kit import ROOT, differences, metrics, start_ranks, state_of
+from process_kit import call, call_python
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from d2ext.faults.damage import DamageCampaign
 from d2ext.faults.disk import DiskCampaign
 from d2ext.faults.kills import EVERYTHING, KINDS, KillCampaign
 from d2ext.faults.record import Record
+from d2ext.faults.runs import arguments_of, environment_of
 from d2ext.faults.soak import soak, soak_problems
 from d2ext.faults.watch import growth
 
@@ -69,30 +73,33 @@ def test_a_difference_is_a_loss(tmp_path):
     assert "| all | 50 | 1 | 1 |" in campaign.summary()
 
 
-@pytest.mark.dist
-def test_a_killed_rank_stops_the_other(tiny, tmp_path):
-    """At once, and with a sentence instead of a traceback."""
-    words = ("SOLVER.MAX_ITER", 8, "SOLVER.CHECKPOINT_PERIOD", 3)
-    runs = start_ranks(tiny, tmp_path / "run", *words, sabotage="kill 5 1")
-    assert [run.wait() for run in runs] == [1, -signal.SIGKILL], runs[0].text
-    text = runs[0].text
-    assert re.search(
-        r"Process 0 of 2 stops, because another one has ended or does not answer "
-        r"\([A-Z][^\[\]/]*\); look for",
-        text,
-    ), text
-    assert "Traceback" not in text
-
-
 @pytest.mark.slow
 @pytest.mark.dist
-def test_a_rank_that_does_not_answer_stops_the_other(tiny, tmp_path):
-    words = ("--process-timeout", 0.2, "SOLVER.MAX_ITER", 8)
-    runs = start_ranks(tiny, tmp_path / "run", *words, sabotage="hang 5 1")
-    assert runs[0].wait() == 1, runs[0].text
-    assert "Process 0 of 2 stops, because another one" in runs[0].text
-    runs[1].kill(signal.SIGKILL)
-    runs[1].wait()
+def test_a_rank_that_is_killed_or_does_not_answer_stops_the_other(tiny, tmp_path):
+    """With a sentence instead of a traceback; at once if it is killed."""
+    words = ("--process-timeout", 0.1, "SOLVER.MAX_ITER", 8)
+    hanging = start_ranks(tiny, tmp_path / "hang", *words, sabotage="hang 5 1")
+    words = ("SOLVER.MAX_ITER", 8, "SOLVER.CHECKPOINT_PERIOD", 3)
+    killed = start_ranks(tiny, tmp_path / "run", *words, sabotage="kill 5 1")
+    assert [run.wait() for run in killed] == [1, -signal.SIGKILL], killed[0].text
+    assert hanging[0].wait() == 1, hanging[0].text
+    hanging[1].kill(signal.SIGKILL)
+    hanging[1].wait()
+    for text in (killed[0].text, hanging[0].text):
+        assert "Process 0 of 2 stops, because another one has ended or does not answer" in text
+        assert "Traceback" not in text
+    assert re.search(r"does not answer \([A-Z][^\[\]/]*\); look for", killed[0].text), text
+
+
+def _live(arguments, env):
+    """One life of a process under torchrun."""
+    os.environ.update(env)
+    sys.argv = ["train_net.py", *arguments]
+    try:
+        runpy.run_path(str(ROOT / "train_net.py"), run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise RuntimeError(f"exit code {end.code}") from None
 
 
 @pytest.mark.slow
@@ -102,22 +109,22 @@ def test_torchrun_starts_the_processes_again(tiny, tmp_path):
     words = (*EVERYTHING, "SOLVER.MAX_ITER", 8)
     whole, out = tmp_path / "whole", tmp_path / "run"
     runs = start_ranks(tiny, whole, *words)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    # More than the one that is needed: on a busy machine gloo may fail to connect once more.
-    launcher += ["--nproc-per-node", "2", "--max-restarts", "4"]
-    process = start_subprocess(
-        tiny, out, "--resume", *words, sabotage="kill-once 6 1", launcher=launcher
-    )
-    text = process.communicate(timeout=900)[0]
+    # What torchrun --standalone does, but that its processes are forked.
+    config = LaunchConfig(
+        1, 1, 2, run_id="test", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=1,
+        start_method="fork", monitor_interval=0.05,
+    )  # fmt: skip
+    arguments = arguments_of(out, ["--resume", *words])
+    env = environment_of(tiny, "kill-once 6 1")
+    done = call(lambda: elastic_launch(config, _live)(arguments, env), cwd=tmp_path)
+    text = done.stdout + done.stderr
     assert [run.wait() for run in runs] == [0, 0], runs[0].text
-    assert process.returncode == 0 and "Resumed at step 6" in text, text
+    assert done.returncode == 0 and "Resumed at step 6" in text, text
     finals = [state_of(folder / "model_final.pth") for folder in (whole, out)]
     assert differences(*finals) == []
     assert differences(metrics(whole), metrics(out)) == []
 
 
-def test_the_tool_wants_to_know_what_to_do():
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "faults.py")], capture_output=True, text=True
-    )
+def test_the_tool_wants_to_know_what_to_do(tmp_path):
+    done = call_python(ROOT / "tools" / "faults.py", cwd=tmp_path)
     assert done.returncode == 2 and "Name at least one of --kills" in done.stderr

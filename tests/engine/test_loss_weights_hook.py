@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from process_kit import run_ranks
 
 from d2ext.config import get_cfg
 from d2ext.engine.hooks.loss_groups import find_groups, static_weights
 from d2ext.engine.hooks.loss_weights import LossWeights, build_loss_weights, build_weighting
-from d2ext.engine.launch import launch
 from d2ext.ops.loss_weights import AdaptiveLossWeight
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "alwa"
@@ -90,7 +90,7 @@ def _ranks_main(path):
 
 @pytest.mark.dist
 def test_two_processes(tmp_path):
-    assert not launch(_ranks_main, num_gpus_per_machine=2, args=(str(tmp_path),))
+    run_ranks(lambda rank: _ranks_main(tmp_path))
     data = np.load(GOLDEN / "multirank.npz")
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     for variant, interval in RULES:

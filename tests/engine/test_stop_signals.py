@@ -1,20 +1,13 @@
 """SIGTERM and SIGINT: finish the step, write a checkpoint, exit with 75; twice: exit at once."""
 
-import os
 import signal
 import time
 
 import pytest
-from engine_kit import (
-    Run,
-    differences,
-    load,
-    metrics,
-    start_ranks,
-    start_subprocess,
-    state_of,
-    train,
-)
+from engine_kit import ROOT, Run, differences, load, metrics, start_ranks, state_of, train
+from process_kit import call_python
+
+from d2ext.faults.runs import arguments_of, environment_of
 
 LONG = ("SOLVER.MAX_ITER", 100000, "SOLVER.STEPS", "()")
 SHORT = ("SOLVER.MAX_ITER", 8)
@@ -75,31 +68,23 @@ def test_one_rank_is_signalled_and_all_stop_together(tiny, tmp_path):
 @pytest.mark.dist
 @pytest.mark.slow
 def test_spawned_processes_get_the_signal(tiny, tmp_path):
-    """--num-gpus 2, as a user starts it: the parent passes the signal on and keeps the code."""
+    """--num-gpus 2: the parent passes the signal on and keeps the code."""
     out = tmp_path / "run"
-    words = (*LONG, "SOLVER.CHECKPOINT_PERIOD", 3)
-    process = start_subprocess(tiny, out, "--num-gpus", 2, *words)
-    deadline = time.monotonic() + 120
-    while not (out / "last_checkpoint").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGTERM)
-    text = process.communicate(timeout=60)[0]
-    assert process.returncode == 75, text
-    assert "--resume goes on from here" in text
+    run = Run(tiny, out, "--num-gpus", 2, *LONG, "SOLVER.CHECKPOINT_PERIOD", 3)
+    run.wait_for("Saved checkpoint")
+    run.kill(signal.SIGTERM)
+    assert run.wait() == 75, run.text
+    assert "--resume goes on from here" in run.text
 
 
 @pytest.mark.dist
 @pytest.mark.slow
 def test_torchrun(tiny, tmp_path):
     """Under torchrun the same command is one of several processes."""
-    import sys
-
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     out = tmp_path / "run"
-    process = start_subprocess(
-        tiny, out, "SOLVER.MAX_ITER", 3, launcher=[*launcher, "--nproc-per-node", "2"]
-    )
-    text = process.communicate(timeout=150)[0]
-    assert process.returncode == 0, text
+    words = ("--standalone", "--nproc-per-node", 2, ROOT / "train_net.py")
+    words = (*words, *arguments_of(out, ["SOLVER.MAX_ITER", 3]))
+    env = environment_of(tiny, sabotage="")
+    done = call_python("-m", "torch.distributed.run", *words, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert len(load(out / "model_final.pth")["ranks"]) == 2

@@ -1,11 +1,10 @@
 """Two processes on CPU: what they compute together, and that they never wait for each other."""
 
-import os
-
 import pytest
 import torch
 from detectron2.utils import comm
 from engine_kit import run_ranks
+from process_kit import fork, wait_for_all
 from test_trainer_hooks import Line, line_trainer
 from torch import nn
 
@@ -145,7 +144,6 @@ def test_one_rank_asks_to_stop_and_all_do():
 
 def test_two_machines():
     """One process on each, as --num-machines 2 --machine-rank K --dist-url URL."""
-    url = f"tcp://127.0.0.1:{free_port()}"
 
     def machine(number):
         assert comm.get_world_size() == 2 and comm.get_rank() == number
@@ -153,15 +151,14 @@ def test_two_machines():
         assert comm.all_gather(number) == [0, 1]
         return 7 + number
 
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            code = launch(machine, 1, 2, 0, url, (0,))
-        finally:
-            os._exit(code)
-    assert launch(machine, 1, 2, 1, url, (1,)) == 8
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    urls = [f"tcp://127.0.0.1:{free_port()}" for _ in range(2)]
+
+    def twice(number):
+        """In one process: the second group is another one."""
+        for url in urls:
+            assert launch(machine, 1, 2, number, url, (number,)) == 7 + number
+
+    assert wait_for_all([fork(lambda k=k: twice(k)) for k in range(2)]) == [0, 0]
 
 
 TORCHRUN = {

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from detectron2 import evaluation as upstream
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from evaluation_data import make_dataset, make_predictions, run
+from process_kit import run_ranks
 
 from d2ext.evaluation import (
     COCOEvaluator,
@@ -107,28 +107,20 @@ def test_other_ranks_return_nothing(dataset_name, monkeypatch):
     assert run(COCOEvaluator(dataset_name), inputs, outputs) == {}
 
 
-def _evaluate_half(rank, world, file, queue_file, json_file):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{file}", rank=rank, world_size=world
-    )
-    import detectron2.utils.comm as comm
-
-    comm.create_local_process_group(world)
+def _evaluate_half(rank, result_file, json_file):
     MetadataCatalog.get("d2ext_test_dist").set(json_file=json_file, thing_classes=["a", "b", "c"])
     with open(json_file) as f:
         inputs, outputs = make_predictions(np.random.default_rng(1), json.load(f), masks=True)
     half = slice(0, 6) if rank == 0 else slice(6, None)
     result = run(COCOEvaluator("d2ext_test_dist"), inputs[half], outputs[half])
-    with open(f"{queue_file}.{rank}", "w") as f:
+    with open(f"{result_file}.{rank}", "w") as f:
         json.dump(result, f)
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.dist
 def test_two_processes_equal_one(dataset_name, tmp_path):
     json_file = MetadataCatalog.get(dataset_name).json_file
-    arguments = (2, str(tmp_path / "store"), str(tmp_path / "result"), json_file)
-    torch.multiprocessing.spawn(_evaluate_half, arguments, nprocs=2)
+    run_ranks(lambda rank: _evaluate_half(rank, tmp_path / "result", json_file))
     with open(json_file) as f:
         inputs, outputs = make_predictions(np.random.default_rng(1), json.load(f), masks=True)
     alone = run(COCOEvaluator(dataset_name), inputs, outputs)

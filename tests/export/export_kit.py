@@ -1,7 +1,7 @@
 """Small detectors whose outputs are spread, as a trained one's are."""
 
 import torch
-from model_kit import build, small_cfg
+from model_kit import WIDE, build, small_cfg
 
 from d2ext.model_zoo import get_config_file
 
@@ -16,7 +16,7 @@ DENSE = {
 def spread_detector(name, overrides=()):
     """A dense detector in eval mode; class logits and box outputs are far from constant."""
     # More channels than groups: the group norm of a 1x1 map of one channel a group is undefined.
-    words = ["MODEL.FPN.OUT_CHANNELS", 64, *overrides]
+    words = ["MODEL.FPN.OUT_CHANNELS", 64, *WIDE, *overrides]
     model = build(small_cfg(get_config_file(DENSE[name]), words), seed=2).eval()
     generator = torch.Generator().manual_seed(3)
     image = torch.rand(3, 160, 160, generator=generator) * 255

@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.layers import ShapeSpec
-from model_kit import build, make_batch, small_cfg, train_step
+from model_kit import WIDE, build, make_batch, small_cfg, train_step
 
 from d2ext.data import tiny_dataset
 from d2ext.engine import HookBase, argument_parser, build_lazy_trainer, run
@@ -46,7 +46,7 @@ def small_lazy(name):
 
 
 def small_yaml(name):
-    words = ["MODEL.FPN.OUT_CHANNELS", 64]
+    words = ["MODEL.FPN.OUT_CHANNELS", 64, *WIDE]
     if name == "sampling_free":
         words += ["MODEL.SAMPLING_FREE.PRIOR", 2e-5]
     return small_cfg(get_config_file(YAML[name]), words, num_classes=CLASSES)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from model_kit import build, make_batch, relative_error, small_cfg, train_step
+from process_kit import forked
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
@@ -25,13 +26,6 @@ NARROW = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def fresh():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 def narrow_cfg(*overrides):
     cfg = small_cfg("configs/Base-FCOS.yaml", [*NARROW, "MODEL.FCOS.NUM_CONVS", 1, *overrides])
     # FPN's other levels are there all the same.
@@ -47,6 +41,7 @@ def compare_steps(compiled, plain, batch, tolerance):
         assert relative_error({**losses, **grads}[name], want) <= tolerance, name
 
 
+@forked  # the compiler starts threads that no forked process can do without
 def test_losses_gradients_and_keys_are_the_same_and_sizes_share_a_graph():
     plain, model = build(narrow_cfg()), build(narrow_cfg())
     keys = list(model.state_dict())
@@ -63,6 +58,7 @@ def test_losses_gradients_and_keys_are_the_same_and_sizes_share_a_graph():
 
 
 @pytest.mark.slow
+@forked
 def test_checkpoints_averages_and_exports_do_not_notice(tmp_path):
     cfg = narrow_cfg("MODEL.COMPILE.ENABLED", True, "MODEL.COMPILE.BACKEND", "eager")
     model, plain = Trainer.build_model(cfg), build(narrow_cfg())
@@ -92,6 +88,7 @@ def test_checkpoints_averages_and_exports_do_not_notice(tmp_path):
     assert model.backbone._compiled_call_impl is not None  # compiled again afterwards
 
 
+@forked
 def test_uncompiled_ends_with_an_error_too():
     model = build(narrow_cfg())
     compile_parts(model, backend="eager")
@@ -114,6 +111,7 @@ def test_which_parts_are_compiled():
 
 
 @pytest.mark.slow
+@forked
 def test_inductor_gives_the_same_numbers():
     """The real compiler, on the smallest part there is: it takes seconds for every operation."""
 

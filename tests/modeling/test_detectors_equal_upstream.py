@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from model_kit import build, make_batch, relative_error, small_cfg, train_step
+from model_kit import WIDE, build, make_batch, relative_error, small_cfg, train_step
 
 from d2ext.testing import upstream_fcos
 
@@ -59,7 +59,9 @@ def test_losses_and_gradients(name, counts):
 @pytest.mark.parametrize("loss", ["giou", "diou", "ciou"])
 def test_box_losses_of_upstream(loss):
     check_equal("retinanet", make_batch(), ["MODEL.RETINANET.BBOX_REG_LOSS_TYPE", loss])
-    check_equal("faster", make_batch(), ["MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", loss])
+    # With a narrow backbone one of Detectron2's own CIoU losses is NaN.
+    words = [*WIDE, "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", loss]
+    check_equal("faster", make_batch(), words)
 
 
 def test_smooth_l1_beta_and_loss_weights():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from process_kit import run_ranks
 
 from d2ext.modeling.meta_arch import DualWeightingFCOS
 from d2ext.ops.dual_weighting import DualWeightingConstants
@@ -43,19 +43,17 @@ def losses_of(images):
 
 
 def run_rank(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     calls = []
     all_reduce = dist.all_reduce
     dist.all_reduce = lambda tensor, *a, **k: (calls.append(tensor.numel()), all_reduce(tensor))
     losses, grad = losses_of([rank])
-    dist.destroy_process_group()
+    dist.all_reduce = all_reduce
     torch.save({"losses": losses, "grad": grad, "calls": calls}, f"{folder}/{rank}.pt")
 
 
 @pytest.mark.dist
 def test_two_ranks_equal_one(tmp_path):
-    mp.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
+    run_ranks(lambda rank: run_rank(rank, tmp_path))
     ranks = [torch.load(tmp_path / f"{i}.pt", weights_only=True) for i in range(2)]
     losses, grad = losses_of([0, 1])
     # DistributedDataParallel takes the mean of the ranks' gradients.

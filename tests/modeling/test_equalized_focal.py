@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from process_kit import run_ranks
 from torch.utils.checkpoint import checkpoint
 
 from d2ext.config import get_cfg
@@ -137,17 +138,7 @@ def test_statistics_do_not_depend_on_the_order_of_channels():
         assert relative_error(getattr(loss, name), data[f"{name}_anchor_first"]) <= 1e-6
 
 
-def _run_rank(rank, world, init_file, cases):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{init_file}", rank=rank, world_size=world
-    )
-    for case in cases:
-        _check_rank(rank, world, case)
-    torch.distributed.destroy_process_group()
-
-
-def _check_rank(rank, world, case):
+def _check_rank(rank, case):
     data = np.load(GOLDEN / f"{case}.npz")
     meta = json.loads(str(data["meta"]))
     loss = make_loss(meta)
@@ -171,16 +162,16 @@ def _check_rank(rank, world, case):
         logits[0, 0] = float("nan")
     loss(logits, labels, 1.0, quality)
     assert same_state(state_of(loss), before) and int(loss._num_skipped) == 1
-    gathered = [torch.zeros(3, meta["C"]).double() for _ in range(world)]
+    gathered = [torch.zeros(3, meta["C"]).double() for _ in range(2)]
     torch.distributed.all_gather(gathered, torch.stack(list(before.values())))
     assert torch.equal(gathered[0], gathered[1])
 
 
 @pytest.mark.dist
-def test_two_ranks_share_their_statistics(tmp_path):
+def test_two_ranks_share_their_statistics():
     cases = [case for case in STATEFUL if "dist2" in case]
     assert len(cases) == 2
-    torch.multiprocessing.spawn(_run_rank, (2, str(tmp_path / "init"), cases), nprocs=2)
+    run_ranks(lambda rank: [_check_rank(rank, case) for case in cases])
 
 
 def test_reads_the_ratio_before_it_collects():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 from model_kit import build, make_batch, relative_error, small_cfg, train_step
+from process_kit import run_ranks
 
 from d2ext.modeling.losses import (
     EQLv2Loss,
@@ -215,20 +216,15 @@ def rank_batches():
 
 
 def _run_rank(rank, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2
-    )
     model = build(dense_cfg(DENSE[2], "efl"))
     for batch in rank_batches():
         train_step(model, [batch[rank]])
     torch.save(state_of(the_loss(model)), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.dist
 def test_two_ranks_have_the_same_statistics_as_one_with_all_images(tmp_path):
-    torch.multiprocessing.spawn(_run_rank, (str(tmp_path),), nprocs=2)
+    run_ranks(lambda rank: _run_rank(rank, tmp_path))
     first, second = (torch.load(tmp_path / f"{k}.pt", weights_only=True) for k in range(2))
     assert torch.equal(first, second)
     # The normaliser is the mean over ranks: half of what one rank with both images divides by.

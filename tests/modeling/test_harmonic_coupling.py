@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from model_kit import build, make_batch, small_cfg, train_step
+from model_kit import WIDE, build, make_batch, small_cfg, train_step
 
 from d2ext import get_cfg
 from d2ext.modeling.losses import (
@@ -372,9 +372,9 @@ def test_with_sampling_free(cls_loss):
 
 
 def test_each_cascade_stage_is_coupled_by_itself():
-    cfg = small_cfg(
-        "configs/COCO/cascade_mask_rcnn_R_50_FPN_1x.yaml", [*ON, "MODEL.MASK_ON", False]
-    )
+    # Wide, or the last stage has no positive sample.
+    words = [*ON, *WIDE, "MODEL.MASK_ON", False]
+    cfg = small_cfg("configs/COCO/cascade_mask_rcnn_R_50_FPN_1x.yaml", words)
     model = build(cfg)
     couplings = [p.criterion.coupling for p in model.roi_heads.box_predictor]
     assert len({id(c) for c in couplings}) == 3

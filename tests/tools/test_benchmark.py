@@ -2,11 +2,10 @@
 
 import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from process_kit import call_python
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -105,8 +104,7 @@ def test_every_component_runs(component, tmp_path):
     file = tmp_path / "figures.json"
     words = ["--quick", "--rounds", "1", "--components", component, "--json", str(file)]
     words += ["--only", "FCOS R50, 80"] if component == "steps" else []
-    command = [sys.executable, str(ROOT / "tools/benchmark.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = call_python(ROOT / "tools/benchmark.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     for case in json.loads(file.read_text())[component]["cases"]:
         assert case["case"] in done.stdout

@@ -179,9 +179,9 @@ def _detections(rng, truth, per_image: int, classes: int) -> List[Dict[str, Inst
 
 def cases(args: argparse.Namespace) -> List[Case]:
     small = args.quick
-    coco = DataSet(20 if small else 1000, 100, 80, "coco")
-    many = DataSet(10 if small else 1000, 100, 30 if small else LVIS_CLASSES, "coco")
-    lvis = DataSet(10 if small else 500, 300, 30 if small else LVIS_CLASSES, "lvis")
+    coco = DataSet(20 if small else 1000, 100, 8 if small else 80, "coco")
+    many = DataSet(10 if small else 1000, 100, 5 if small else LVIS_CLASSES, "coco")
+    lvis = DataSet(10 if small else 500, 300, 5 if small else LVIS_CLASSES, "lvis")
     found = [_coco_case(data, f"COCO, {data.classes} classes") for data in (coco, many)]
     records = lvis.results()
     found.append(

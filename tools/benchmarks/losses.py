@@ -37,7 +37,7 @@ def cases(args: Any) -> List[Case]:
         # What fvcore's loss costs besides, its one-hot target, is left out.
         result += _time_and_memory(f"sigmoid, {rows} x {classes}", steps, PEER, goal, args.device)
     check_dw_equal(4)
-    size = (256, 320) if args.quick else (800, 1088)
+    size = (128, 160) if args.quick else (800, 1088)
     for num_objects in (10, 50, 200):
         inputs = make_dw_inputs(num_objects, size, device=args.device)
         steps = {
