@@ -10,14 +10,12 @@ import torch
 from torch import nn
 
 from . import models
+from .models import DW, FCOS, FCOS_RESNET, RETINANET
 from .runner import Case, Ratio
 
 __all__ = ["cases"]
 
 CLASSES = 80
-RETINANET = "COCO/retinanet_R_50_FPN_1x.yaml"
-FCOS = "COCO/fcos_R_50_FPN_1x.yaml"
-DW = "DualWeighting/dw_R_50_FPN_1x.yaml"
 SMALL = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
          "MODEL.FPN.OUT_CHANNELS", 32]  # fmt: skip
 
@@ -40,7 +38,7 @@ def cases(args: argparse.Namespace) -> List[Case]:
     return [
         _case("RetinaNet", retinanet, theirs, images, "same weights, same boxes"),
         _case("FCOS", fcos, their_fcos, images, "same weights, same boxes"),
-        _case("DW", ours(DW), their_fcos, images, "beside FCOS"),
+        _case("DW", ours(DW, *FCOS_RESNET), their_fcos, images, "beside FCOS, same backbone"),
     ]
 
 

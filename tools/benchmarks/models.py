@@ -10,7 +10,14 @@ from torch import nn
 from d2ext import get_cfg, model_zoo
 from d2ext.testing import upstream_fcos
 
-__all__ = ["build", "build_upstream_fcos", "make_batch", "make_cfg"]
+__all__ = ["DW", "FCOS", "FCOS_RESNET", "RETINANET", "build", "build_upstream_fcos", "make_batch",
+           "make_cfg"]  # fmt: skip
+
+RETINANET = "COCO/retinanet_R_50_FPN_1x.yaml"
+FCOS = "COCO/fcos_R_50_FPN_1x.yaml"
+DW = "DualWeighting/dw_R_50_FPN_1x.yaml"
+# DW's config has the authors' ResNet, whose strides make it dearer than that of our FCOS.
+FCOS_RESNET = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RESNETS.STRIDE_IN_1X1", True]
 
 
 def make_cfg(name: str, classes: int, device: str, overrides: Sequence[Any] = ()) -> Any:

@@ -13,7 +13,16 @@ from detectron2.utils.events import EventStorage
 from d2ext.engine.hooks import LossWeights
 from d2ext.ops.loss_weights import AdaptiveLossWeight
 
-from .models import build, build_upstream_fcos, make_batch, make_cfg
+from .models import (
+    DW,
+    FCOS,
+    FCOS_RESNET,
+    RETINANET,
+    build,
+    build_upstream_fcos,
+    make_batch,
+    make_cfg,
+)
 from .runner import Case, Ratio, Stopwatch
 
 # Methods that do the timed work, by phase. What a detector lacks is not timed.
@@ -86,8 +95,6 @@ class Step:
 
 HARMONIC = ["MODEL.HARMONIC.ENABLED", True]
 SAMPLING_FREE = ["MODEL.SAMPLING_FREE.ENABLED", True]
-RETINANET = "COCO/retinanet_R_50_FPN_1x.yaml"
-FCOS = "COCO/fcos_R_50_FPN_1x.yaml"
 FASTER = "COCO/faster_rcnn_R_50_FPN_1x.yaml"
 SMALL = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
          "MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 32]  # fmt: skip
@@ -115,10 +122,11 @@ def _retinanet(args: argparse.Namespace, classes: int) -> Case:
 
 
 def _fcos(args: argparse.Namespace, classes: int) -> Case:
-    dw = "DualWeighting/dw_R_50_FPN_1x.yaml"
-    # DW's config has the authors' ResNet, whose strides make it dearer; here all have the same.
-    resnet = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RESNETS.STRIDE_IN_1X1", True]
-    versions = {"Detectron2": (FCOS, build_upstream_fcos), "d2ext": (FCOS, []), "DW": (dw, resnet)}
+    versions = {
+        "Detectron2": (FCOS, build_upstream_fcos),
+        "d2ext": (FCOS, []),
+        "DW": (DW, FCOS_RESNET),
+    }
     return _case(args, f"FCOS R50, {classes} classes", versions, classes)
 
 
