@@ -44,14 +44,30 @@ def pytest_collection_modifyitems(config, items):
         gone = [item for item in items if item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=gone)
         items[:] = without
-    # Each of so many processes starts with as large a piece of the list. A module stays together,
-    # in its order, for the sake of its fixtures.
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    if processes > 1:
+        items[:] = _long_first(items, processes)
+
+
+def _long_first(items, processes):
+    """Each process begins with an equal piece of the list: modules with long tests at its start.
+
+    A module stays together, in its order, for the sake of its fixtures.
+    """
     modules = {}
     for item in items:
         modules.setdefault(item.path, []).append(item)
-    groups = sorted(modules.values(), key=lambda group: -sum(map(_is_long, group)) / len(group))
-    share = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-    items[:] = [item for k in range(share) for group in groups[k::share] for item in group]
+    share = {path: sum(map(_is_long, group)) / len(group) for path, group in modules.items()}
+    paths = sorted(modules, key=share.get, reverse=True)
+    long = [path for path in paths if share[path] > 0.05]
+    short = [item for path in paths if share[path] <= 0.05 for item in modules[path]]
+    pieces = []
+    for k in range(processes):
+        pieces += [item for path in long[k::processes] for item in modules[path]]
+        missing = (k + 1) * len(items) // processes - len(pieces)
+        pieces += short[: max(missing, 0)]
+        del short[: max(missing, 0)]
+    return pieces + short
 
 
 def _is_long(item):

@@ -202,7 +202,8 @@ def test_environment_trains_predicts_and_finds_its_configs_and_its_installer(env
     assert done.returncode == 0, done.stdout
     assert "detections in 1 images" in done.stdout, done.stdout
     assert (tmp_path / "found" / "predictions.json").is_file()
-    found = json.loads(done.stdout.splitlines()[0])
+    # Among warnings of the libraries.
+    found = json.loads(next(x for x in done.stdout.splitlines() if x.startswith('{"help"')))
     assert found["file"].startswith(str(environment.parent))
     assert Path(found["root"]) == Path(found["file"]).parent / "configs"
     assert found["max_iter"] == 7

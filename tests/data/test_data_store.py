@@ -127,7 +127,7 @@ def test_concurrent_processes_build_one_data_set(tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(30)
+        process.join(600)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert (tmp_path / "log").read_text() == "built\n"
     assert is_current(str(tmp_path / "set"), "1")
@@ -151,6 +151,7 @@ def _spec():
 def test_error_while_drawing_reaches_the_caller(tmp_path, monkeypatch, workers, error, expected):
     draw = generate.draw_scene
     calls = []
+    before = set(multiprocessing.active_children())
 
     def fail_later(*args):
         calls.append(None)
@@ -166,7 +167,7 @@ def test_error_while_drawing_reaches_the_caller(tmp_path, monkeypatch, workers, 
     with pytest.raises((ValueError, RuntimeError, OSError), match=expected):
         publish(str(tmp_path / "s"), "1", build)
     assert [name for name in os.listdir(tmp_path) if not name.endswith(".lock")] == []
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_killed_worker_is_noticed(tmp_path, monkeypatch):

@@ -7,6 +7,8 @@ import pytest
 import torch
 from engine_kit import Run, differences, load, metrics, start_ranks, state_of, train
 
+pytestmark = pytest.mark.slow
+
 EVERYTHING = (
     "SOLVER.MAX_ITER", 8, "SOLVER.CHECKPOINT_PERIOD", 3, "TEST.EVAL_PERIOD", 3,
     "ENGINE.EMA.ENABLED", True, "TEST.VAL_LOSS.PERIOD", 2,

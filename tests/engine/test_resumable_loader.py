@@ -181,9 +181,10 @@ def test_workers_end_with_the_trainer_but_not_with_its_signals():
     import signal
     import time
 
+    before = set(multiprocessing.active_children())  # another test's may not have ended yet
     batches = iter(loader(workers=1))
     next(batches)
-    (worker,) = multiprocessing.active_children()
+    (worker,) = set(multiprocessing.active_children()) - before
     for number in (signal.SIGTERM, signal.SIGINT):
         pid = os.fork()
         if pid == 0:  # somebody else
@@ -193,6 +194,6 @@ def test_workers_end_with_the_trainer_but_not_with_its_signals():
     time.sleep(0.2)
     assert worker.is_alive() and len(next(batches)) == 2
     worker.terminate()
-    worker.join(10)
+    worker.join(600)
     assert worker.exitcode == 0
     del batches

@@ -200,7 +200,9 @@ def test_a_state_that_cannot_be_saved_fails_before_the_first_step(tmp_path):
     assert ("before_step",) not in diary.events
 
 
-def test_hooks_by_name(tiny, tmp_path):
+def test_hooks_by_name(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(HOOK_REGISTRY, "_obj_map", dict(HOOK_REGISTRY._obj_map))
+
     @HOOK_REGISTRY.register()
     def TwoCounters(cfg):
         return [Counter(), Counter(cfg.SOLVER.MAX_ITER)]

@@ -58,10 +58,9 @@ def test_losses_and_gradients(name, counts):
 
 @pytest.mark.parametrize("loss", ["giou", "diou", "ciou"])
 def test_box_losses_of_upstream(loss):
-    check_equal("retinanet", make_batch(), ["MODEL.RETINANET.BBOX_REG_LOSS_TYPE", loss])
-    # With a narrow backbone one of Detectron2's own CIoU losses is NaN.
-    words = [*WIDE, "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", loss]
-    check_equal("faster", make_batch(), words)
+    # With a narrow backbone Detectron2's own CIoU loss is NaN.
+    for name, node in (("retinanet", "RETINANET"), ("faster", "ROI_BOX_HEAD")):
+        check_equal(name, make_batch(), [*WIDE, f"MODEL.{node}.BBOX_REG_LOSS_TYPE", loss])
 
 
 def test_smooth_l1_beta_and_loss_weights():

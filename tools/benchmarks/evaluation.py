@@ -182,7 +182,8 @@ def cases(args: argparse.Namespace) -> List[Case]:
     coco = DataSet(20 if small else 1000, 100, 8 if small else 80, "coco")
     many = DataSet(10 if small else 1000, 100, 5 if small else LVIS_CLASSES, "coco")
     lvis = DataSet(10 if small else 500, 300, 5 if small else LVIS_CLASSES, "lvis")
-    found = [_coco_case(data, f"COCO, {data.classes} classes") for data in (coco, many)]
+    rounds = 1 if small else 3
+    found = [_coco_case(data, f"COCO, {data.classes} classes", rounds) for data in (coco, many)]
     records = lvis.results()
     found.append(
         Case(
@@ -190,14 +191,14 @@ def cases(args: argparse.Namespace) -> List[Case]:
             {"d2ext": lvis.ours, "lvis": lambda: lvis.lvis(copy.deepcopy(records))},
             [Ratio("d2ext", "lvis", 0.2)],
             note=f"{len(lvis.inputs)} images x 300 detections",
-            rounds=3,
+            rounds=rounds,
             close=lvis.close,
         )
     )
     return found + [_memory_case(small)]
 
 
-def _coco_case(data: DataSet, name: str) -> Case:
+def _coco_case(data: DataSet, name: str, rounds: int) -> Case:
     records = data.results()
     return Case(
         name,
@@ -208,7 +209,7 @@ def _coco_case(data: DataSet, name: str) -> Case:
         },
         [Ratio("d2ext", "pycocotools", 0.2), Ratio("d2ext", "Detectron2", 0.2)],
         note=f"{len(data.inputs)} images x 100 detections",
-        rounds=3,
+        rounds=rounds,
         close=data.close,
     )
 
