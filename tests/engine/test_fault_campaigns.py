@@ -77,7 +77,7 @@ def test_a_difference_is_a_loss(tmp_path):
 @pytest.mark.dist
 def test_a_rank_that_is_killed_or_does_not_answer_stops_the_other(tiny, tmp_path):
     """With a sentence instead of a traceback; at once if it is killed."""
-    words = ("--process-timeout", 0.1, "SOLVER.MAX_ITER", 8)
+    words = ("--process-timeout", 0.2, "SOLVER.MAX_ITER", 8)
     hanging = start_ranks(tiny, tmp_path / "hang", *words, sabotage="hang 5 1")
     words = ("SOLVER.MAX_ITER", 8, "SOLVER.CHECKPOINT_PERIOD", 3)
     killed = start_ranks(tiny, tmp_path / "run", *words, sabotage="kill 5 1")
