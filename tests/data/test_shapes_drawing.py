@@ -147,6 +147,23 @@ def test_every_requested_object_is_drawn_even_in_a_crowd():
     assert sorted(item.category for item in objects) == sorted(categories)
 
 
+@pytest.mark.parametrize("count", [60, 100])
+def test_nothing_vanishes_where_there_is_hardly_room(count):
+    config = SceneConfig().for_image_size(64)
+    wanted = np.arange(count) % 6
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        _, objects = draw_scene(rng, long_tail_classes()[:6], config, wanted)
+        assert sorted(x.category for x in objects) == sorted(wanted)
+        assert min(x.area for x in objects) > 0 and min(x.visible for x in objects) > 0
+
+
+def test_more_objects_than_pixels_are_refused():
+    config = dataclasses.replace(SceneConfig(), image_size=(16, 16))
+    with pytest.raises(ValueError, match="objects do not fit in an image of 16 x 16 pixels; lower"):
+        draw_scene(np.random.default_rng(0), long_tail_classes()[:6], config, np.zeros(250, int))
+
+
 def test_occlusion_and_truncation_are_told():
     config = dataclasses.replace(SceneConfig(), overlap=1.0)
     flags = set()

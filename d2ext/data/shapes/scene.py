@@ -188,6 +188,8 @@ def _place(rng, cls, category, size, owner, placed, config) -> _Placed:
             if len(under) < config.min_inside * sprite.area:
                 continue
             hidden = np.bincount(under[under >= 0], minlength=len(placed))
+            if any(p.seen == h for p, h in zip(placed, hidden)):
+                continue  # nothing may vanish
             left = [(p.seen - h) / p.sprite.area for p, h in zip(placed, hidden) if h]
             cost = max((config.min_visible - v for v in left), default=-1.0)
             # The first tries keep clear of other objects unless this one may overlap.
@@ -198,7 +200,12 @@ def _place(rng, cls, category, size, owner, placed, config) -> _Placed:
                 best, best_cost = (x, y, view, part, under, hidden), cost
         if best is not None:
             break
-        size = max(smallest, 0.75 * size)
+        if size < 2:
+            raise ValueError(
+                f"{len(placed) + 1} objects do not fit in an image of {width} x {height} pixels; "
+                "lower num_objects or raise image_size of the SceneConfig."
+            )
+        size = 0.75 * size if last else max(smallest, 0.75 * size)
     x, y, view, part, under, hidden = best
     for item, count in zip(placed, hidden):
         item.seen -= int(count)
@@ -295,7 +302,8 @@ def _describe(index: int, item: _Placed, owner: np.ndarray) -> SceneObject:
     occluded = item.seen < item.drawn
     if occluded:
         view, _ = _windows(item.origin, item.sprite.mask.shape, owner.shape)
-        parts = trace_mask(owner[view] == index)
+        mask = owner[view] == index
+        parts = trace_mask(mask) or trace_mask(mask, min_area=0.0)  # or all that is left of it
         # Slivers beside an occluder are noise, not parts: drop them as an annotator would.
         parts = [p for p in parts if polygon_area(p) >= 0.04 * polygon_area(parts[0])]
         polygons = [p + (view[1].start, view[0].start) for p in parts]
