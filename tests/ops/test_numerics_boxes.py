@@ -167,7 +167,9 @@ def test_deltas(count, dtype, seed, bad, column, in_source):
                 # A corner is exact to 1e-4 in float32, and is counted in sizes.
                 assert got[k] == pytest.approx(shift, rel=tolerance, abs=tolerance / size)
                 ratio = 5 * math.log(wanted / size)
-                assert got[k + 2] == pytest.approx(ratio, rel=tolerance, abs=tolerance / size)
+                # Of sizes that are almost equal, the rounding of their ratio is left.
+                least = max(tolerance / size, 20 * torch.finfo(dtype).eps)
+                assert got[k + 2] == pytest.approx(ratio, rel=tolerance, abs=least)
     if count:
         poisoned = (sources if in_source else targets).clone()
         poisoned[0, column] = bad
