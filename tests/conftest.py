@@ -1,6 +1,5 @@
 """What all tests share: one thread, a seed, and data sets outside the checkout."""
 
-import logging
 import os
 import random
 import shutil
@@ -113,23 +112,17 @@ def seeded():
 @pytest.fixture(autouse=True)
 def own_log_files():
     """The log files that a test opens end with it; later lines, and forked runs, have their own."""
-    from detectron2.utils import logger as upstream
+    from d2ext.faults.runs import all_loggers, forget_log_files
 
-    before = {logger: list(logger.handlers) for logger in _loggers()}
+    before = {logger: list(logger.handlers) for logger in all_loggers()}
     yield
     added = False
-    for logger in _loggers():
+    for logger in all_loggers():
         for handler in set(logger.handlers) - set(before.get(logger, [])):
             logger.removeHandler(handler)
             added = True
     if added:
-        upstream.setup_logger.cache_clear()
-        upstream._cached_log_stream.cache_clear()
-
-
-def _loggers():
-    known = logging.root.manager.loggerDict.values()
-    return [logging.root, *(logger for logger in known if isinstance(logger, logging.Logger))]
+        forget_log_files()
 
 
 @pytest.fixture

@@ -22,7 +22,16 @@ from d2ext.engine.launch import free_port
 from .sabotage import VARIABLE
 from .toy import toy_options
 
-__all__ = ["ROOT", "Run", "forget_logs", "start_ranks", "start_subprocess", "train"]
+__all__ = [
+    "ROOT",
+    "Run",
+    "all_loggers",
+    "forget_log_files",
+    "forget_logs",
+    "start_ranks",
+    "start_subprocess",
+    "train",
+]
 
 ROOT = Path(d2ext.__file__).resolve().parents[1]
 """The checkout, which has ``train_net.py``; an installed package has none."""
@@ -49,11 +58,21 @@ def environment_of(data: Any, sabotage: str) -> Dict[str, str]:
     }
 
 
+def all_loggers() -> List[logging.Logger]:
+    """The root logger and every other one."""
+    known = logging.root.manager.loggerDict.values()
+    return [logging.root, *(logger for logger in known if isinstance(logger, logging.Logger))]
+
+
 def forget_logs() -> None:
     """In a forked process: log nothing where the parent does, whose files are not its own."""
-    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
-        if isinstance(logger, logging.Logger):
-            logger.handlers.clear()
+    for logger in all_loggers():
+        logger.handlers.clear()
+    forget_log_files()
+
+
+def forget_log_files() -> None:
+    """Detectron2 sets up a folder's log once; afterwards it does so anew."""
     upstream_logger.setup_logger.cache_clear()
     upstream_logger._cached_log_stream.cache_clear()
 

@@ -5,11 +5,7 @@ with the words given, or left out with a count, or used with a note, or right af
 """
 
 import copy
-import os
 import re
-import runpy
-import sys
-import traceback
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +17,7 @@ from bad_data_kit import IMAGES, DataSet, config, logged
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
+from process_kit import call_python
 
 from d2ext.analysis.doctor import data_problems
 from d2ext.cli import main as d2ext_main
@@ -249,19 +246,11 @@ def test_the_commands_end_with_the_sentence(tmp_path, capfd, spoil, outcome):
                        "--image-root", str(tmp_path / "train")]) == 1  # fmt: skip
     assert words.split(" (")[0] in capfd.readouterr().out
     with data_set.registered() as name:
-        pid = os.fork()
-        if pid == 0:
-            sys.argv = ["train_net.py", "--config-file", str(CONFIG), "MODEL.DEVICE", "cpu",
-                        "DATASETS.TRAIN", f"('{name}',)", "OUTPUT_DIR", str(tmp_path / "run"),
-                        "DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "0"]  # fmt: skip
-            try:
-                runpy.run_path(str(ROOT / "train_net.py"), run_name="__main__")
-            except SystemExit as end:
-                sys.stdout.flush()
-                os._exit(end.code)
-            except BaseException:
-                traceback.print_exc()
-            os._exit(3)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
-    said = capfd.readouterr()
-    assert words in said.out.strip().splitlines()[-1] and "Traceback" not in said.out + said.err
+        done = call_python(
+            ROOT / "train_net.py", "--config-file", CONFIG, "MODEL.DEVICE", "cpu",
+            "DATASETS.TRAIN", f"('{name}',)", "OUTPUT_DIR", tmp_path / "run",
+            "DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", "0", cwd=tmp_path,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert words in done.stdout.strip().splitlines()[-1]
+    assert "Traceback" not in done.stdout + done.stderr

@@ -88,7 +88,7 @@ def test_a_rank_that_is_killed_or_does_not_answer_stops_the_other(tiny, tmp_path
     for text in (killed[0].text, hanging[0].text):
         assert "Process 0 of 2 stops, because another one has ended or does not answer" in text
         assert "Traceback" not in text
-    assert re.search(r"does not answer \([A-Z][^\[\]/]*\); look for", killed[0].text), text
+    assert re.search(r"does not answer \([A-Z][^\[\]/]*\); look for", killed[0].text)
 
 
 def _live(arguments, env):
