@@ -230,7 +230,8 @@ class TrainerState(TrainerAttributes):
         self._attributes.load_state_dict(mine["attributes"])
         hooks = self.hook_keys()
         for key, saved in mine["hooks"].items():
-            if key in hooks:
+            # What ranks share now, all of them have from rank 0 already.
+            if key in hooks and _differs_among_ranks(hooks[key]):
                 hooks[key].load_state_dict(saved)
         self._restored.append(f"random states of {len(ranks)} process(es)")
 

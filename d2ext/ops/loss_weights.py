@@ -249,6 +249,16 @@ class AdaptiveLossWeight(LossWeighting):
             return True
         return self.weight < self.STUCK_WEIGHT and self.windows_far_below >= self.STUCK_WINDOWS
 
+    def state_dict(self) -> Dict[str, Any]:
+        return {**super().state_dict(), "limits": [self.min_weight, self.max_weight]}
+
+    def load_state_dict(self, state: Dict[str, Any], strict: bool = True) -> None:
+        super().load_state_dict(state, strict)
+        limits = [self.min_weight, self.max_weight]
+        # New limits hold at once. Old ones left a weight beyond them, e.g. the first, as it was.
+        if list(state.get("limits", limits)) != limits:
+            self.weight = min(max(self.weight, self.min_weight), self.max_weight)
+
     def _record(self, raw_cls: float, raw_box: float) -> Tuple[float, float]:
         if self.stats_on == "raw":
             return raw_cls, raw_box

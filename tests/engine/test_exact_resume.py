@@ -130,6 +130,24 @@ def test_the_log_says_what_was_restored(tiny, tmp_path):
     assert "a hook for the saved state of Forgotten" in text and "model key cls.bias" in text
 
 
+def test_weights_that_ranks_share_from_now_on_are_those_of_rank_0(tiny, tmp_path):
+    """A rank's own weights are for the setting under which each rank has its own."""
+    out = tmp_path / "run"
+    words = ["SOLVER.ALWA.ENABLED", True, "SOLVER.ALWA.INTERVAL", 2, "SOLVER.ALWA.STATS_ON", "raw"]
+    train(tiny, out, *words, "SOLVER.ALWA.SYNC", "none", "SOLVER.MAX_ITER", 3)
+    data = load(out / "model_final.pth")
+    (key,) = data["ranks"][0]["hooks"]
+    ((group, own),) = data["ranks"][0]["hooks"][key]["groups"].items()
+    shared = data["trainer"]["hooks"][key]["groups"][group]["weight"]
+    own["weight"] = 0.125
+    for sync, last in (("none", 0.125), ("mean", shared)):
+        torch.save(data, out / "model_final.pth")
+        train(tiny, out, "--resume", *words, "SOLVER.ALWA.SYNC", sync, "SOLVER.MAX_ITER", 4,
+              "SOLVER.ALWA.START_ITER", 100)  # fmt: skip
+        saved = load(out / "model_final.pth")["trainer"]["hooks"][key]["groups"][group]
+        assert saved["weight"] == last
+
+
 def test_three_words_for_three_things(tiny, tmp_path):
     first = tmp_path / "first"
     words = ("SOLVER.MAX_ITER", 4, "SOLVER.WARMUP_ITERS", 0, "SOLVER.STEPS", "(3,)")

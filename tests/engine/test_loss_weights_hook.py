@@ -295,6 +295,26 @@ class TestState:
             run(other, [1.0], [1.0], names=ROI)
         assert "no loss weights for group 'roi' (it has rpn)" in caplog.text
 
+    def test_other_losses_of_a_group_warn_and_empty_its_window(self, caplog):
+        losses = dict(zip("abc", torch.tensor([2.0, 3.0, 1.0])))
+        weigher, other = (hook(interval=5, groups=(f"m={name}/c",)) for name in "ab")
+        for _ in range(3):
+            weigher.on_losses(losses)
+        other.load_state_dict(weigher.state_dict())
+        with caplog.at_level(logging.WARNING):
+            other.on_losses(losses)
+        assert "group 'm' of the checkpoint weighs other losses (a / c)" in caplog.text
+        assert other.state_dict()["groups"]["m"]["window_cls"] == [3.0]
+
+    def test_new_limits_hold_at_once(self):
+        """As the warning of a stuck weight advises: it resumes with other keys."""
+        weigher, state = self.saved()
+        assert weigher.weights[RPN[0]] < 0.9
+        limited = hook(interval=5, stats_on="raw", min_weight=0.9)
+        limited.load_state_dict(state)
+        run(limited, [1.0], [1.0])
+        assert limited.weights[RPN[0]] == 0.9
+
     def test_other_method_warns_and_starts_anew(self, caplog):
         _, state = self.saved()
         cfg = get_cfg()

@@ -186,7 +186,10 @@ class LossWeights(HookBase):
         self._flush()
         return {
             "version": 1,
-            "groups": {group.name: m.state_dict() for group, m in self.groups.items()},
+            "groups": {
+                group.name: {**m.state_dict(), "losses": [list(group.cls), list(group.box)]}
+                for group, m in self.groups.items()
+            },
         }
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
@@ -209,12 +212,21 @@ class LossWeights(HookBase):
                     f"{', '.join(saved) or 'none'}); they start anew."
                 )
                 continue
+            state = saved[group.name]
+            losses = [list(group.cls), list(group.box)]
+            if state.get("losses", losses) != losses:
+                before = " / ".join(" + ".join(side) for side in state["losses"])
+                logger.warning(
+                    f"The group '{group.name}' of the checkpoint weighs other losses ({before}). "
+                    "The weight is kept and the window starts anew."
+                )
+                state = {**state, "window_cls": [], "window_box": []}
             try:
-                machine.load_state_dict(saved[group.name])
+                machine.load_state_dict(state)
             except ValueError as error:
                 logger.warning(f"{error} The window starts anew.")
-                if saved[group.name].get("kind") == type(machine).__name__:
-                    machine.load_state_dict(saved[group.name], strict=False)
+                if state.get("kind") == type(machine).__name__:
+                    machine.load_state_dict(state, strict=False)
         self._saved = None
 
 
