@@ -13,6 +13,7 @@ from d2ext import get_cfg
 from d2ext.modeling.losses import (
     BCELoss,
     Criterion,
+    EQLv2Loss,
     EqualizedFocalLoss,
     EqualizedQualityFocalLoss,
     FocalLoss,
@@ -210,6 +211,10 @@ def test_highest_score_is_never_the_backgrounds():
     coupling = HarmonicCoupling(tc_score="max")
     score = coupling._score(SoftmaxLoss(), logits, labels)
     assert torch.equal(score, logits.softmax(1)[:, 0])
+    loss = EQLv2Loss(3, objectness=True)
+    assert torch.equal(coupling._score(loss, logits, labels), loss.scores(logits).amax(dim=1))
+    named = HarmonicCoupling(tc_score="gt")._score(loss, logits[1:7], labels[1:7])
+    assert torch.equal(named, loss.scores(logits[1:7]).gather(1, labels[1:7, None])[:, 0])
 
 
 def test_box_weights_and_scale_come_after_the_coupling():
@@ -354,6 +359,16 @@ def test_models_train(path, overrides, names, monkeypatch):
     assert sorted(losses) == sorted(names)
     assert all(torch.isfinite(v) and v > 0 for v in losses.values())
     assert all(torch.isfinite(g).all() for g in grads.values())
+
+
+def test_the_weight_of_the_rpn_holds_for_all_its_losses():
+    words = [*ON, "MODEL.HARMONIC.ON_RPN", True, "MODEL.HARMONIC.TC.MARGIN", 0.0]
+    full, half = (
+        train_step(build(small_cfg(FASTER, [*words, "MODEL.RPN.LOSS_WEIGHT", w])), make_batch())[0]
+        for w in (1.0, 0.5)
+    )
+    for name, value in full.items():
+        torch.testing.assert_close(half[name], value * (0.5 if "rpn" in name else 1.0))
 
 
 @pytest.mark.parametrize("cls_loss", ["bce", "efl"])

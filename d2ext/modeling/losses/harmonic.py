@@ -220,10 +220,13 @@ class HarmonicCoupling(nn.Module):
 
     def _score(self, cls_loss, logits, labels) -> torch.Tensor:
         """(K,) score of each sample; the background's never counts as the highest."""
-        scores = logits.sigmoid() if cls_loss.sigmoid else logits.softmax(dim=1)
+        if cls_loss.objectness:
+            scores = cls_loss.scores(logits)
+        else:
+            scores = logits.sigmoid() if cls_loss.sigmoid else logits.softmax(dim=1)[:, :-1]
         if self.tc_score == "gt":
             return scores.gather(1, labels[:, None])[:, 0]
-        return (scores if cls_loss.sigmoid else scores[:, :-1]).amax(dim=1)
+        return scores.amax(dim=1)
 
     def _logs_now(self, num_positives: int) -> bool:
         if not (self.training and torch.is_grad_enabled() and self.log_period and num_positives):

@@ -190,7 +190,9 @@ class ExtRPN(OptimalBias, RPN):
         )
         names = {"cls": "loss_rpn_cls", "box": "loss_rpn_loc"}
         losses = {names.get(k, f"loss_rpn_{k}"): v for k, v in losses.items()}
-        return {k: v * self.loss_weight.get(k, 1.0) for k, v in losses.items()}
+        # What a coupling adds is about scores, and weighs as the class loss does.
+        other = self.loss_weight.get("loss_rpn_cls", 1.0)
+        return {k: v * self.loss_weight.get(k, other) for k, v in losses.items()}
 
     @torch.no_grad()
     def _hard_labels(self, anchors, logits, rpn_labels, deltas, gt_boxes) -> torch.Tensor:
