@@ -122,6 +122,9 @@ class InferenceDetector(nn.Module):
     def _best(
         self, boxes: torch.Tensor, scores: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if self.threshold.numel() > 1:
+            # As in best_of_level: one threshold a class has to come before the best are taken.
+            scores = scores.masked_fill(scores <= self.threshold, -1.0)
         # Padding makes the number to take a constant; a number that follows the image's size
         # would be fixed by tracing.
         best, index = F.pad(scores.flatten(), (0, self.topk), value=-1.0).topk(self.topk)

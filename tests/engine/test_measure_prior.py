@@ -141,6 +141,16 @@ def test_loaded_weights_keep_their_bias_but_get_the_buffers(tiny, tmp_path, neve
     trained(config(tmp_path / "c", "MODEL.WEIGHTS", str(tmp_path / "a" / "weights.pth")))
 
 
+def test_a_guide_that_freezes_warms_up_anew_unless_the_run_is_resumed(tiny, tmp_path):
+    words = ["MODEL.SAMPLING_FREE.GUIDE", "frozen", "MODEL.SAMPLING_FREE.GUIDE_WARMUP"]
+    first = trained(config(tmp_path / "a", *words, 1))
+    first.checkpointer.save("weights")
+    loaded = ["MODEL.WEIGHTS", str(tmp_path / "a" / "weights.pth"), "SOLVER.MAX_ITER"]
+    for resume, steps, iters in ((False, 2, 2), (True, 3, 3)):
+        cfg = config(tmp_path / "b", *words, 5, *loaded, steps)
+        assert trained(cfg, resume).raw_model.criterion.guide.iters == iters
+
+
 def test_a_layer_for_other_classes_is_a_new_layer(tiny, tmp_path):
     other = Trainer(config(tmp_path / "other", num_classes=5))
     other.checkpointer.save("weights")

@@ -13,6 +13,7 @@ from d2ext.cli import main
 from d2ext.export.check import match
 from d2ext.export.detector import _round_down
 from d2ext.modeling.meta_arch import ExtFCOS
+from d2ext.modeling.meta_arch.dense import best_of_level
 
 pytestmark = pytest.mark.export
 
@@ -67,6 +68,17 @@ def test_torch_export_of_one_size(detector, tmp_path):
     score = score_limit(detector, [(160, 192)]) if isinstance(detector, ExtFCOS) else 1e-5
     assert found.acceptable(box=1e-3, score=score), found
     assert found["detections"] > 100
+
+
+def test_one_threshold_a_class_comes_before_the_best_are_taken():
+    detector = export.InferenceDetector(spread_detector("ExtRetinaNet"))
+    scores = torch.rand(40, detector.num_classes)
+    boxes, detector.topk = torch.rand(40, 4), 15
+    detector.threshold = torch.linspace(0.99, 0.1, detector.num_classes)
+    prior, label, best = best_of_level(scores, detector.threshold, detector.topk)
+    assert (scores > scores[prior, label].min()).sum() > 15  # others would have been in the way
+    for found, wanted in zip(detector._best(boxes, scores), (boxes[prior], best, label)):
+        assert torch.equal(found, wanted)
 
 
 def test_nothing_is_found(tmp_path):

@@ -151,6 +151,15 @@ def test_the_best_of_a_level_are_the_best_of_all_scores():
         assert torch.equal(prior * classes + cls, index[keep])
 
 
+def test_a_class_below_its_threshold_takes_no_place_of_another():
+    for rows, limit in ((50, 10), (6, 9), (0, 4)):
+        scores, thresholds = torch.rand(rows, 5), torch.tensor([0.99, 0.9, 0.5, 0.1, 0.01])
+        prior, cls, best = best_of_level(scores, thresholds, limit)
+        above = scores[scores > thresholds]
+        assert torch.equal(best, above.sort(descending=True).values[:limit])
+        assert torch.equal(best, scores[prior, cls]) and (best > thresholds[cls]).all()
+
+
 def test_the_focal_loss_needs_half_the_memory_of_fvcores():
     from fvcore.nn import sigmoid_focal_loss_jit
 

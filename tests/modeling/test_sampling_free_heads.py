@@ -81,7 +81,10 @@ def test_frozen_guide_is_saved_and_stays():
     assert first.ratio.item() == 0.25 and first.iters.item() == 2
     second = GuidedScale(mode="frozen", warmup=2)
     second.load_state_dict(first.state_dict())
-    assert second({"cls": torch.tensor(8.0), "box": torch.tensor(1.0)})["cls"].item() == 2.0
+    losses = {"cls": torch.tensor(8.0), "box": torch.tensor(1.0)}
+    assert second(losses)["cls"].item() == 2.0
+    second.restart()
+    assert second(losses)["cls"].item() == 1.0 and second.iters.item() == 1
 
 
 @pytest.mark.parametrize(
@@ -90,6 +93,7 @@ def test_frozen_guide_is_saved_and_stays():
         (["GUIDE", "always"], "GUIDE is 'always'; it must be one of 'per_step'"),
         (["REG_NORM", "4P"], "REG_NORM is '4P'; it must be one of 'fg'"),
         (["LEARN_SIGMA", True], "LEARN_SIGMA needs GUIDE frozen"),
+        (["LEARN_SIGMA", True, "GUIDE", "none"], "needs GUIDE frozen, not none"),
         (["PRIOR", 1.5], "PRIOR is 1.5; it must be a number of at least 0"),
         (["PRIOR", 0.1, "SCORE_THRESH", "class_adaptive"], "class_adaptive needs the number"),
         (["CLS_SCALE.DENSE", 0.0], "CLS_SCALE.DENSE is 0.0; it must be a number above 0"),
@@ -127,6 +131,15 @@ def test_class_losses_follow_the_box_losses(name):
     for key, expected in follows.items():
         torch.testing.assert_close(losses[key], expected)
     assert all(torch.isfinite(g).all() for g in grads.values())
+
+
+@pytest.mark.parametrize("name, key", [("retinanet", "loss_box_reg"), ("fcos", "loss_fcos_loc")])
+@pytest.mark.parametrize("loss, numbers", [("smooth_l1", 4), ("giou", 1)])
+def test_the_box_loss_is_the_mean_over_all_its_numbers(name, key, loss, numbers, monkeypatch):
+    model = build(cfg_of(name, "MODEL.DENSE.BOX_LOSS", loss))
+    mean = train_step(model, make_batch())[0][key]
+    monkeypatch.setattr(type(model), "numbers_per_box", lambda self: 1)
+    torch.testing.assert_close(train_step(model, make_batch())[0][key], numbers * mean)
 
 
 @pytest.mark.parametrize("name", DENSE + RCNN)
@@ -348,9 +361,10 @@ def test_bias_setter_works_on_any_layer():
         set_prior_bias(torch.nn.Linear(4, 6, bias=False), 0.1)
 
 
-@pytest.mark.parametrize("cls_loss", ["softmax", "bce"])
+@pytest.mark.parametrize("cls_loss", ["softmax", "bce", "eqlv2"])
 def test_roi_bias_is_an_option(cls_loss):
-    words = ["MODEL.ROI_BOX_HEAD.CLS_LOSS", cls_loss, "MODEL.SAMPLING_FREE.ROI_BIAS_INIT"]
+    words = ["MODEL.ROI_BOX_HEAD.CLS_LOSS", cls_loss, "MODEL.EQLV2.OBJECTNESS", True,
+             "MODEL.SAMPLING_FREE.ROI_BIAS_INIT"]  # fmt: skip
     plain = build(cfg_of("faster_rcnn", *words, False)).roi_heads.box_predictor
     assert not plain.cls_score.bias.any()
     bias = build(cfg_of("faster_rcnn", *words, True)).roi_heads.box_predictor.cls_score.bias
@@ -358,6 +372,8 @@ def test_roi_bias_is_an_option(cls_loss):
         torch.testing.assert_close(bias.softmax(0)[:3].sum(), torch.tensor(0.1))
     else:
         torch.testing.assert_close(bias.sigmoid()[:3].sum(), torch.tensor(0.1))
+    if cls_loss == "eqlv2":
+        torch.testing.assert_close(bias[-1].sigmoid(), torch.tensor(0.9))
 
 
 BACKBONES = {

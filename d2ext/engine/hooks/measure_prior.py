@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
+from d2ext.modeling.losses.guided import GuidedScale
 from d2ext.modeling.sampling_free import (
     OptimalBias,
     PriorMeasurement,
@@ -56,6 +57,7 @@ _KEYS = (
     "MODEL.ATSS.NUM_CLASSES",
     "MODEL.ATSS.ANCHOR_SCALES",
     "MODEL.ATSS.ANCHOR_OFFSET",
+    "MODEL.ATSS.CLAMP_CENTERS",
     "MODEL.ATSS.TOPK",
     "MODEL.SAMPLING_FREE.IGNORE_AS_NEGATIVE",
     "MODEL.SAMPLING_FREE.PRIOR_BATCHES",
@@ -70,7 +72,7 @@ class MeasurePrior(HookBase):
 
     A part whose layer came with the loaded weights keeps it; only its buffers ``prior`` and
     ``fg_ratio``, which the threshold at inference needs, are filled if they did not come too. A
-    resumed run measures nothing.
+    guide that freezes warms up anew. A resumed run does none of this.
 
     All ranks measure together and set the same value in place. Random states, the training
     loader and the optimiser are left as they were.
@@ -106,6 +108,9 @@ class MeasurePrior(HookBase):
         trainer = self.trainer
         if trainer.start_iter > 0 or getattr(trainer, "resumed", False):
             return
+        for module in self.model.modules():
+            if isinstance(module, GuidedScale):
+                module.restart()
         missing = self._missing_keys()
         parts = find_optimal_bias(self.model)
         new = {name: self._is_new(name, part, missing) for name, part in parts.items()}

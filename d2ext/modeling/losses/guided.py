@@ -133,6 +133,14 @@ class GuidedScale(nn.Module):
         self.ratio.copy_(ratio)
         return self.ratio
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin a new warm-up in mode "frozen": a ratio of loaded weights is of other losses."""
+        if self.mode == "frozen":
+            self.ratio.zero_()
+            self.iters.zero_()
+            self._is_frozen = False
+
     def _load_from_state_dict(self, *args, **kwargs):
         self._is_frozen = False
         super()._load_from_state_dict(*args, **kwargs)
@@ -171,6 +179,11 @@ def build_guide(cfg: Any, *, place: str, guides: Sequence[str] = ("box",)) -> Op
         return None
     validate(cfg, "MODEL.SAMPLING_FREE")
     if node.GUIDE == "none":
+        if node.LEARN_SIGMA:
+            raise ValueError(
+                "MODEL.SAMPLING_FREE.LEARN_SIGMA weighs what a guide scales, and needs GUIDE "
+                "frozen, not none."
+            )
         return None
     # The 2021 code freezes the ratio of dense heads only.
     mode = node.GUIDE if place == "dense" else "per_step"

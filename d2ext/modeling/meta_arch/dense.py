@@ -14,6 +14,7 @@ from torch import nn
 from d2ext.config import validate
 
 from ..assigners import Priors
+from ..losses.box_losses import SmoothL1Loss
 from ..losses.build import build_criterion
 from ..losses.guided import sampling_free_on
 from ..losses.normalizers import NORMALIZER_REGISTRY
@@ -112,6 +113,10 @@ def best_of_level(
         Prior, class and score of each pair, best first.
     """
     num_priors, num_classes = scores.shape
+    of_classes = isinstance(threshold, torch.Tensor) and threshold.dim() > 0
+    if of_classes:
+        # A score below its own class' threshold must not take the place of one above another's.
+        scores = scores.masked_fill(scores <= threshold, -1.0)
     rows = None
     if num_classes > 1 and num_priors > limit:
         # In the order of the level, so that equal scores are met in the same order.
@@ -119,9 +124,7 @@ def best_of_level(
         scores = scores[rows]
     best, index = scores.flatten().topk(min(limit, scores.numel()))
     classes = index % num_classes
-    if isinstance(threshold, torch.Tensor) and threshold.dim():
-        threshold = threshold[classes]
-    keep = best > threshold
+    keep = best > (threshold[classes] if of_classes else threshold)
     prior = torch.div(index, num_classes, rounding_mode="floor")
     if rows is not None:
         prior = rows[prior]
@@ -151,6 +154,12 @@ class ExtDenseMixin(OptimalBias):
     @property
     def sample_features(self) -> List[str]:
         return list(self.head_in_features)
+
+    def numbers_per_box(self) -> int:
+        """4 where the box loss is to be the mean over the numbers of all positives, else 1."""
+        options = self.sampling_free
+        mean = options is not None and options.reg_norm == "fg"
+        return 4 if mean and isinstance(self.criterion.box_loss, SmoothL1Loss) else 1
 
     def label_samples(
         self, features: List[torch.Tensor], gt_instances: List[Instances]

@@ -123,7 +123,7 @@ class ExtFCOS(ExtDenseMixin, FCOS):
             self.sample_labels(gt_labels).flatten(),
             positives,
             cls_normalizer=divisor,
-            box_normalizer=divisor,
+            box_normalizer=divisor * self.numbers_per_box(),
             others={"ctr": self.centerness_loss(pred_centerness, positives) / divisor},
         )
         names = {"cls": "loss_fcos_cls", "box": "loss_fcos_loc", "ctr": "loss_fcos_ctr"}

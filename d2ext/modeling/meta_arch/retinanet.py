@@ -13,7 +13,6 @@ from detectron2.structures import Boxes
 from torch import nn
 
 from ..assigners import IoUAssigner
-from ..losses.box_losses import SmoothL1Loss
 from ..losses.build import build_criterion
 from ..losses.criterion import Criterion
 from ..sampling_free import SamplingFreeOptions
@@ -99,13 +98,7 @@ class ExtRetinaNet(ExtDenseMixin, RetinaNet):
             self.sample_labels(gt_labels).flatten(),
             positives,
             cls_normalizer=divisor,
-            box_normalizer=divisor * self._numbers_per_box(),
+            box_normalizer=divisor * self.numbers_per_box(),
         )
         names = {"cls": "loss_cls", "box": "loss_box_reg"}
         return {names.get(k, f"loss_{k}"): v for k, v in losses.items()}
-
-    def _numbers_per_box(self) -> int:
-        """4 where the box loss is to be the mean over the numbers of all positives, else 1."""
-        options = self.sampling_free
-        mean = options is not None and options.reg_norm == "fg"
-        return 4 if mean and isinstance(self.criterion.box_loss, SmoothL1Loss) else 1

@@ -129,6 +129,9 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
                     self.cls_score.bias[-1] = 0.0
         if bias_fg_ratio and sigmoid:
             set_prior_bias(self.cls_score, bias_fg_ratio / self.num_classes)
+            if self.criterion.cls_loss.objectness:
+                with torch.no_grad():
+                    self.cls_score.bias[-1] = math.log((1 - bias_fg_ratio) / bias_fg_ratio)
         elif bias_fg_ratio:
             set_softmax_bias(self.cls_score, bias_fg_ratio)
 
