@@ -25,8 +25,9 @@ def add_dense_config(cfg: CN) -> None:
     """Add the keys of the dense detectors to ``cfg``, in place."""
     # Slots that ExtRetinaNet, ExtFCOS and ATSS share.
     cfg.MODEL.DENSE = CN()
-    # One of focal, bce, qfl, efl, eqfl, or a name you registered. The focal parameters are those
-    # of the detector (e.g. MODEL.RETINANET.FOCAL_LOSS_ALPHA).
+    # One of focal, bce, qfl, efl, eqfl, eqlv2, ghmc, or a name you registered. The parameters of
+    # focal and qfl are those of the detector (e.g. MODEL.RETINANET.FOCAL_LOSS_GAMMA); efl and eqfl
+    # have MODEL.EFL, eqlv2 has MODEL.EQLV2 and ghmc has MODEL.GHM.
     cfg.MODEL.DENSE.CLS_LOSS = "focal"
     # One of smooth_l1, iou, giou, diou, ciou, harmonic_iou. Empty: the detector's own
     # (MODEL.RETINANET.BBOX_REG_LOSS_TYPE for RetinaNet, giou for FCOS and ATSS).

@@ -9,8 +9,10 @@ __all__ = ["add_roi_heads_config"]
 
 def add_roi_heads_config(cfg: CN) -> None:
     """Add the keys of the region-based heads to ``cfg``, in place."""
-    # One of softmax, bce, focal, efl. All but softmax make the classes independent; Detectron2's
-    # USE_SIGMOID_CE with softmax here means bce.
+    # One of softmax, seesaw, bce, focal, efl, eqlv2, ghmc, or a name you registered. The classes
+    # are independent in all but softmax and seesaw; Detectron2's USE_SIGMOID_CE with softmax here
+    # means bce. seesaw, efl, eqlv2 and ghmc have sections of their own (MODEL.SEESAW, MODEL.EFL,
+    # MODEL.EQLV2, MODEL.GHM).
     # MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE gains iou and harmonic_iou.
     cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS = "softmax"
     cfg.MODEL.ROI_BOX_HEAD.FOCAL_LOSS_ALPHA = 0.25

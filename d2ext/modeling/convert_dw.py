@@ -101,9 +101,15 @@ def check_fits(converted: Mapping[str, torch.Tensor], shapes: Mapping[str, torch
 
 def _check_prior(name: str, value: torch.Tensor, expected: float) -> None:
     if not torch.allclose(value.float(), torch.full_like(value.float(), expected), atol=1e-6):
+        to_train = (
+            "set MODEL.DW.PRIOR_SIGMA to it, if it is one number, before you train on"
+            if name.endswith(".sigma")
+            else "train on only with a prior around the centre, which no key moves"
+        )
         raise ValueError(
             f"{name} is not {expected} throughout, so this checkpoint was trained with another "
-            "centre prior; set MODEL.DW.PRIOR_SIGMA to its sigma and drop the entry."
+            "centre prior; detections do not depend on it: delete the entry from the state dict "
+            f"to convert the rest, and {to_train}."
         )
 
 

@@ -19,7 +19,7 @@ _BUILT_BY = "ExtRetinaNet, ExtFCOS, ATSS, ExtRPN or the Ext ROI heads"
 
 
 def check_methods_in_use(cfg: Any, model: nn.Module) -> None:
-    """Raise if ``cfg`` switches on a class loss, box loss or method that ``model`` has no use for.
+    """Raise if ``cfg`` chooses a loss, normaliser or method that ``model`` has no use for.
 
     Args:
         cfg: the config of the model.
@@ -58,6 +58,8 @@ def _check_losses(cfg: Any, places: Set[str], name: str) -> None:
     keys = (
         ("dense", "MODEL.DENSE.CLS_LOSS", cfg.MODEL.DENSE.CLS_LOSS, "focal"),
         ("dense", "MODEL.DENSE.BOX_LOSS", cfg.MODEL.DENSE.BOX_LOSS, ""),
+        ("dense", "MODEL.DENSE.NORMALIZER", cfg.MODEL.DENSE.NORMALIZER, ""),
+        ("dense", "MODEL.DENSE.NORMALIZER_SYNC", cfg.MODEL.DENSE.NORMALIZER_SYNC, "auto"),
         ("roi", "MODEL.ROI_BOX_HEAD.CLS_LOSS", cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS, "softmax"),
         ("roi", "MODEL.OHEM.ON_ROI", cfg.MODEL.OHEM.ON_ROI, False),
         ("rpn", "MODEL.OHEM.ON_RPN", cfg.MODEL.OHEM.ON_RPN, False),

@@ -18,6 +18,7 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 import torch
 
 from .box_refinement import refine_boxes
+from .dual_weighting_batch import WeightingBatch
 from .joint_sigmoid import joint_sigmoid_losses
 from .point_pairs import points_in_boxes
 
@@ -158,15 +159,15 @@ def dual_weighting_losses(
         number of objects, and ``loss_cls_neg`` by ``neg_norm``, the sum of ``1 - P_neg``; both
         after the mean over ranks and no less than 1. The losses have a graph even without objects.
         A NaN or an infinity among the objects' boxes makes ``num_gt`` NaN: such an object holds no
-        point, or all of them, and would be lost without a sign.
+        point, or all of them, and would be lost without a sign. So does a label outside of
+        0 ... C - 1, unless the labels are on the CPU, where it is refused.
     """
     const = DualWeightingConstants(**constants)
     with torch.autocast(device_type=cls_logits.device.type, enabled=False):
-        batch = _Batch.make(
+        batch = WeightingBatch.make(
             points, strides, cls_logits, obj_logits, pred_boxes, gt_boxes, gt_classes
         )
-        weights, loc_loss = _weigh(batch, const)
-        cell = batch.cells(weights)
+        weights, cell, loc_loss = _weigh(batch, const)
         neg_weight, decides = _settle(cell, weights.neg_metric, batch.cls_logits.numel(), const)
         positive, negative = joint_sigmoid_losses(
             batch.cls_logits, batch.obj_logits, cell, weights.pos_weight, neg_weight, const.gamma2
@@ -176,7 +177,7 @@ def dual_weighting_losses(
             "loss_cls_pos": factor * positive,
             "loss_loc": factor * const.loc_loss_weight * (weights.pos_weight * loc_loss).sum(),
             "loss_cls_neg": negative,
-            "num_gt": len(batch.gt_boxes) + (batch.gt_boxes - batch.gt_boxes).sum(),
+            "num_gt": batch.num_gt,
             "neg_norm": ((1 - neg_weight) * decides).sum(),
         }
 
@@ -198,62 +199,21 @@ def dual_weights(
     """
     const = DualWeightingConstants(**constants)
     with torch.autocast(device_type=cls_logits.device.type, enabled=False):
-        batch = _Batch.make(
+        batch = WeightingBatch.make(
             points, strides, cls_logits, obj_logits, pred_boxes, gt_boxes, gt_classes
         )
         return _weigh(batch, const)[0]
 
 
-class _Batch(NamedTuple):
-    """The arguments in one floating-point type, with images flattened into points."""
+def _weigh(
+    batch: WeightingBatch, const: DualWeightingConstants
+) -> Tuple[DualWeights, torch.Tensor, torch.Tensor]:
+    """Find the pairs and weigh them.
 
-    points: torch.Tensor  # (P, 2)
-    strides: torch.Tensor  # (P,)
-    cls_logits: torch.Tensor  # (N P, C)
-    obj_logits: torch.Tensor  # (N P,)
-    pred_boxes: torch.Tensor  # (N P, 4)
-    gt_boxes: torch.Tensor  # (G, 4)
-    gt_classes: torch.Tensor  # (G,)
-    gt_image: torch.Tensor  # (G,)
-
-    @classmethod
-    def make(
-        cls, points, strides, cls_logits, obj_logits, pred_boxes, gt_boxes, gt_classes
-    ) -> "_Batch":
-        num_images, num_points, num_classes = cls_logits.shape
-        if num_images == 0:
-            raise ValueError("Dual weighting needs a batch of at least one image.")
-        if len(gt_boxes) != num_images or len(gt_classes) != num_images:
-            raise ValueError(
-                f"Dual weighting got predictions of {num_images} images, but objects of "
-                f"{len(gt_boxes)}; pass one tensor of boxes and of classes an image, empty or not."
-            )
-        # A loss in half precision would round the sums of a million terms away.
-        dtype = torch.promote_types(cls_logits.dtype, torch.float32)
-        counts = [len(boxes) for boxes in gt_boxes]
-        # Made on the host, where the counts are, so that the device is not waited for.
-        gt_image = torch.arange(num_images).repeat_interleave(
-            torch.tensor(counts), output_size=sum(counts)
-        )
-        return cls(
-            points=points.to(dtype),
-            strides=strides.to(dtype),
-            cls_logits=cls_logits.to(dtype).reshape(-1, num_classes),
-            obj_logits=obj_logits.to(dtype).reshape(-1),
-            pred_boxes=pred_boxes.to(dtype).reshape(-1, 4),
-            gt_boxes=torch.cat(list(gt_boxes)).reshape(-1, 4).to(dtype),
-            gt_classes=torch.cat(list(gt_classes)).to(torch.int64),
-            gt_image=gt_image.to(points.device, non_blocking=True),
-        )
-
-    def cells(self, weights: DualWeights) -> torch.Tensor:
-        """Index of each pair's cell in the flattened class logits, (K,)."""
-        row = weights.image * len(self.points) + weights.point
-        return row * self.cls_logits.shape[1] + self.gt_classes[weights.gt]
-
-
-def _weigh(batch: _Batch, const: DualWeightingConstants) -> Tuple[DualWeights, torch.Tensor]:
-    """Find the pairs and weigh them; also return ``1 - GIoU``, (K,), with its graph."""
+    Returns:
+        the weights, the index of each pair's cell in the flattened class logits, (K,), and
+        ``1 - GIoU``, (K,), with its graph.
+    """
     point, gt = points_in_boxes(batch.points, batch.strides, batch.gt_boxes)
     image = batch.gt_image[gt]
     row = image * len(batch.points) + point
@@ -271,7 +231,7 @@ def _weigh(batch: _Batch, const: DualWeightingConstants) -> Tuple[DualWeights, t
     weights = DualWeights(
         image, point, gt, iou, giou.detach(), score, prior, pos_weight, neg_metric
     )
-    return weights, 1 - giou
+    return weights, cell, 1 - giou
 
 
 def _iou_and_giou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:

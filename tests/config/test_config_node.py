@@ -1,15 +1,36 @@
 """Misspelt keys are answered with the nearest ones, and YAML never runs code."""
 
+import importlib
+import inspect
+import re
+
 import pytest
 
 from d2ext import get_cfg
 from d2ext.config.node import nearest_keys
+from d2ext.modeling.losses.build import _REFUSED_CLS
+from d2ext.modeling.losses.registry import CLS_LOSS_REGISTRY
 
 
 def write(folder, name, text):
     path = folder / name
     path.write_text(text)
     return str(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "module", "key"),
+    [
+        ("dense", "dense", "MODEL.DENSE.CLS_LOSS"),
+        ("roi", "roi_heads", "MODEL.ROI_BOX_HEAD.CLS_LOSS"),
+    ],
+)
+def test_the_comment_of_a_class_loss_names_every_choice(place, module, key):
+    source = inspect.getsource(importlib.import_module(f"d2ext.config.{module}"))
+    comment = source.split(f"cfg.{key} =")[0].rsplit("cfg.", 1)[-1]
+    named = re.search("One of (.*?),? or a name you registered", " ".join(comment.split()))
+    choices = {n for n in CLS_LOSS_REGISTRY.names() if (place, n) not in _REFUSED_CLS}
+    assert set(named[1].replace(" # ", " ").split(", ")) == choices
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The page of each method has one shape, and its table of keys says what the config says."""
 
+import json
 import re
 from pathlib import Path
 
@@ -98,6 +99,27 @@ def test_keys_have_the_defaults_of_the_page(page):
         for name in key.split("."):
             value = value[name]
         assert value == said and type(value) in (type(said), float), f"{key} is {value!r}"
+
+
+def test_figures_of_speed_are_those_of_the_benchmarks():
+    cases = json.loads((DOCS / "benchmarks.json").read_text())["losses"]["cases"]
+    ratio = {(c["case"], r["version"]): f"{r['ratio']:.3f}" for c in cases for r in c["ratios"]}
+
+    def row(title, version, *names):
+        cells = [ratio[name + part, version] for name in names for part in ("", ", peak memory")]
+        return f"| {' | '.join([title, *cells])} |"
+
+    text = (DOCS / "dual_weighting.md").read_text()
+    for count in (10, 50, 200):
+        assert row(str(count), "d2ext", f"DW, {count} objects an image") in text
+    text = (DOCS / "equalized_focal_loss.md").read_text()
+    sizes = ("sigmoid, 20000 x 1203", "sigmoid, 44000 x 80")
+    for version, suffix in (
+        ("focal", ""),
+        ("EFL", ", with its statistics"),
+        ("EQFL", ", with its statistics"),
+    ):
+        assert row(version + suffix, version.lower(), *sizes) in text
 
 
 def test_every_key_of_the_method_stands_on_its_page(page):

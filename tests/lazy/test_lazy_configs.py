@@ -4,13 +4,19 @@ import json
 
 import pytest
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import LazyCall, LazyConfig, instantiate
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.layers import ShapeSpec
+from detectron2.solver import build_lr_scheduler
 from model_kit import WIDE, build, make_batch, small_cfg, train_step
 
+from d2ext import get_cfg
 from d2ext.data import tiny_dataset
 from d2ext.engine import HookBase, argument_parser, build_lazy_trainer, run
-from d2ext.engine.hooks import LossWeights, MeasurePrior
+from d2ext.engine.hooks import ClassBalance, LossWeights, MeasurePrior
+from d2ext.engine.hooks.class_balance import dataset_of, training_image_counts
+from d2ext.engine.lazy import _build_loader
 from d2ext.model_zoo import config_root, get_config_file
 from d2ext.modeling.sampling_free import measure_priors
 
@@ -101,7 +107,69 @@ def test_trainer_runs_a_lazy_config(tmp_path):
     trainer.train()
     assert trainer.completed_steps == 3
     assert weights.groups and next(iter(weights.groups.values())).num_windows >= 1
-    assert (tmp_path / "model_final.pth").is_file() and (tmp_path / "metrics.json").is_file()
+    assert (tmp_path / "model_final.pth").is_file()
+    steps = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    # EFL's log comes by itself, as in a training from YAML.
+    assert 2 <= steps[-1]["class_balance/gamma_mean"] <= 10
+    assert steps[-1]["class_balance/num_skipped"] == 0
+    assert trainer.clipper.max_norm == 35 and steps[-1]["grad_norm"] > 0
+
+
+def test_the_log_of_efl_comes_once_and_only_with_such_a_loss(tmp_path):
+    def hooks_of(name, *hooks):
+        cfg = small_lazy(name)
+        cfg.train.update(output_dir=str(tmp_path), device="cpu", hooks=list(hooks))
+        cfg.dataloader = {"train": []}
+        trainer = build_lazy_trainer(cfg, instantiate(cfg.model))
+        return [hook.period for hook in trainer._hooks if isinstance(hook, ClassBalance)]
+
+    assert hooks_of("retinanet") == []
+    assert hooks_of("equalized_focal") == [20]
+    assert hooks_of("equalized_focal", LazyCall(ClassBalance)(period=7)) == [7]
+
+
+def test_efl_has_the_recipe_of_its_yaml():
+    cfg = get_cfg()
+    cfg.merge_from_file(get_config_file(YAML["equalized_focal"]))
+    lazy = LazyConfig.load(str(ROOT / "equalized_focal.py"))
+    solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
+    assert clip.ENABLED and clip.CLIP_TYPE == "global_norm"
+    assert instantiate(lazy.train.clipper).max_norm == clip.CLIP_VALUE
+    assert lazy.train.max_iter == solver.MAX_ITER
+    assert lazy.dataloader.train.total_batch_size == solver.IMS_PER_BATCH
+    assert lazy.optimizer.lr == solver.BASE_LR
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=solver.BASE_LR)
+    schedule = build_lr_scheduler(cfg, optimizer)._multiplier
+    lazy_schedule = instantiate(lazy.lr_multiplier)
+    for step in (0, 500, 999, 1001, 119999, 120001, 159999, 160001, 179999):
+        where = step / solver.MAX_ITER
+        assert lazy_schedule(where) == pytest.approx(schedule(where)), step
+    assert lazy.model.test_score_thresh == cfg.MODEL.RETINANET.SCORE_THRESH_TEST
+    assert lazy.model.max_detections_per_image == cfg.TEST.DETECTIONS_PER_IMAGE
+    assert lazy.model.num_classes == cfg.MODEL.RETINANET.NUM_CLASSES
+    for part, names in (("train", cfg.DATASETS.TRAIN), ("test", cfg.DATASETS.TEST)):
+        assert (lazy.dataloader[part].dataset.names,) == names
+    assert cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"
+    threshold = lazy.dataloader.train.sampler.repeat_factors.repeat_thresh
+    assert threshold == cfg.DATALOADER.REPEAT_THRESHOLD
+
+
+def test_the_loader_of_efl_repeats_images_and_counts_them(monkeypatch):
+    cfg = LazyConfig.load(str(ROOT / "equalized_focal.py"))
+    cfg.dataloader.train.sampler.repeat_factors.repeat_thresh = 1.0
+    cfg.dataloader.train.num_workers = 0
+    with tiny_dataset("lvis", num_images=6, num_classes=6) as name:
+        cfg.dataloader.train.dataset.names = name
+        loader = _build_loader(cfg, "train")
+        dicts = get_detection_dataset_dicts([name])
+    sampler = loader.dataset.dataset.sampler
+    factors = sampler._int_part + sampler._frac_part
+    by_frequency = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+    assert torch.equal(factors, by_frequency(dicts, 1.0)) and factors.max() > 1
+    # Without loading an image.
+    monkeypatch.setattr("detectron2.data.DatasetMapper.__call__", None)
+    counts = training_image_counts([], 6, dataset_of(loader))
+    assert counts == training_image_counts([], 6, dicts) and sum(counts) > 0
 
 
 def test_sampling_free_measures_its_prior_before_the_first_step(tmp_path):

@@ -163,9 +163,21 @@ def test_names_of_other_models_are_refused(name):
         convert_dw_state_dict({name: torch.zeros(1)})
 
 
-def test_another_prior_is_refused():
-    with pytest.raises(ValueError, match="PRIOR_SIGMA"):
-        convert_dw_state_dict({"bbox_head.center_prior.sigma": torch.full((3, 2), 1.5)})
+@pytest.mark.parametrize(
+    "name, value, sentence",
+    [
+        ("sigma", 1.5, "delete the entry .* set MODEL.DW.PRIOR_SIGMA to it"),
+        ("mean", 0.1, "delete the entry .* a prior around the centre, which no key moves"),
+    ],
+)
+def test_another_prior_is_refused(name, value, sentence):
+    state = make_checkpoint()
+    entry = f"bbox_head.center_prior.{name}"
+    state[entry].fill_(value)
+    with pytest.raises(ValueError, match=sentence):
+        convert_dw_state_dict(state)
+    del state[entry]  # as the sentence says
+    assert not any("prior" in key for key in convert_dw_state_dict(state))
 
 
 class Command:

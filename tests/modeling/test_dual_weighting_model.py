@@ -17,7 +17,8 @@ from d2ext.config import get_cfg
 from d2ext.modeling.convert_dw import convert_dw_state_dict
 from d2ext.modeling.meta_arch import DualWeightingFCOS
 from d2ext.modeling.meta_arch.dual_weighting_head import DualWeightingHead
-from d2ext.ops.dual_weighting import DualWeightingConstants
+from d2ext.ops import host
+from d2ext.ops.dual_weighting import DualWeightingConstants, dual_weighting_losses
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dw"
 
@@ -230,7 +231,9 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_step_waits_once_and_does_the_same_work_for_any_batch():
+def test_step_waits_once_and_does_the_same_work_for_any_batch(monkeypatch):
+    # Count what a GPU would be waited for.
+    monkeypatch.setattr(host, "asking_is_free", lambda tensor: False)
     model = make_detector([8, 16, 32], 3)
     seen = set()
     for objects in ((2, 3), (9, 0, 4, 2, 5), (40, 40)):
@@ -245,12 +248,44 @@ def test_step_waits_once_and_does_the_same_work_for_any_batch():
     assert len(seen) == 1
 
 
-def test_normalisers_are_recorded():
+@pytest.mark.parametrize("objects", [(2, 4), (0, 0)])
+def test_the_divisors_are_recorded_in_the_steps_that_are_written(objects):
     model = make_detector([8, 16, 32], 3)
-    with EventStorage() as storage:
-        model(make_inputs((2, 4)))
-        assert storage.latest()["dw/num_gt"][0] == 3
-        assert storage.latest()["dw/neg_norm"][0] >= 1
+    images = model.preprocess_image(make_inputs(objects))
+    features = list(model.backbone(images.tensor).values())
+    instances = [x["instances"] for x in make_inputs(objects)]
+    inputs = model.weighting_inputs(features, model.head(features), instances)
+    out = dual_weighting_losses(**inputs)
+    for step in (18, 19, 20):
+        with EventStorage(step) as storage:
+            losses = model.losses(**inputs)
+            recorded = {name: value for name, (value, _) in storage.latest().items()}
+        # The log is written behind steps 19, 39, ...
+        assert set(recorded) == ({"dw/num_gt", "dw/neg_norm"} if step == 19 else set())
+        for loss, divisor in (("loss_loc", "num_gt"), ("loss_cls_neg", "neg_norm")):
+            value = recorded.get(f"dw/{divisor}", max(1.0, float(out[divisor])))
+            torch.testing.assert_close(losses[loss] * value, out[loss])
+    assert out["num_gt"] == sum(objects)
+
+
+def test_a_label_of_another_class_count_names_the_key():
+    model = make_detector([8, 16, 32], 3)
+    inputs = make_inputs((2, 4))
+    inputs[1]["instances"].gt_classes[2] = 3
+    with pytest.raises(ValueError, match="label 3, .* 3 classes, 0 to 2; set MODEL.DW.NUM_CLASSES"):
+        model(inputs)
+
+
+def test_a_model_in_float64_keeps_the_digits_of_its_boxes():
+    model = make_detector([8, 16, 32], 3).double()
+    features = [x.double() for x in model.backbone(torch.zeros(1, 3, 64, 64)).values()]
+    predictions = model.head(features)
+    inputs = model.weighting_inputs(features, predictions, [make_inputs((2,))[0]["instances"]])
+    ltrb = torch.cat([x.flatten(2).transpose(1, 2) for x in predictions[1]], dim=1)
+    points = inputs["points"].double()
+    wanted = torch.cat((points - ltrb[..., :2], points + ltrb[..., 2:]), dim=-1)
+    assert inputs["pred_boxes"].dtype == torch.float64
+    assert torch.equal(inputs["pred_boxes"], wanted)
 
 
 def test_training_learns_one_batch():
@@ -324,6 +359,8 @@ def test_keys_reach_the_parts():
     [
         ({"MODEL.DENSE.CLS_LOSS": "bce"}, "MODEL.DENSE.CLS_LOSS"),
         ({"MODEL.DENSE.BOX_LOSS": "ciou"}, "MODEL.DENSE.BOX_LOSS"),
+        ({"MODEL.DENSE.NORMALIZER": "ema"}, "MODEL.DENSE.NORMALIZER"),
+        ({"MODEL.DENSE.NORMALIZER_SYNC": "off"}, "MODEL.DENSE.NORMALIZER_SYNC"),
         ({"MODEL.HARMONIC.ENABLED": True}, "MODEL.HARMONIC.ENABLED"),
         ({"MODEL.DW.IN_FEATURES": ["p3", "p9"]}, "p9"),
         ({"MODEL.DW.T_METRIC": "giou"}, "t_metric"),

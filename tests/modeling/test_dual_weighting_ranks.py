@@ -17,7 +17,7 @@ KEYS = ("loss_cls_pos", "loss_cls_neg", "loss_loc")
 
 
 def losses_of(images):
-    """Losses of some images of the case, and the gradient of their sum by the class logits."""
+    """Losses of some images, the gradient of their sum by the class logits, and the divisors."""
     data = np.load(GOLDEN)
     points = torch.tensor(data["points"]).double()
     strides = torch.tensor(data["strides"]).double()[torch.tensor(data["point_level"]).long()]
@@ -27,7 +27,8 @@ def losses_of(images):
     image = torch.tensor(data["gt_image"]).long()
     gt_boxes = torch.tensor(data["gt_boxes"]).double()
     gt_classes = torch.tensor(data["gt_labels"]).long()
-    model = SimpleNamespace(constants=DualWeightingConstants(), _record=lambda *args: None)
+    recorded = []
+    model = SimpleNamespace(constants=DualWeightingConstants(), _record=recorded.append)
     losses = DualWeightingFCOS.losses(
         model,
         points=points,
@@ -39,23 +40,24 @@ def losses_of(images):
         gt_classes=[gt_classes[image == i] for i in images],
     )
     sum(losses.values()).backward()
-    return torch.stack([losses[k].detach() for k in KEYS]), logits.grad
+    return torch.stack([losses[k].detach() for k in KEYS]), logits.grad, recorded[0]
 
 
 def run_rank(rank, folder):
     calls = []
     all_reduce = dist.all_reduce
     dist.all_reduce = lambda tensor, *a, **k: (calls.append(tensor.numel()), all_reduce(tensor))
-    losses, grad = losses_of([rank])
+    losses, grad, divisors = losses_of([rank])
     dist.all_reduce = all_reduce
-    torch.save({"losses": losses, "grad": grad, "calls": calls}, f"{folder}/{rank}.pt")
+    saved = {"losses": losses, "grad": grad, "divisors": divisors, "calls": calls}
+    torch.save(saved, f"{folder}/{rank}.pt")
 
 
 @pytest.mark.dist
 def test_two_ranks_equal_one(tmp_path):
     run_ranks(lambda rank: run_rank(rank, tmp_path))
     ranks = [torch.load(tmp_path / f"{i}.pt", weights_only=True) for i in range(2)]
-    losses, grad = losses_of([0, 1])
+    losses, grad, _ = losses_of([0, 1])
     # DistributedDataParallel takes the mean of the ranks' gradients.
     torch.testing.assert_close(
         (ranks[0]["losses"] + ranks[1]["losses"]) / 2, losses, rtol=1e-12, atol=0
@@ -72,4 +74,5 @@ def test_two_ranks_equal_one(tmp_path):
             data["img_loss_loc"][i] / num_gt,
         ]
         assert ranks[i]["losses"].tolist() == pytest.approx(expected, rel=1e-9)
+        assert ranks[i]["divisors"].tolist() == pytest.approx([num_gt, neg_norm])
         assert ranks[i]["calls"] == [2]  # one message with both normalisers

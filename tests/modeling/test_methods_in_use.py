@@ -43,6 +43,10 @@ def test_a_detector_of_your_own_counts_by_its_parts():
         ValueError, match="MODEL.DENSE.CLS_LOSS is 'efl', but Mine has no dense head"
     ):
         check_methods_in_use(cfg, model)
+    for key, value in (("NORMALIZER", "positives"), ("NORMALIZER_SYNC", "on")):
+        other = small_cfg(None, (f"MODEL.DENSE.{key}", value))
+        with pytest.raises(ValueError, match=f"MODEL.DENSE.{key} is '{value}', but Mine has no"):
+            check_methods_in_use(other, model)
     model.loss = build_cls_loss(cfg, "efl", place="dense", num_classes=3)
     check_methods_in_use(cfg, model)
 

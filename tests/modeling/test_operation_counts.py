@@ -69,7 +69,7 @@ def count_step(model, num_images, num_objects):
         features = [features[name] for name in model.head_in_features]
         predictions = [[x.requires_grad_() for x in levels] for levels in model.head(features)]
     targets = make_targets(num_images, num_objects)
-    # Not step 0, in which some figures are read for the log.
+    # Not step 19, 39, ..., in which some figures are read for the log.
     with EventStorage(1), count_ops() as ops:
         losses = model.forward_training(images, features, predictions, targets)
         sum(losses.values()).backward()

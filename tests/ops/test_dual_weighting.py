@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from d2ext.ops import host
 from d2ext.ops.dual_weighting import dual_weighting_losses, dual_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dw"
@@ -332,6 +333,24 @@ def test_other_number_of_images_is_refused():
     args[5] = args[5] * 2
     with pytest.raises(ValueError, match="one tensor of boxes and of classes an image"):
         dual_weighting_losses(*args)
+
+
+@pytest.mark.parametrize("label", [-1, "C", 10**6])
+def test_a_label_that_is_no_class_trains_no_other_cell(label, monkeypatch):
+    case = Case("b_overlap")
+    num_classes = case.cls_logits.shape[2]
+    label = num_classes if label == "C" else label
+    case.gt_classes[1] = case.gt_classes[1].clone()
+    case.gt_classes[1][0] = label
+    for function in (case.losses, case.weights):
+        with pytest.raises(ValueError, match=f"label {label}, .* {num_classes} classes"):
+            function()
+    # Where asking would be a wait, the losses say so by their divisor.
+    monkeypatch.setattr(host, "asking_is_free", lambda tensor: False)
+    assert case.losses()["num_gt"].isnan()
+    assert case.normalised()["loss_cls_pos"].isnan()
+    case.gt_classes[1][0] = 0
+    assert case.losses()["num_gt"] == case.data["num_gt"].sum()
 
 
 def test_half_precision_is_computed_in_float32():

@@ -4,17 +4,25 @@ Shapes: C classes.
 """
 
 import logging
-from typing import Dict, Iterable, List, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MapDataset, MetadataCatalog
+from detectron2.data.common import ToIterableDataset
 from torch import nn
+from torch.utils.data import DataLoader
 
 from d2ext.modeling.losses import GradientBalancedLoss, frequency_groups
 
 from .base import HOOK_REGISTRY, HookBase
 
-__all__ = ["ClassBalance", "build_class_balance", "training_image_counts"]
+__all__ = [
+    "ClassBalance",
+    "build_class_balance",
+    "dataset_of",
+    "find_balanced_losses",
+    "training_image_counts",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +40,23 @@ class ClassBalance(HookBase):
     The buffers are read, and the device waited for, only when the log is written.
 
     Args:
-        cfg: the config, for the period of the log and the data sets.
+        period: steps between two records; give that of the log.
+        train_names: data sets that are trained on, for the frequency of classes.
     """
 
-    def __init__(self, cfg: CfgNode):
-        self.period = cfg.ENGINE.LOG_PERIOD
-        self.train_names = tuple(cfg.DATASETS.TRAIN)
+    @configurable
+    def __init__(self, *, period: int, train_names: Sequence[str] = ()):
+        self.period = period
+        self.train_names = tuple(train_names)
         self._losses: Dict[str, GradientBalancedLoss] = {}
         self._groups: Dict[int, Dict[str, Sequence[int]]] = {}
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
+        return {"period": cfg.ENGINE.LOG_PERIOD, "train_names": cfg.DATASETS.TRAIN}
+
     def before_train(self) -> None:
-        losses = _balanced_losses(self.trainer.raw_model)
+        losses = find_balanced_losses(self.trainer.raw_model)
         single = len(losses) == 1
         self._losses = {
             "class_balance" if single else f"class_balance{k}": loss
@@ -50,7 +64,7 @@ class ClassBalance(HookBase):
         }
         for num_classes in {loss.num_classes for loss in losses}:
             counts = training_image_counts(
-                self.train_names, num_classes, getattr(self.trainer.data_loader, "dataset", None)
+                self.train_names, num_classes, dataset_of(self.trainer.data_loader)
             )
             groups = {} if counts is None else frequency_groups(counts)
             self._groups[num_classes] = groups
@@ -72,7 +86,18 @@ class ClassBalance(HookBase):
                 logger.info(f"{prefix} in the end: {text}.")
 
 
-def _balanced_losses(model: nn.Module) -> List[GradientBalancedLoss]:
+def dataset_of(loader: Any) -> Optional[Iterable[Dict]]:
+    """The elements of a loader before its mapper, or None."""
+    dataset = getattr(loader, "dataset", None)
+    # In Detectron2's loaders they lie below others, which would load images if they were read.
+    while isinstance(dataset, (DataLoader, ToIterableDataset, MapDataset)):
+        dataset = dataset._dataset if isinstance(dataset, MapDataset) else dataset.dataset
+    # One without a length may have no end.
+    return dataset if hasattr(dataset, "__len__") else None
+
+
+def find_balanced_losses(model: nn.Module) -> List[GradientBalancedLoss]:
+    """All losses of a model that have statistics to log."""
     return [module for module in model.modules() if isinstance(module, GradientBalancedLoss)]
 
 
@@ -118,6 +143,6 @@ def _count_images(dataset: Iterable[Dict], num_classes: int) -> Optional[List[in
 
 def build_class_balance(cfg: CfgNode, model: nn.Module) -> Optional[ClassBalance]:
     """The hook, if the model has a loss it is for and ``ENGINE.HOOKS`` does not name it."""
-    if "ClassBalance" in cfg.ENGINE.HOOKS or not _balanced_losses(model):
+    if "ClassBalance" in cfg.ENGINE.HOOKS or not find_balanced_losses(model):
         return None
     return ClassBalance(cfg)

@@ -18,6 +18,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
 from d2ext.ops.dual_weighting import DualWeightingConstants, dual_weighting_losses
+from d2ext.ops.precision import full_precision
 
 from ..reduce import reduce_mean
 from .dense import best_of_level
@@ -26,7 +27,7 @@ from .fcos import select_features
 
 __all__ = ["DualWeightingFCOS"]
 
-# Steps between two records of a number that lives on the device: reading it makes the host wait.
+# Steps between two records of numbers that live on the device: reading them makes the host wait.
 RECORD_PERIOD = 20
 
 
@@ -144,7 +145,7 @@ class DualWeightingFCOS(FCOS):
         )
         anchors = Boxes.cat(self.anchor_generator(features))
         points = anchors.get_centers()  # (P, 2)
-        ltrb = ltrb.float()
+        ltrb = full_precision(ltrb)
         return {
             "points": points,
             # FCOS' anchors are squares whose side is the level's stride.
@@ -172,27 +173,28 @@ class DualWeightingFCOS(FCOS):
         out = dual_weighting_losses(**inputs, **vars(self.constants))
         # The mean over ranks comes before the floor of 1, and in one message.
         sums = torch.stack((out["num_gt"], out["neg_norm"]))
-        num_gt, neg_norm = reduce_mean(sums).clamp(min=1).unbind()
-        self._record(len(inputs["gt_boxes"]), inputs["gt_classes"], neg_norm)
+        divisors = reduce_mean(sums).clamp(min=1)
+        self._record(divisors)
+        num_gt, neg_norm = divisors.unbind()
         return {
             "loss_cls_pos": out["loss_cls_pos"] / num_gt,
             "loss_cls_neg": out["loss_cls_neg"] / neg_norm,
             "loss_loc": out["loss_loc"] / num_gt,
         }
 
-    def _record(
-        self, num_images: int, gt_classes: List[torch.Tensor], neg_norm: torch.Tensor
-    ) -> None:
-        """Put the normalisers into the event storage.
+    def _record(self, divisors: torch.Tensor) -> None:
+        """Put what the losses are divided by, (2,), into the event storage.
 
         ``loss_cls_neg`` rises and falls with its divisor, so it says little without it.
         """
         if not has_event_storage():
             return
         storage = get_event_storage()
-        storage.put_scalar("dw/num_gt", sum(len(c) for c in gt_classes) / num_images)
-        if storage.iter % RECORD_PERIOD == 0:
-            storage.put_scalar("dw/neg_norm", float(neg_norm))
+        # Just before the writers write, so that a record has one line with all its numbers.
+        if (storage.iter + 1) % RECORD_PERIOD:
+            return
+        for name, value in zip(("num_gt", "neg_norm"), divisors.tolist()):
+            storage.put_scalar(f"dw/{name}", value, smoothing_hint=False)
 
     def forward_inference(
         self,
@@ -239,6 +241,7 @@ def _refuse_other_losses(cfg: Any) -> None:
             ("MODEL.DENSE.CLS_LOSS", dense.CLS_LOSS != "focal"),
             ("MODEL.DENSE.BOX_LOSS", dense.BOX_LOSS != ""),
             ("MODEL.DENSE.NORMALIZER", dense.NORMALIZER != ""),
+            ("MODEL.DENSE.NORMALIZER_SYNC", dense.NORMALIZER_SYNC != "auto"),
             ("MODEL.HARMONIC.ENABLED", cfg.MODEL.HARMONIC.ENABLED and cfg.MODEL.HARMONIC.ON_DENSE),
             (
                 "MODEL.SAMPLING_FREE.ENABLED",
