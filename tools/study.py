@@ -3,11 +3,11 @@
 
 Usage: python tools/study.py docs/studies/dw.yaml [--jobs 2] [--retry 1] [--output DIR]
        python tools/study.py docs/studies/dw.yaml --table-only
-       python tools/study.py docs/studies/dw.yaml --launcher slurm --slurm-args "--gres=gpu:1"
+       python tools/study.py docs/studies/dw.yaml --launcher slurm --slurm-args="--gres=gpu:1"
        python tools/study.py docs/studies/dw.yaml --commit-results
 
-Runs go to OUTPUT/NAME; call it again to go on. docs/studies/README.md tells how to write a study of
-your own.
+Runs go to OUTPUT/NAME; call it again to go on, also after Ctrl-C. docs/studies/README.md tells how
+to write a study of your own.
 """
 
 import argparse
@@ -18,25 +18,39 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def at_least(least):
+    """A type of argparse: a whole number that is not smaller."""
+
+    def number(word):
+        if not word.isdecimal() or int(word) < least:
+            raise argparse.ArgumentTypeError(f"'{word}' must be a whole number from {least} on")
+        return int(word)
+
+    return number
+
+
 def parse():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("study", type=Path, help="YAML file of the study")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
-    parser.add_argument("--retry", type=int, default=0, help="how often to try a failed run again")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="runs at the same time")
+    parser.add_argument(
+        "--retry", type=at_least(0), default=0, help="how often to try a failed run again"
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "studies")
     parser.add_argument(
         "--import", dest="modules", action="append", default=[], metavar="MODULE",
         help="a module of yours to import first (data sets, losses); may be repeated",
     )  # fmt: skip
     parser.add_argument(
-        "--train-args", default="", metavar="WORDS", help='more for train_net.py: "--num-gpus 2"'
-    )
+        "--train-args", type=shlex.split, default=[], metavar="WORDS",
+        help='more for train_net.py: --train-args="--num-gpus 2"',
+    )  # fmt: skip
     parser.add_argument("--launcher", choices=["local", "slurm"], default="local")
     parser.add_argument(
-        "--slurm-args", default="", metavar="WORDS",
-        help='options of sbatch, as one word: "--gres=gpu:1 --time=2:00:00"',
+        "--slurm-args", type=shlex.split, default=[], metavar="WORDS",
+        help='options of sbatch, as one word: --slurm-args="--gres=gpu:1 --time=2:00:00"',
     )  # fmt: skip
     parser.add_argument("--figures", nargs="+", metavar="NAME", help="e.g. bbox/AP bbox/APr")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the table here too")
@@ -50,7 +64,12 @@ def parse():
         help="run nothing; write results, table and plot beside the study file, the table into "
         "README.md there if that has markers for it",
     )  # fmt: skip
-    return parser.parse_args()
+    args = parser.parse_args()
+    # Now, and not after hours of runs.
+    for option, file in (("--table", args.table), ("--plot", args.plot)):
+        if isinstance(file, Path) and not file.parent.is_dir():
+            parser.error(f"{option}: there is no folder {file.parent}; make it, or choose another")
+    return args
 
 
 def make_runner(args, study, folder):
@@ -59,10 +78,9 @@ def make_runner(args, study, folder):
 
     modules = [word for name in (*study.modules, *args.modules) for word in ("--import", name)]
     command = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), *modules]
-    command += shlex.split(args.train_args)
+    command += args.train_args
     if args.launcher == "slurm":
-        sbatch_args = shlex.split(args.slurm_args)
-        return SlurmLauncher(study, folder, command, sbatch_args=sbatch_args)
+        return SlurmLauncher(study, folder, command, sbatch_args=args.slurm_args)
     return Runner(study, folder, command, args.jobs, retry=args.retry)
 
 
@@ -74,12 +92,15 @@ def show(args, study, results, folder):
         fill_tables,
         markdown_table,
         marked_tables,
+        version_notes,
     )
 
     figures = args.figures or list(study.figures) or default_figures(results)
     title = f"{study.name}: {len(results)} of {len(study.runs)} runs"
     table = markdown_table(results, figures, study.baseline)
     print(f"\n{title}\n\n{table}")
+    for note in version_notes(results):
+        print(f"{note}\n")
     tables = [args.table] if args.table else []
     plots = [folder / "plot.png" if args.plot is True else args.plot] if args.plot else []
     if args.commit_results:
@@ -99,9 +120,9 @@ def show(args, study, results, folder):
         print(f"Written: {file}")
 
 
-def main():
-    args = parse()
-    from d2ext.analysis.study import Busy, Results, check_study, load_study
+def load(args):
+    """The study, with its modules imported and its configs checked."""
+    from d2ext.analysis.study import check_study, load_study
     from d2ext.engine import import_modules
 
     sys.path.insert(0, "")  # modules of the current folder, as in the runs
@@ -113,24 +134,46 @@ def main():
     problems = check_study(study)
     if problems:
         sys.exit("Nothing was run, because of\n  " + "\n  ".join(problems))
+    return study
+
+
+def call(args):
+    """Do what the command line says; returns the exit code, or the sentence that ends it."""
+    from d2ext.analysis.study import Busy, Results
+    from d2ext.engine import RunError
+
+    study = load(args)
     folder = args.output / study.name
     results = Results(study, folder / "results.jsonl")
     committed = args.study.with_suffix(".jsonl")
-    taken = results.take_over(committed)
-    if taken:
-        print(f"{taken} finished runs are taken from {committed}.")
-    if not (args.table_only or args.commit_results):
-        try:
+    try:
+        taken = results.take_over(committed)
+        if taken:
+            print(f"{taken} finished runs are taken from {committed}.")
+        if not (args.table_only or args.commit_results):
             make_runner(args, study, folder).run()
-        except (Busy, RuntimeError) as error:
-            sys.exit(f"{error}; wait for it, or choose another --output.")
+    except Busy as error:
+        return f"{error}; wait for it, or choose another --output."
+    except (OSError, RuntimeError, RunError) as error:
+        return f"{error}"
     finished = results.finished()
-    if finished:
-        if args.commit_results:
+    try:
+        if finished and args.commit_results:
             results.export(committed)
             print(f"Written: {committed}")
-        show(args, study, finished, folder)
-    sys.exit(0 if len(finished) == len(study.runs) else 1)
+        if finished:
+            show(args, study, finished, folder)
+    except (OSError, ValueError, RunError) as error:  # such as a figure that no run has
+        return f"{error}\nThe results are in {results.file}; --table-only shows them."
+    return 0 if len(finished) == len(study.runs) else 1
+
+
+def main():
+    try:
+        sys.exit(call(parse()))
+    except KeyboardInterrupt:
+        print("The study was stopped; the same command goes on with it.", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

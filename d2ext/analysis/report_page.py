@@ -8,17 +8,19 @@ import html
 import io
 import math
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from .run_data import Run, differences, is_loss
+from .run_data import Run, differences, evaluated_figure, is_loss
 
 __all__ = ["make_page", "numbers_of_runs"]
 
 # Okabe and Ito's palette, one colour a run.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
+_BOX_FIGURES = ("AP", "AP50", "AP75", "APr", "APc", "APf")
+_FIRST_FIGURES = ("AP", "mIoU", "PQ")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em;
        color: #222; background: #fff; }
@@ -95,11 +97,21 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
+def _for_overview(names: Iterable[str]) -> List[str]:
+    """Of boxes the usual figures, of other tasks and of the average the first one alone."""
+    chosen = []
+    for name in dict.fromkeys(names):
+        task, figure = evaluated_figure(name) or ("", "")
+        boxes = task.split("/")[-1] == "bbox" and not task.startswith("ema/")
+        usual = _BOX_FIGURES if boxes else _FIRST_FIGURES
+        if figure in usual:
+            chosen.append((task.startswith("ema/"), task, usual.index(figure), name))
+    return [name for *_, name in sorted(chosen)]
+
+
 def _summary(runs: List[Run]) -> str:
     numbers = numbers_of_runs(runs)
-    wanted = ("bbox/AP", "bbox/AP50", "bbox/AP75", "bbox/APr", "bbox/APc", "bbox/APf", "segm/AP",
-              "ema/bbox/AP")  # fmt: skip
-    figures = [k for k in wanted if any(k in row["evaluation"] for row in numbers)]
+    figures = _for_overview(name for row in numbers for name in row["evaluation"])
     head = ["run", "steps", "s a step", "images a s", "last total loss", *figures]
     rows = [
         [r["run"], r["steps"], r["seconds_per_step"], r["images_per_second"], r["total_loss"]]
@@ -246,8 +258,7 @@ def _draw_speed(runs: List[Run]) -> Optional[str]:
 
 
 def _draw_evaluation(runs: List[Run]) -> Optional[str]:
-    names = _all_names(runs, lambda n: n.startswith(("bbox/AP", "segm/AP", "ema/")))
-    names = [n for n in names if "/AP-" not in n]
+    names = list(dict.fromkeys(name for run in runs for name in run.evaluated()))
     if all(len(run.series(n)[0]) < 2 for run in runs for n in names):
         return None  # the table says it all
     return _curves(runs, names[:12])

@@ -11,11 +11,25 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
-__all__ = ["Run", "differences", "is_loss", "load_run"]
+__all__ = ["Run", "differences", "evaluated_figure", "is_loss", "load_run"]
 
 logger = logging.getLogger(__name__)
 
-_EVALUATED = ("bbox/", "segm/", "keypoints/", "ema/")
+# What evaluators call their tasks, Detectron2's own ones too.
+_TASKS = {"bbox", "segm", "keypoints", "box_proposals", "sem_seg", "panoptic_seg"}
+
+
+def evaluated_figure(name: str) -> Optional[Tuple[str, str]]:
+    """Task and figure of an evaluation: ("bbox", "AP50"); None for what else is logged.
+
+    Before the task is "ema" for the model's average, and the data set if DATASETS.TEST has several:
+    ("ema/x_val/bbox", "AP50"). A "-" is in figures of single classes alone.
+    """
+    words = name.split("/")
+    for k, word in enumerate(words[:-1]):
+        if word in _TASKS:
+            return "/".join(words[: k + 1]), "/".join(words[k + 1 :])
+    return ("ema", "/".join(words[1:])) if words[0] == "ema" and len(words) > 1 else None
 
 
 def is_loss(name: str) -> bool:
@@ -58,13 +72,22 @@ class Run:
 
     def evaluated(self) -> List[str]:
         """Names of the evaluation's figures but those of single classes."""
-        return [k for k in self.names() if k.startswith(_EVALUATED) and "/AP-" not in k]
+        found = [(name, evaluated_figure(name)) for name in self.names()]
+        return [name for name, figure in found if figure and "-" not in figure[1]]
 
     def class_ap(self) -> Dict[str, float]:
-        """The last AP of each class by its name."""
-        prefix = "bbox/AP-"
-        names = [k for k in self.names() if k.startswith(prefix)]
-        return {k[len(prefix) :]: self.last(k) for k in names}
+        """The last AP of each class by name; with the data set behind it if there are several."""
+        found = []
+        for name in self.names():
+            task, figure = evaluated_figure(name) or ("", "")
+            data, _, task = task.rpartition("/")
+            if task == "bbox" and figure.startswith("AP-") and data.split("/")[0] != "ema":
+                found.append((data, figure[len("AP-") :], name))
+        several = len({data for data, _, _ in found}) > 1
+        return {
+            f"{label} ({data})" if several else label: self.last(name)
+            for data, label, name in found
+        }
 
     def raw_loss(self, name: str) -> Optional[np.ndarray]:
         """A loss before its adaptive weight: (T,) as :meth:`series`; None if it has none.

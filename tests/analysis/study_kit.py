@@ -2,7 +2,7 @@
 
 import sys
 
-from d2ext.analysis.study import load_study
+from d2ext.analysis.study import Runner, load_study
 
 CONFIG = "configs/Demo/fcos_shapes.yaml"
 STUDY = """
@@ -23,14 +23,14 @@ start = words.index("--resume")
 assert words[start + 1] == "--config-file"
 keys = dict(zip(words[start + 3::2], words[start + 4::2]))
 lr = float(keys.get("SOLVER.BASE_LR", 1))
-fail = os.environ.get("FAIL_B")
-if fail and lr != 1 and os.path.getsize(fail):
-    os.truncate(fail, os.path.getsize(fail) - 1)
-    sys.exit(3)
 gate = os.environ.get("GATE")
 if gate:
     open(gate + ".there", "w").write(str(os.getpid()))
     open(gate + ".go").read()
+fail = os.environ.get("FAIL_B")
+if fail and lr != 1 and os.path.getsize(fail):
+    os.truncate(fail, os.path.getsize(fail) - 1)
+    sys.exit(3)
 with open(os.path.join(keys["OUTPUT_DIR"], "metrics.json"), "a") as f:
     f.write(json.dumps({"iteration": 3, "bbox/AP": 0.0, "bbox/AP-x": 0.0}) + "\\n")
     f.write(json.dumps({"iteration": 7, "bbox/AP": lr * int(keys["SEED"]), "lr": lr}) + "\\n")
@@ -53,6 +53,13 @@ def fake_command(folder):
 
 def study_of(folder, root, lr=2.0):
     return load_study(write_study(folder, lr), root)
+
+
+def runner_of(folder, root, lr=2.0, jobs=1, *, report=lambda line: None, **kwargs):
+    """A runner of that study with the stand-in."""
+    command = fake_command(folder)
+    study = study_of(folder, root, lr)
+    return Runner(study, folder / "out", command, jobs, report=report, **kwargs)
 
 
 def figures(results):

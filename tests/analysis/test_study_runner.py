@@ -1,6 +1,8 @@
 """The study runner: what is finished is never repeated, what changed is, what failed is said."""
 
 import dataclasses
+import errno
+import functools
 import json
 import os
 import signal
@@ -8,23 +10,17 @@ import sys
 import threading
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from process_kit import PATIENCE, fork
-from study_kit import fake_command, figures, study_of
+from study_kit import figures, runner_of
 
-from d2ext.analysis.study import Busy, Results, Runner, Study, locked
+from d2ext._files import WriteError
+from d2ext.analysis.study import Busy, locked
+from d2ext.analysis.study.runner import run_folder
 
 
 @pytest.fixture
 def make(tmp_path, pytestconfig):
-    command = fake_command(tmp_path)
-
-    def runner(lr=2.0, jobs=1, **kwargs):
-        study = study_of(tmp_path, pytestconfig.rootpath, lr)
-        kwargs.setdefault("report", lambda line: None)
-        return Runner(study, tmp_path / "out", command, jobs, **kwargs)
-
-    return runner
+    return functools.partial(runner_of, tmp_path, pytestconfig.rootpath)
 
 
 def test_runs_all_then_none_then_only_what_changed(make):
@@ -97,6 +93,87 @@ def test_a_training_that_outlives_its_killed_study_is_waited_for(make, tmp_path)
     assert len(metrics.read_text().splitlines()) == 4  # the old training wrote all, then the new
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C is a KeyboardInterrupt, also where the tests run in the background."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+def ctrl_c():
+    """To the main thread, as the system gives it."""
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_ctrl_c_waits_for_the_training_and_begins_no_other(
+    make, tmp_path, monkeypatch, interruptible, fails
+):
+    gate, fail = tmp_path / "gate", tmp_path / "fail"
+    for end in ("there", "go"):
+        os.mkfifo(f"{gate}.{end}")
+    fail.write_text("xxxxx" if fails else "")
+    monkeypatch.setenv("FAIL_B", str(fail))
+    monkeypatch.setenv("GATE", str(gate))
+    stopping = threading.Event()
+    said = []
+
+    def report(line):
+        said.append(line)
+        if line.startswith("Stopping: no other run is begun"):
+            stopping.set()
+
+    def user():
+        with open(f"{gate}.there") as there:  # opens when the training begins
+            there.read()
+        os.environ.pop("GATE")  # later ones would not wait
+        ctrl_c()
+        stopping.wait(60)
+        with open(f"{gate}.go", "w"):
+            pass
+
+    runner = make(report=report, retry=3)
+    runner.study = runner.results.study = dataclasses.replace(
+        runner.study, runs=runner.study.runs[1:]
+    )
+    thread = threading.Thread(target=user)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        runner.run()
+    thread.join(PATIENCE)
+    assert len(list((tmp_path / "out").glob("*_seed*"))) == 1
+    assert figures(runner.results.finished()) == ({} if fails else {("b", 1): 2})
+    assert fail.read_text() == ("xxxx" if fails else "")
+    assert not [line for line in said if "Tried again" in line]
+    monkeypatch.delenv("FAIL_B")
+    monkeypatch.delenv("GATE", raising=False)
+    assert len(make().run()) == 4  # the next call goes on
+
+
+def test_a_training_that_is_waited_for_does_not_hold_up_ctrl_c(make, tmp_path, interruptible):
+    runner = make(report=lambda line: "which is waited for" in line and ctrl_c())
+    run = runner.study.runs[0]
+    folder = run_folder(runner.folder, run, run.fingerprint())
+    folder.mkdir(parents=True)
+    with locked(folder / "run.lock"), pytest.raises(KeyboardInterrupt):
+        runner.run()
+    assert [path.name for path in (tmp_path / "out").glob("*_seed*")] == [folder.name]
+
+
+def test_a_full_disk_ends_the_study_in_a_sentence(make, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    runner = make(retry=2)
+    monkeypatch.setattr("d2ext.analysis.study.results.open", full, raising=False)
+    with pytest.raises(WriteError, match="results.jsonl .No space left on device.; free some"):
+        runner.run()
+    assert len(list((tmp_path / "out").glob("*_seed*"))) == 1
+    monkeypatch.undo()
+    assert len(make().run()) == 4
+
+
 def test_a_lock_ends_with_its_holder(tmp_path):
     path = tmp_path / "x.lock"
     busy = pytest.raises(Busy, match=f"in use by process {os.getpid()} on ")
@@ -134,78 +211,6 @@ def test_a_run_without_evaluation_is_no_result(make, tmp_path):
     runner.report = said.append
     assert runner.run() == []
     assert "gave no result" in said[2] and "name a data set in DATASETS.TEST" in said[2]
-
-
-def test_results_are_json_lines(make):
-    runner = make()
-    runner.run()
-    lines = [json.loads(line) for line in runner.results.file.read_text().splitlines()]
-    known = {"name", "seed", "config", "seconds", "versions", "figures", "output", "curves"}
-    assert known == set(lines[0])
-    assert lines[0]["curves"] == {"bbox/AP": [[3, 0.0], [7, 1.0]]}
-
-
-@pytest.fixture
-def one_object(tmp_path):
-    """A data set of one object in one image."""
-    file = tmp_path / "one_object.json"
-    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10], "area": 100}
-    annotation["iscrowd"] = 0
-    categories, images = [{"id": 1, "name": "x"}], [{"id": 1, "width": 10, "height": 10}]
-    file.write_text(
-        json.dumps({"images": images, "annotations": [annotation], "categories": categories})
-    )
-    DatasetCatalog.register("study_one_object", list)
-    MetadataCatalog.get("study_one_object").json_file = str(file)
-    yield "study_one_object"
-    DatasetCatalog.remove("study_one_object")
-    MetadataCatalog.remove("study_one_object")
-
-
-def test_what_a_study_measures_is_kept(make, tmp_path, one_object):
-    words = ("DATASETS.TEST", f"('{one_object}',)")
-    run = dataclasses.replace(make().study.runs[1], overrides=words)
-    study = Study("s", [run], measure=("lr", "consistency"))
-    output = tmp_path / "run"
-    found = output / f"inference/{one_object}/coco_instances_results.json"
-    found.parent.mkdir(parents=True)
-    (output / "metrics.json").write_text('{"iteration": 7, "bbox/AP": 1.0, "lr": 0.5}\n')
-    results = Results(study, tmp_path / "results.jsonl")
-    with pytest.raises(ValueError, match="its consistency cannot be measured: .*coco_instances"):
-        results.add(run, seconds=1.0, output=output, resumed=False)
-    # Scores that are the IoUs.
-    detections = [
-        {"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10 * score], "score": score}
-        for score in (1.0, 0.75, 0.5)
-    ]
-    found.write_text(json.dumps(detections))
-    results.add(run, seconds=1.0, output=output, resumed=False)
-    (record,) = results.finished()
-    assert record["figures"]["lr"] == 0.5
-    assert record["figures"]["consistency/pearson"] == pytest.approx(1.0)
-
-
-def test_a_line_that_was_cut_short_is_run_again(make):
-    runner = make()
-    runner.run()
-    text = runner.results.file.read_text()
-    runner.results.file.write_text(text[:-20])
-    assert len(runner.results.finished()) == 3
-    assert len(make().run()) == 4
-
-
-def test_committed_results_are_taken_over_and_written_back(make, tmp_path):
-    runner = make()
-    runner.run()
-    committed = tmp_path / "s.jsonl"
-    assert runner.results.export(committed) == 4
-    names = [(r["name"], r["seed"]) for r in map(json.loads, committed.read_text().splitlines())]
-    assert names == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
-    runner.results.file.unlink()
-    changed = make(lr=3.0)
-    assert changed.results.take_over(committed) == 2
-    assert changed.results.take_over(committed) == 0
-    assert figures(changed.results.finished()) == {("a", 1): 1, ("a", 2): 2}
 
 
 def test_the_time_left_follows_earlier_runs(make):

@@ -1,5 +1,6 @@
 """Studies as Slurm jobs, with a stand-in for Slurm on the path."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -21,11 +22,15 @@ with open(sys.argv[-1]) as script, open(os.path.join(folder, str(job)), "w") as 
     kept.write(script.read())
 with open({queue!r}, "a") as queue:
     queue.write(f"{{job}} {{' '.join(sys.argv[2:-1])}}\\n")
-print(f"{{job}};cluster")
+print(f"{{job}};" + {cluster!r} if {cluster!r} else job)
 """
 SQUEUE = """#!{python}
 import sys
 job = sys.argv[sys.argv.index("--jobs") + 1]
+if "--clusters" in sys.argv:
+    print("CLUSTER: " + sys.argv[sys.argv.index("--clusters") + 1])
+elif {cluster!r}:
+    sys.exit("slurm_load_jobs error: Invalid job id specified")  # another cluster's
 with open({queue!r}) as queue:
     print("\\n".join("RUNNING" for line in queue if line.split()[0] == job))
 """
@@ -34,13 +39,14 @@ with open({queue!r}) as queue:
 class Slurm:
     """The queue and the scripts of the stand-in."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, cluster):
         self.scripts, self.queue = folder / "scripts", folder / "queue"
         self.bin = folder / "bin"
         self.scripts.mkdir()
         self.bin.mkdir()
         self.queue.write_text("")
         fields = {"python": sys.executable, "folder": str(self.scripts), "queue": str(self.queue)}
+        fields["cluster"] = cluster
         for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE)):
             (self.bin / name).write_text(text.format(**fields))
             (self.bin / name).chmod(0o755)
@@ -59,8 +65,9 @@ class Slurm:
 
 
 @pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    slurm = Slurm(tmp_path)
+def slurm(tmp_path, monkeypatch, request):
+    """The stand-in; a parameter is the cluster that sbatch names, as with --clusters."""
+    slurm = Slurm(tmp_path, getattr(request, "param", ""))
     monkeypatch.setenv("PATH", str(slurm.bin), prepend=":")
     return slurm
 
@@ -81,6 +88,7 @@ def make(tmp_path, pytestconfig):
     return launcher
 
 
+@pytest.mark.parametrize("slurm", ["", "east"], indirect=True)
 def test_submitted_once_and_collected_when_ended(make, slurm):
     said = []
     assert make(said, sbatch_args=["--gres=gpu:1"]).run() == []
@@ -121,6 +129,16 @@ def test_failed_and_lost_jobs_are_reported_and_submitted_again(make, slurm, monk
     assert [r.get("resumed", False) for r in results] == [False, True, True, False]
 
 
+def test_a_missing_measure_is_said_and_the_rest_is_kept(make, slurm):
+    said = []
+    launcher = make(said)
+    launcher.results.study = dataclasses.replace(launcher.study, measure=["consistency"])
+    launcher.run()
+    assert slurm.run("1") == 0
+    assert figures(launcher.run()) == {("a", 1): 1}
+    assert said[1].startswith("a, seed 1: done, but its consistency cannot be measured")
+
+
 def test_what_sbatch_refuses_is_said(make, slurm, tmp_path):
     with pytest.raises(RuntimeError, match="invalid partition .*; change --slurm-args"):
         make([], sbatch_args=["--partition=none"]).run()
@@ -136,4 +154,4 @@ def test_without_slurm(make, monkeypatch, tmp_path):
 def test_jobs_remember_what_was_submitted(make, slurm, tmp_path):
     make([]).run()
     job = json.loads(next((tmp_path / "out").glob("a_seed1_*/job.json")).read_text())
-    assert job["job"] == "1" and job["starts"] == 1
+    assert job["job"] == "1" and job["starts"] == 1 and "torch" in job["versions"]

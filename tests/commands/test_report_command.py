@@ -112,6 +112,20 @@ def test_frequencies_go_by_class_name(tmp_path):
     assert _frequencies_by_name(load_run(write_run(tmp_path / "b")), ["a"]) is None
 
 
+def test_several_data_sets_are_in_the_numbers(tmp_path):
+    """DATASETS.TEST with two of them puts their names before the figures."""
+    rows = [{"iteration": 9, f"{data}/bbox/AP": ap, f"{data}/bbox/AP-b": ap, "alwa/bbox": 1.0}
+            for data, ap in (("x_val", 1.0), ("y-val", 2.0), ("ema/x_val", 3.0))]  # fmt: skip
+    (tmp_path / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = load_run(tmp_path)
+    assert run.evaluated() == ["x_val/bbox/AP", "y-val/bbox/AP", "ema/x_val/bbox/AP"]
+    assert run.class_ap() == {"b (x_val)": 1.0, "b (y-val)": 2.0}
+    heads = ["x_val/bbox/AP", "y-val/bbox/AP", "ema/x_val/bbox/AP"]
+    assert "".join(f"<th>{head}</th>" for head in heads) in make_page([run])
+    (tmp_path / "metrics.json").write_text('{"iteration": 1, "sem_seg/mIoU": 1, "x": 0}\n')
+    assert load_run(tmp_path).evaluated() == ["sem_seg/mIoU"]
+
+
 def test_differences_and_missing_folder(tmp_path):
     runs = [load_run(write_run(tmp_path / str(k), lr=lr)) for k, lr in enumerate((0.1, 0.1, 0.3))]
     assert differences(runs[:2]) == {}

@@ -26,11 +26,12 @@ def call(tmp_path, monkeypatch, capsys):
     config = ROOT / CONFIG
     (tmp_path / "s.yaml").write_text(STUDY % (config, config, 2.0))
 
-    def run(*words):
+    def run(*words, errors=False):
         monkeypatch.setattr(sys, "argv", ["study.py", "s.yaml", *words])
         with pytest.raises(SystemExit) as end:
             tool.main()
-        return end.value.code, capsys.readouterr().out
+        said = capsys.readouterr()
+        return end.value.code, said.err if errors else said.out
 
     return run
 
@@ -82,6 +83,63 @@ def test_your_own_module_and_words(call, tmp_path):
     assert json.loads(words.read_text())[:5] == [
         "--import", "my_study_data", "--num-gpus", "2", "--resume",
     ]  # fmt: skip
+
+
+def test_a_figure_that_no_run_has_is_named_and_the_results_are_kept(call, tmp_path):
+    code, _ = call("--figures", "bbox/APP")
+    assert code.startswith("No run has the figure 'bbox/APP'; choose from bbox/AP, bbox/AP-x.\n")
+    assert "The results are in " in code and "results.jsonl; --table-only shows them." in code
+    assert call("--table-only")[0] == 0
+
+
+def test_what_the_command_line_cannot_mean_is_said_before_anything_runs(call, tmp_path):
+    for words, message in (
+        (("--jobs", "0"), "argument --jobs: '0' must be a whole number from 1 on"),
+        (("--retry", "-1"), "argument --retry: '-1' must be a whole number from 0 on"),
+        (("--table", "x/y.md"), "--table: there is no folder x; make it"),
+        (("--plot", "x/y.png"), "--plot: there is no folder x; make it"),
+        (("--train-args", '"--num'), "argument --train-args"),
+    ):
+        code, text = call(*words, errors=True)
+        assert code == 2 and message in text
+    assert not (tmp_path / "output").exists()
+
+
+def test_only_who_meets_another_is_told_to_wait(call, tmp_path, monkeypatch):
+    from d2ext.analysis.study import locked
+
+    folder = tmp_path / "output/studies/s"
+    folder.mkdir(parents=True)
+    with locked(folder / "study.lock"):
+        code, _ = call()
+    assert "is in use by process" in code and "wait for it, or choose another --output" in code
+    monkeypatch.setenv("PATH", str(tmp_path))
+    # As it is documented: with "=", because the words begin with a dash.
+    code, _ = call("--launcher", "slurm", "--slurm-args=--gres=gpu:1 --time=2:00:00")
+    assert code == "There is no sbatch here; use --launcher local, or call this on a login node."
+
+
+def test_ctrl_c_ends_without_a_traceback(call, monkeypatch):
+    from d2ext.analysis.study import Runner
+
+    def stopped(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runner, "run", stopped)
+    message = "The study was stopped; the same command goes on with it."
+    code, text = call(errors=True)
+    assert code == 130 and message in text and "Traceback" not in text
+
+
+def test_runs_of_different_code_are_named(call, tmp_path):
+    assert call()[0] == 0
+    file = tmp_path / "output/studies/s/results.jsonl"
+    first, rest = file.read_text().split("\n", 1)
+    first = json.loads(first)
+    first["versions"]["torch"] = "0"
+    file.write_text(json.dumps(first) + "\n" + rest)
+    _, text = call("--table-only")
+    assert "Not all runs had the same code: versions of torch are 0 (1 runs), " in text
 
 
 def test_a_bad_config_is_reported_before_anything_runs(call, tmp_path):

@@ -1,6 +1,7 @@
 """Studies: grids of configs and seeds, run as ``train_net.py`` runs, and what came of them."""
 
-from .definition import Run, Study, check_study, load_study
+from .checks import check_study
+from .definition import Run, Study, load_study
 from .lock import Busy, locked
 from .page import fill_tables, marked_tables
 from .plot import draw_study
@@ -8,6 +9,7 @@ from .results import Results, last_figures, learning_curves
 from .runner import Runner
 from .slurm import SlurmLauncher
 from .table import compare, default_figures, markdown_table
+from .versions import version_notes
 
 __all__ = [
     "Busy",
@@ -27,4 +29,5 @@ __all__ = [
     "locked",
     "markdown_table",
     "marked_tables",
+    "version_notes",
 ]

@@ -1,4 +1,4 @@
-"""Study files: which configs, which seeds, and whether they can run at all.
+"""Study files: which configs, which seeds, and what is kept and shown of the runs.
 
 A study is a YAML file::
 
@@ -28,13 +28,9 @@ import hashlib
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-import yaml
+from .study_file import read_study_file
 
-__all__ = ["Run", "Study", "check_study", "load_study"]
-
-_KEYS = {"name", "baseline", "seeds", "common", "config", "parts", "runs"}
-_KEYS |= {"import", "figures", "measure"}
-_RUN_KEYS = {"config", "overrides", "parts"}
+__all__ = ["Run", "Study", "load_study"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,51 +123,38 @@ def load_study(path: Path, root: Path) -> Study:
         root: where configs are looked for after the file's own folder and the current one.
     """
     path = Path(path)
-    text = yaml.safe_load(path.read_text())
-    if not isinstance(text, dict) or not isinstance(text.get("runs"), dict) or "name" not in text:
-        raise ValueError(f"{path}: a study needs a name, and under runs a name for each config.")
-    _refuse_unknown(text, _KEYS, f"{path}")
+    text = read_study_file(path)
     runs = []
     for name, entry in text["runs"].items():
-        entry = entry or {}
-        _refuse_unknown(entry, _RUN_KEYS, f"{path}, run '{name}'")
         overrides = _overrides(path, text, name, entry)
-        config = entry.get("config", text.get("config"))
+        config = entry["config"] or text["config"]
         if config is None:
             raise ValueError(f"{path}: '{name}' names no config, and neither does the file.")
         file = _find_config(config, [path.parent, Path.cwd(), Path(root)])
-        for seed in text.get("seeds", [1]):
-            runs.append(Run(str(name), seed, str(file), overrides))
-    baseline = text.get("baseline")
+        runs += [Run(name, seed, str(file), overrides) for seed in text["seeds"]]
+    baseline = text["baseline"]
     if baseline is not None and baseline not in text["runs"]:
-        known = ", ".join(map(str, text["runs"]))
+        known = ", ".join(text["runs"])
         raise ValueError(f"{path}: the baseline '{baseline}' is none of {known}.")
     # Seed by seed, so that a study which is stopped early has all its configs at some seeds.
     runs.sort(key=lambda run: run.seed)
     return Study(
-        name=str(text["name"]),
+        name=text["name"],
         runs=runs,
         baseline=baseline,
-        modules=tuple(text.get("import", ())),
-        figures=tuple(text.get("figures", ())),
-        measure=tuple(text.get("measure", ())),
+        modules=tuple(text["import"]),
+        figures=tuple(text["figures"]),
+        measure=tuple(text["measure"]),
     )
 
 
-def _refuse_unknown(entry: Dict[str, Any], known: set, where: str) -> None:
-    unknown = sorted(set(entry) - known)
-    if unknown:
-        raise ValueError(f"{where}: '{unknown[0]}' is none of {', '.join(sorted(known))}.")
-
-
 def _overrides(path: Path, text: Dict[str, Any], name: str, entry: Dict[str, Any]) -> Tuple:
-    parts = text.get("parts", {})
-    overrides = list(text.get("common", ()))
-    for part in entry.get("parts", ()):
-        if part not in parts:
+    overrides = list(text["common"])
+    for part in entry["parts"]:
+        if part not in text["parts"]:
             raise ValueError(f"{path}: '{name}' has the part '{part}', which parts lacks.")
-        overrides += parts[part]
-    overrides += entry.get("overrides", ())
+        overrides += text["parts"][part]
+    overrides += entry["overrides"]
     if len(overrides) % 2:
         raise ValueError(f"{path}: the overrides of '{name}' are not KEY VALUE pairs.")
     return tuple(overrides)
@@ -181,26 +164,3 @@ def _find_config(name: str, folders: Sequence[Path]) -> Path:
     """The first file of that name; the last folder's where there is none, for the message."""
     candidates = [folder / name for folder in folders]
     return next((c.resolve() for c in candidates if c.is_file()), candidates[-1])
-
-
-def check_study(study: Study) -> List[str]:
-    """What is wrong with the configs of a study, one sentence for each run; empty: nothing.
-
-    A grid of hours should not find out about a misspelt key in its last row.
-    """
-    from d2ext.data import require_dataset
-
-    problems = []
-    seen = set()
-    for run in study.runs:
-        if run.name in seen:
-            continue
-        seen.add(run.name)
-        try:
-            cfg = run.resolve()
-            require_dataset(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-        # yacs raises AssertionErrors, and YAML has errors of its own.
-        except (OSError, KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
-            text = error.args[0] if isinstance(error, KeyError) and error.args else error
-            problems.append(f"{run.name}: {text}")
-    return problems

@@ -15,14 +15,13 @@ class Busy(RuntimeError):
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool = False) -> Iterator[int]:
-    """Hold a lock on a file, which is made if need be and stays.
+def locked(path: Path) -> Iterator[int]:
+    """Hold a lock on a file, which is made if need be and stays; :class:`Busy` if another does.
 
     A child process that gets the file descriptor holds the lock too, until the last of them ends.
 
     Args:
         path: the file; whoever holds the lock writes who it is into it.
-        wait: until the lock is free, instead of raising :class:`Busy`.
 
     Returns:
         the file descriptor, for ``pass_fds``.
@@ -31,7 +30,7 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = path.read_text().strip() or "unknown"
             raise Busy(f"{path.parent} is in use by {owner}") from None

@@ -5,12 +5,14 @@ import statistics
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from .table import compare, values_of
+from .table import compare, headings, is_number, values_of
 
 __all__ = ["draw_study"]
 
 # Colours of Okabe and Ito, told apart also with impaired colour vision.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666")
+# More curves than colours begin again with another line.
+_LINES = ("-", "--", ":", "-.")
 
 
 def draw_study(
@@ -40,14 +42,14 @@ def draw_study(
     panels = len(figures) + bool(curves)
     picture = Figure(figsize=(3.2 * panels + 1.2, 0.32 * len(names) + 1.5), layout="constrained")
     axes = picture.subplots(1, panels, squeeze=False)[0]
-    for axis, figure in zip(axes, figures):
+    heads = headings(figures)
+    for axis, figure, head in zip(axes, figures, heads):
         _draw_means(axis, results, names, figure, baseline)
+        axis.set_xlabel(head, fontsize=8)
         axis.set_yticks(range(len(names)), names if axis is axes[0] else [""] * len(names))
     if curves:
-        for k, (name, points) in enumerate(curves.items()):
-            axes[-1].plot(*zip(*points), color=_COLOURS[k % len(_COLOURS)], label=name)
-        axes[-1].set_xlabel(f"iteration ({_short(figures[0])})", fontsize=8)
-        axes[-1].legend(fontsize=6)
+        _draw_curves(axes[-1], curves)
+        axes[-1].set_xlabel(f"iteration ({heads[0]})", fontsize=8)
     for axis in axes:
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
@@ -80,18 +82,21 @@ def _draw_means(
     # The first run on top; the room of the intervals is the dots', not that of three wide ones.
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_xlim(*_limits([v for by_seed in values.values() for v in by_seed.values()]))
-    axis.set_xlabel(_short(figure), fontsize=8)
+
+
+def _draw_curves(axis: Any, curves: Dict[str, List[Tuple[float, float]]]) -> None:
+    """Each of them with a colour and a kind of line that no other has, up to 28."""
+    for k, (name, points) in enumerate(curves.items()):
+        line = _LINES[k // len(_COLOURS) % len(_LINES)]
+        axis.plot(*zip(*points), color=_COLOURS[k % len(_COLOURS)], linestyle=line, label=name)
+    axis.legend(fontsize=6, handlelength=3)
 
 
 def _limits(values: Sequence[float]) -> Tuple[float, float]:
     """The range of the seeds and a third more: with three seeds an interval may be ten of it."""
-    low, high = min(values), max(values)
+    low, high = min(values, default=0.0), max(values, default=0.0)
     room = max(high - low, 1.0) / 3
     return low - room, high + room
-
-
-def _short(figure: str) -> str:
-    return figure.split("/", 1)[-1]
 
 
 def mean_curves(results: List[Dict[str, Any]], figure: str) -> Dict[str, List[Tuple[float, float]]]:
@@ -100,9 +105,11 @@ def mean_curves(results: List[Dict[str, Any]], figure: str) -> Dict[str, List[Tu
     for record in results:
         points = record.get("curves", {}).get(figure)
         if points:
-            by_name.setdefault(record["name"], []).append(dict(map(tuple, points)))
+            numbers = {iteration: value for iteration, value in points if is_number(value)}
+            by_name.setdefault(record["name"], []).append(numbers)
     curves = {}
     for name, seeds in by_name.items():
         shared = sorted(set.intersection(*(set(seed) for seed in seeds)))
-        curves[name] = [(i, statistics.fmean(seed[i] for seed in seeds)) for i in shared]
+        if shared:
+            curves[name] = [(i, statistics.fmean(seed[i] for seed in seeds)) for i in shared]
     return curves

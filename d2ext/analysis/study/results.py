@@ -1,17 +1,17 @@
 """Finished runs: one JSON line each, kept in the study's folder and, on demand, beside its file."""
 
 import json
-import sys
+import math
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from d2ext._files import atomic_write
+from d2ext._files import atomic_write, writing
 
+from ..run_data import evaluated_figure
 from .definition import Run, Study
+from .versions import versions as versions_now
 
-__all__ = ["Results", "last_figures", "learning_curves", "versions"]
-
-_FIGURES = ("bbox/", "segm/", "ema/")
+__all__ = ["Results", "last_figures", "learning_curves"]
 
 
 class Results:
@@ -58,7 +58,15 @@ class Results:
         old = {(record["name"], record["seed"]) for record in self.all()}
         return [run for key, run in missing.items() if key in old]
 
-    def add(self, run: Run, *, seconds: float, output: Path, resumed: bool) -> None:
+    def add(
+        self,
+        run: Run,
+        *,
+        seconds: float,
+        output: Path,
+        resumed: bool,
+        versions: Optional[Dict[str, str]] = None,
+    ) -> str:
         """Append what a finished run's ``metrics.json`` says.
 
         Args:
@@ -66,6 +74,11 @@ class Results:
             seconds: wall time of its last start.
             output: its folder.
             resumed: whether an earlier start had done a part of it.
+            versions: those it was started with. By default those of now without the commit, which
+                may be another one than at the start.
+
+        Returns:
+            what was to be measured and could not be, in a sentence, or nothing.
         """
         metrics = output / "metrics.json"
         figures = last_figures(metrics)
@@ -74,14 +87,21 @@ class Results:
         prefixes = tuple(word for word in self.study.measure if word != "consistency")
         if prefixes:
             figures.update(last_figures(metrics, prefixes))
+        missing = ""
         if "consistency" in self.study.measure:
-            figures.update(consistency(run, output))
+            try:
+                figures.update(consistency(run, output))
+            except (OSError, ValueError, KeyError) as error:
+                # Hours of training are not to be thrown away for want of one figure.
+                missing = f"its consistency cannot be measured, all else is kept: {error}"
+        if versions is None:
+            versions = {key: v for key, v in versions_now().items() if key != "commit"}
         record = {
             "name": run.name,
             "seed": run.seed,
             "config": self.fingerprints[run.key],
             "seconds": round(seconds, 1),
-            "versions": versions(),
+            "versions": versions,
             "figures": figures,
             "output": output.name,
         }
@@ -91,6 +111,7 @@ class Results:
         if curves:
             record["curves"] = curves
         self._append([record])
+        return missing
 
     def take_over(self, file: Path) -> int:
         """Add lines of another results file that are finished runs here; returns how many."""
@@ -102,39 +123,38 @@ class Results:
         return len(new)
 
     def _append(self, records: Sequence[Dict[str, Any]]) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(record) + "\n" for record in records)
-        if self.file.exists() and not self.file.read_bytes().endswith((b"\n",)):
-            text = "\n" + text  # the last line was cut short
-        # One write, so that lines of several processes do not mix.
-        with open(self.file, "a") as stream:
-            stream.write(text)
+        text = "".join(map(_line, records))
+        with writing(self.file):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            if self.file.exists() and not self.file.read_bytes().endswith((b"\n",)):
+                text = "\n" + text  # the last line was cut short
+            # One write, so that lines of several processes do not mix.
+            with open(self.file, "a") as stream:
+                stream.write(text)
 
     def export(self, file: Path) -> int:
         """Write the finished runs, in the study's order, to ``file``; returns how many."""
         records = self.finished()
-        with atomic_write(str(file)) as stream:
-            stream.writelines(f"{json.dumps(record)}\n".encode() for record in records)
+        with writing(file), atomic_write(str(file)) as stream:
+            stream.writelines(_line(record).encode() for record in records)
         return len(records)
 
 
-def versions() -> Dict[str, str]:
-    """Versions of what a run depends on."""
-    import torch
-    import torchvision
+def _line(record: Dict[str, Any]) -> str:
+    return json.dumps(_without_nan(record), allow_nan=False) + "\n"
 
-    import d2ext
 
-    return {
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "d2ext": d2ext.__version__,
-    }
+def _without_nan(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: a figure that is one is null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _evaluations(
-    metrics: Path, prefixes: Tuple[str, ...] = _FIGURES
+    metrics: Path, prefixes: Optional[Tuple[str, ...]] = None
 ) -> List[Tuple[int, Dict[str, float]]]:
     """Iteration and figures of every line of a ``metrics.json`` that has some."""
     found = []
@@ -144,15 +164,19 @@ def _evaluations(
             figures = {
                 key: value
                 for key, value in values.items()
-                if key.startswith(prefixes) and isinstance(value, (int, float))
+                if (key.startswith(prefixes) if prefixes else evaluated_figure(key))
+                and isinstance(value, (int, float))
             }
             if figures:
                 found.append((int(values.get("iteration", 0)), figures))
     return found
 
 
-def last_figures(metrics: Path, prefixes: Tuple[str, ...] = _FIGURES) -> Dict[str, float]:
-    """The last value of every figure of such a beginning in a ``metrics.json``."""
+def last_figures(metrics: Path, prefixes: Optional[Tuple[str, ...]] = None) -> Dict[str, float]:
+    """The last value of every figure of such a beginning in a ``metrics.json``.
+
+    Without beginnings those of evaluations, of whichever data set and task.
+    """
     found: Dict[str, float] = {}
     for _, figures in _evaluations(metrics, prefixes):
         found.update(figures)
@@ -160,17 +184,18 @@ def last_figures(metrics: Path, prefixes: Tuple[str, ...] = _FIGURES) -> Dict[st
 
 
 def consistency(run: Run, output: Path) -> Dict[str, float]:
-    """How far the scores of a run's last detections follow their IoUs, as ``consistency/...``."""
+    """How far the scores of a run's last detections follow their IoUs, as ``consistency/...``.
+
+    Of several data sets the first one counts.
+    """
     from d2ext.analysis.consistency import annotation_file, score_iou_consistency
 
-    data = run.resolve().DATASETS.TEST[0]
-    detections = output / "inference" / data / "coco_instances_results.json"
-    try:
-        summary = score_iou_consistency(detections, annotation_file(data))
-    except FileNotFoundError as error:
-        raise ValueError(f"its consistency cannot be measured: {error}") from error
-    # JSON knows no NaN: a correlation of nothing is left out.
-    return {f"consistency/{k}": v for k, v in summary.items() if v == v}
+    names = run.resolve().DATASETS.TEST
+    if not names:
+        raise ValueError("DATASETS.TEST names no data set.")
+    detections = output / "inference" / names[0] / "coco_instances_results.json"
+    summary = score_iou_consistency(detections, annotation_file(names[0]))
+    return {f"consistency/{k}": v for k, v in summary.items()}
 
 
 def learning_curves(metrics: Path) -> Dict[str, List[Sequence[float]]]:
@@ -181,7 +206,7 @@ def learning_curves(metrics: Path) -> Dict[str, List[Sequence[float]]]:
     curves: Dict[str, Dict[int, float]] = {}
     for iteration, figures in _evaluations(metrics):
         for key, value in figures.items():
-            if "-" not in key:
+            if "-" not in evaluated_figure(key)[1]:
                 # A resumed run may repeat an evaluation: the last counts.
                 curves.setdefault(key, {})[iteration] = value
     return {key: sorted(points.items()) for key, points in curves.items() if len(points) > 1}

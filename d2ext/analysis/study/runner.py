@@ -12,8 +12,12 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 from .definition import Run, Study
 from .lock import Busy, locked
 from .results import Results
+from .versions import versions
 
 __all__ = ["Runner", "run_folder"]
+
+# Seconds between two looks at whether another training has left its folder.
+_LOOK = 1.0
 
 
 def run_folder(folder: Path, run: Run, fingerprint: str) -> Path:
@@ -55,9 +59,16 @@ class Runner:
         self.report = report
         self.results = Results(study, self.folder / "results.jsonl")
         self._writing = threading.Lock()
+        self._stopped = threading.Event()
 
     def run(self) -> List[Dict[str, Any]]:
-        """Run what is missing; a failed run is reported and the others go on."""
+        """Run what is missing; a failed run is reported and the others go on.
+
+        Ctrl-C, or results that cannot be written, end it: what has not begun is left to the next
+        call, and trainings that run are waited for. (A terminal sends Ctrl-C to them as well, and
+        they stop at their next step.)
+        """
+        self._stopped.clear()
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / "study.lock"):
             missing = self._announce()
@@ -65,13 +76,16 @@ class Runner:
             if missing:
                 self.report(f"About {progress.left()} are left.")
             with ThreadPoolExecutor(self.jobs) as pool:
-                waiting = {pool.submit(self._until_done, run): run for run in missing}
-                for future in as_completed(waiting):
-                    run = waiting[future]
-                    failure = future.result()
-                    progress.done(run)
-                    state = failure or "done"
-                    self.report(f"{run}: {state}. About {progress.left()} are left.")
+                try:
+                    self._submit_all(pool, missing, progress)
+                except BaseException:
+                    self._stopped.set()
+                    # Leaving the pool would otherwise begin all that is left.
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    self.report(
+                        "Stopping: no other run is begun; those in progress are waited for."
+                    )
+                    raise
         return self.results.finished()
 
     def _announce(self) -> List[Run]:
@@ -83,32 +97,53 @@ class Runner:
         self.report(f"{self.study.name}: {done} runs are finished, {len(missing)} to do.")
         return missing
 
+    def _submit_all(
+        self, pool: ThreadPoolExecutor, missing: Sequence[Run], progress: "_Progress"
+    ) -> None:
+        """Give all runs to the pool, and say which one is done."""
+        waiting = {pool.submit(self._until_done, run): run for run in missing}
+        for future in as_completed(waiting):
+            run = waiting[future]
+            failure = future.result()
+            progress.done(run)
+            state = failure or "done"
+            self.report(f"{run}: {state}. About {progress.left()} are left.")
+
     def _until_done(self, run: Run) -> str:
         """Train one run, again after failures; returns what went wrong at last, or nothing."""
-        failure = self._one(run)
-        for attempt in range(1, self.retry + 1):
-            if not failure:
-                break
-            self.report(f"{run}: {failure}. Tried again ({attempt} of {self.retry}).")
+        try:
             failure = self._one(run)
+            for attempt in range(1, self.retry + 1):
+                if not failure or self._stopped.is_set():
+                    break
+                self.report(f"{run}: {failure}. Tried again ({attempt} of {self.retry}).")
+                failure = self._one(run)
+        except BaseException:
+            # Here, before this thread takes the next run: its result could not be written either.
+            self._stopped.set()
+            raise
         return failure
 
     def _one(self, run: Run) -> str:
         """Train and evaluate one run; returns what went wrong, or nothing."""
         output = run_folder(self.folder, run, self.results.fingerprints[run.key])
-        output.mkdir(parents=True, exist_ok=True)
-        lock = output / "run.lock"
-        try:
-            with locked(lock) as descriptor:
-                return self._train(run, output, descriptor)
-        except Busy as busy:
-            self.report(f"{run}: {busy}, which is waited for.")
-        with locked(lock, wait=True) as descriptor:
-            return self._train(run, output, descriptor)
+        said = False
+        while not self._stopped.is_set():
+            output.mkdir(parents=True, exist_ok=True)
+            try:
+                with locked(output / "run.lock") as descriptor:
+                    return self._train(run, output, descriptor)
+            except Busy as busy:
+                if not said:
+                    self.report(f"{run}: {busy}, which is waited for.")
+                said = True
+            self._stopped.wait(_LOOK)
+        return "not begun"
 
     def _train(self, run: Run, output: Path, descriptor: int) -> str:
         start = time.time()
         resumed = (output / "last_checkpoint").exists()
+        began_with = versions()
         words = [*self.command, "--resume", *run.words(), "OUTPUT_DIR", str(output)]
         with open(output / "stdout.txt", "a") as log:
             code = subprocess.run(
@@ -122,9 +157,17 @@ class Runner:
             return f"failed with exit code {code}, see {output / 'stdout.txt'}"
         try:
             with self._writing:
-                self.results.add(run, seconds=time.time() - start, output=output, resumed=resumed)
+                missing = self.results.add(
+                    run,
+                    seconds=time.time() - start,
+                    output=output,
+                    resumed=resumed,
+                    versions=began_with,
+                )
         except ValueError as error:
             return f"gave no result: {error}"
+        if missing:
+            self.report(f"{run}: {missing}")
         return ""
 
 

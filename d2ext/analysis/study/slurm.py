@@ -16,6 +16,7 @@ from .definition import Run, Study
 from .lock import locked
 from .results import Results
 from .runner import python_path, run_folder
+from .versions import versions
 
 __all__ = ["SlurmLauncher"]
 
@@ -89,7 +90,7 @@ class SlurmLauncher:
             return self._submit(run, output)
         ended = output / "ended"
         if not ended.exists():
-            if _in_queue(job["job"]):
+            if _in_queue(job):
                 return "waiting"
             if not ended.exists():  # it may have ended while the queue was asked
                 self.report(
@@ -102,11 +103,17 @@ class SlurmLauncher:
             self.report(f"{run}: failed with exit code {code}, see {log}. Submitted again.")
             return self._submit(run, output)
         try:
-            self.results.add(run, seconds=seconds, output=output, resumed=job["starts"] > 1)
+            missing = self.results.add(
+                run,
+                seconds=seconds,
+                output=output,
+                resumed=job["starts"] > 1,
+                versions=job.get("versions"),
+            )
         except ValueError as error:
             self.report(f"{run}: gave no result: {error}")
             return "failed"
-        self.report(f"{run}: done.")
+        self.report(f"{run}: done." if not missing else f"{run}: done, but {missing}")
         return "finished"
 
     def _submit(self, run: Run, output: Path) -> str:
@@ -135,11 +142,14 @@ class SlurmLauncher:
                 f"sbatch refused {script}: {answer.stderr.strip()}; change --slurm-args."
             )
         before = _read_job(output)
+        # --parsable prints "job" or, with --clusters, "job;cluster".
+        job, _, cluster = answer.stdout.strip().partition(";")
         record = {
-            # --parsable prints "job" or "job;cluster".
-            "job": answer.stdout.strip().split(";")[0],
+            "job": job,
+            "cluster": cluster,
             "starts": (before["starts"] if before else 0) + 1,
             "submitted": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "versions": versions(),
         }
         (output / "job.json").write_text(json.dumps(record))
         return "submitted"
@@ -150,9 +160,11 @@ def _read_job(output: Path) -> Optional[Dict[str, Any]]:
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def _in_queue(job: str) -> bool:
+def _in_queue(job: Dict[str, Any]) -> bool:
     """Whether Slurm still has a job that waits or runs; True if it cannot be asked."""
-    words = ["squeue", "--noheader", "--jobs", job, "--format", "%T"]
+    words = ["squeue", "--noheader", "--jobs", job["job"], "--format", "%T"]
+    if job.get("cluster"):
+        words += ["--clusters", job["cluster"]]
     try:
         answer = subprocess.run(words, capture_output=True, text=True)
     except FileNotFoundError:
@@ -160,4 +172,6 @@ def _in_queue(job: str) -> bool:
     if answer.returncode:
         # Slurm forgets jobs after a while and then calls their number invalid.
         return "Invalid job id" not in answer.stderr
-    return bool(answer.stdout.strip())
+    # With --clusters a line names the cluster, whether it has the job or not.
+    lines = [line.strip() for line in answer.stdout.splitlines()]
+    return any(line and not line.startswith("CLUSTER:") for line in lines)

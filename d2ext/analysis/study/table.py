@@ -2,32 +2,91 @@
 
 import math
 import statistics
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Set
 
-__all__ = ["compare", "default_figures", "half_width", "markdown_table", "values_of"]
+from ..run_data import evaluated_figure
 
-# Two-sided 95 % points of Student's t by degrees of freedom; beyond the table the normal one.
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+__all__ = [
+    "compare",
+    "default_figures",
+    "half_width",
+    "headings",
+    "is_number",
+    "markdown_table",
+    "values_of",
+]
+
+# Two-sided 95 % points of Student's t for 1 to 30 degrees of freedom. The last one serves beyond:
+# an interval is rather a little too wide than too narrow.
+_T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
+    2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+# What is shown of a task, the first one that runs have.
+_USUAL = {
+    "bbox": ("AP", "AP50", "AP75"),
+    "segm": ("AP", "AP50", "AP75"),
+    "keypoints": ("AP", "AP50", "AP75"),
+    "sem_seg": ("mIoU", "fwIoU", "mACC"),
+    "panoptic_seg": ("PQ", "SQ", "RQ"),
+}
+
+
+def is_number(value: Any) -> bool:
+    """Whether a figure counts. Evaluators give NaN where nothing decides one; files have null."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def values_of(results: List[Dict[str, Any]], figure: str) -> Dict[str, Dict[int, float]]:
-    """A figure of each run by seed, without the runs that lack it."""
+    """A figure of each run by seed, without the runs that lack it or have no number there."""
     values: Dict[str, Dict[int, float]] = {}
     for record in results:
-        if figure in record["figures"]:
-            values.setdefault(record["name"], {})[record["seed"]] = record["figures"][figure]
+        value = record["figures"].get(figure)
+        if is_number(value):
+            values.setdefault(record["name"], {})[record["seed"]] = value
     return values
 
 
 def default_figures(results: List[Dict[str, Any]]) -> List[str]:
-    """AP, AP50 and AP75 and, on LVIS, AP by frequency: those that every run has."""
-    wanted = ("AP", "AP50", "AP75") if not _everywhere(results, "bbox/APr") else ("AP",)
-    wanted += ("APr", "APc", "APf")
-    return [f"bbox/{word}" for word in wanted if _everywhere(results, f"bbox/{word}")]
+    """AP, AP50 and AP75 and, on LVIS, AP by frequency, of boxes and of each data set.
+
+    Those that every run has; where there are none, those that some runs have. Other tasks, and
+    then any figures, are shown where boxes were not evaluated.
+    """
+    names = list(dict.fromkeys(name for record in results for name in record["figures"]))
+    numbers = [n for n in names if any(is_number(r["figures"].get(n)) for r in results)]
+    common = [n for n in numbers if all(n in record["figures"] for record in results)]
+    for known in (common, numbers, names):
+        for task, wanted in _USUAL.items():
+            chosen = _usual_figures(known, task, wanted)
+            if chosen:
+                return chosen
+    summaries = [n for n in names if "-" not in (evaluated_figure(n) or ("", "-"))[1]]
+    return (summaries or names)[:3]
 
 
-def _everywhere(results: List[Dict[str, Any]], figure: str) -> bool:
-    return bool(results) and all(figure in record["figures"] for record in results)
+def _usual_figures(known: Sequence[str], task: str, wanted: Sequence[str]) -> List[str]:
+    places = dict.fromkeys((evaluated_figure(name) or ("",))[0] for name in known)
+    chosen = []
+    for place in places:
+        words = place.split("/")
+        if words[-1] != task or words[0] == "ema":
+            continue
+        by_frequency = f"{place}/APr" in known
+        shown = [*(wanted[:1] if by_frequency else wanted), "APr", "APc", "APf"]
+        chosen += [f"{place}/{word}" for word in shown if f"{place}/{word}" in known]
+    return chosen
+
+
+def headings(figures: Sequence[str]) -> List[str]:
+    """Figures without their first word, which is their task, where that tells them apart."""
+    short = [figure.split("/", 1)[-1] for figure in figures]
+    return [
+        name if sum(f"/{other}".endswith(f"/{name}") for other in figures) == 1 else figure
+        for figure, name in zip(figures, short)
+    ]
 
 
 def compare(
@@ -59,25 +118,29 @@ def half_width(values: Sequence[float]) -> float:
     """Half the width of the 95 % confidence interval of a mean; nan for a single value."""
     if len(values) < 2:
         return math.nan
-    t = _T95[len(values) - 2] if len(values) - 2 < len(_T95) else 1.96
+    t = _T95[min(len(values) - 2, len(_T95) - 1)]
     return t * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def markdown_table(
     results: List[Dict[str, Any]], figures: Sequence[str], baseline: Optional[str]
 ) -> str:
-    """All runs and figures as a Markdown table, in the order of ``results``."""
+    """All runs and figures as a Markdown table, in the order of ``results``.
+
+    What is not in the numbers, and why there are no differences, is said below it.
+    """
+    known = sorted({key for record in results for key in record["figures"]})
+    unknown = [figure for figure in figures if figure not in known]
+    if unknown:
+        raise ValueError(
+            f"No run has the figure '{unknown[0]}'; choose from {', '.join(known) or 'none'}."
+        )
     names = list(dict.fromkeys(record["name"] for record in results))
     tables = {figure: compare(results, figure, baseline) for figure in figures}
-    for figure in figures:
-        if not tables[figure]:
-            known = sorted({key for record in results for key in record["figures"]})
-            raise ValueError(
-                f"No run has the figure '{figure}'; choose from {', '.join(known) or 'none'}."
-            )
+    paired = any("difference" in row for table in tables.values() for row in table.values())
     heads = []
-    for figure in figures:
-        heads += [figure.split("/", 1)[-1], "difference (95 %)"]
+    for head in headings(figures):
+        heads += [head, "difference (95 %)"] if paired else [head]
     lines = [
         "| run | seeds | " + " | ".join(heads) + " |",
         "|---" * (len(heads) + 2) + "|",
@@ -86,11 +149,41 @@ def markdown_table(
         cells = []
         for figure in figures:
             # An AP is a percentage; what else is measured may be a correlation or a ratio.
-            digits = 1 if figure.startswith(("bbox/", "segm/", "ema/")) else 2
-            cells += _cells(tables[figure].get(name), digits)
+            digits = 1 if evaluated_figure(figure) else 2
+            cells += _cells(tables[figure].get(name), digits)[: 2 if paired else 1]
         seeds = sum(record["name"] == name for record in results)
         lines.append(f"| {name} | {seeds} | {' | '.join(cells)} |".replace("|  |", "| |"))
-    return "\n".join(lines) + "\n"
+    notes = _notes(results, figures, baseline)
+    return "\n".join(lines) + "\n" + "".join(f"\n{note}\n" for note in notes)
+
+
+def _notes(
+    results: List[Dict[str, Any]], figures: Sequence[str], baseline: Optional[str]
+) -> List[str]:
+    notes = []
+    if baseline is not None and all(record["name"] != baseline for record in results):
+        notes.append(f"There are no differences: the baseline {baseline} has no results.")
+    lacking = []
+    for figure, head in zip(figures, headings(figures)):
+        for name, seeds in _without_number(results, figure).items():
+            word = "seed" if len(seeds) == 1 else "seeds"
+            lacking.append(f"{head} of {name} ({word} {', '.join(map(str, sorted(seeds)))})")
+    if lacking:
+        notes.append(
+            f"Left out, because there is no number (nothing was detected, or there was nothing to "
+            f"detect, or it could not be measured): {'; '.join(lacking)}."
+        )
+    return notes
+
+
+def _without_number(results: List[Dict[str, Any]], figure: str) -> Dict[str, Set[int]]:
+    """Seeds that lack a figure, of the runs that have it with some seed, if only as a null."""
+    having = {record["name"] for record in results if figure in record["figures"]}
+    lacking: Dict[str, Set[int]] = {}
+    for record in results:
+        if record["name"] in having and not is_number(record["figures"].get(figure)):
+            lacking.setdefault(record["name"], set()).add(record["seed"])
+    return lacking
 
 
 def _cells(row: Optional[Dict[str, float]], digits: int) -> List[str]:

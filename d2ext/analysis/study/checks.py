@@ -1,0 +1,110 @@
+"""What can be wrong with a study that loads, found before anything runs."""
+
+import difflib
+from typing import Any, List, Sequence
+
+import yaml
+
+from ..run_data import evaluated_figure
+from .definition import Study
+
+__all__ = ["check_study"]
+
+
+def check_study(study: Study) -> List[str]:
+    """What is wrong with the configs of a study, one sentence for each run; empty: nothing.
+
+    A grid of hours should not find out about a misspelt key in its last row, or after it that a
+    figure was never kept.
+    """
+    problems, configs = [], {}
+    for run in study.runs:
+        if run.name in configs:
+            continue
+        configs[run.name] = None
+        try:
+            configs[run.name] = cfg = run.resolve()
+            _check_config(cfg, study.measure)
+        # yacs raises AssertionErrors, and YAML has errors of its own.
+        except (OSError, KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+            text = error.args[0] if isinstance(error, KeyError) and error.args else error
+            problems.append(f"{run.name}: {text}")
+    return problems or _never_kept(study, list(configs.values()))
+
+
+def _check_config(cfg: Any, measure: Sequence[str]) -> None:
+    from d2ext.data import require_dataset
+    from d2ext.engine import Trainer
+
+    require_dataset(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    Trainer.check_config(cfg)
+    if "consistency" in measure:
+        _require_consistency(cfg)
+
+
+def _require_consistency(cfg: Any) -> None:
+    """Scores and IoUs are compared in COCO's files of detections and annotations alone."""
+    from detectron2.data import MetadataCatalog
+
+    if not cfg.DATASETS.TEST:
+        raise ValueError("measure: consistency needs a data set in DATASETS.TEST; name one.")
+    name = cfg.DATASETS.TEST[0]
+    kinds = _evaluators(name)
+    if "coco" not in kinds:
+        raise ValueError(
+            f"measure: consistency needs data that is evaluated as coco, and '{name}' is evaluated "
+            f"as {' and '.join(kinds)}; take consistency out of measure."
+        )
+    if "json_file" not in MetadataCatalog.get(name).as_dict():
+        raise ValueError(
+            f"measure: consistency needs annotations in a JSON file of COCO's form, and '{name}' "
+            "has none; give its metadata a json_file, or take consistency out of measure."
+        )
+
+
+def _evaluators(name: str) -> List[str]:
+    from detectron2.data import MetadataCatalog
+
+    kinds = MetadataCatalog.get(name).get("evaluator_type", "coco")
+    return [kinds] if isinstance(kinds, str) else list(kinds)
+
+
+def _never_kept(study: Study, configs: Sequence[Any]) -> List[str]:
+    """A sentence for each of the study's figures that no run can have."""
+    measured = tuple(f"{w}/" if w == "consistency" else w for w in study.measure)
+    known = list(dict.fromkeys(figure for cfg in configs for figure in _known_figures(cfg)))
+    problems = []
+    for figure in study.figures:
+        task, name = evaluated_figure(figure) or ("", "")
+        # Figures of other tasks come from other evaluators, with names of theirs.
+        elsewhere = task and task.split("/")[-1] not in ("bbox", "segm")
+        of_class = name.startswith("AP-") and f"{task}/AP" in known
+        if elsewhere or of_class or figure in known or (measured and figure.startswith(measured)):
+            continue
+        near = difflib.get_close_matches(figure, known, n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else "choose another."
+        if not (task or near):
+            hint = "to keep it, add the beginning of its name to measure."
+        problems.append(f"figures: no run will have '{figure}'; {hint}")
+    return problems
+
+
+def _known_figures(cfg: Any) -> List[str]:
+    """All box and mask figures that evaluating this config can give, but those of classes."""
+    from d2ext.evaluation.metrics import metric_names
+
+    names = {
+        "coco": metric_names("coco", 100),
+        "lvis": metric_names("lvis", 300),
+        "pascal_voc": ["AP", "AP50", "AP75"],
+    }
+    averages = ["", "ema/"] if cfg.ENGINE.EMA.ENABLED and cfg.ENGINE.EMA.EVAL else [""]
+    several = len(cfg.DATASETS.TEST) > 1
+    return [
+        f"{average}{data}/{task}/{name}" if several else f"{average}{task}/{name}"
+        for average in averages
+        for data in cfg.DATASETS.TEST
+        for task in ("bbox", "segm")
+        for kind in _evaluators(data)
+        for name in names.get(kind, ())
+    ]
