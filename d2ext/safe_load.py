@@ -5,17 +5,16 @@ read by PyTorch's reader of plain values, arrays in pickles (Detectron2's model 
 files) by one that can rebuild arrays and nothing else, and XML without entities.
 """
 
-import collections
-import io
 import logging
 import pickle
 import xml.etree.ElementTree as ElementTree
 import zipfile
-from typing import Any, BinaryIO, Dict, Optional, Tuple
+from typing import Any, BinaryIO, Optional
 from xml.parsers import expat
 
-import numpy as np
 import torch
+
+from ._array_pickle import RefusedError, read_array_pickle
 
 __all__ = ["UnsafeFileError", "load_arrays", "load_tensors", "parse_xml"]
 
@@ -67,57 +66,21 @@ def load_arrays(stream: BinaryIO, path: str, *, allow_pickle: bool = False) -> A
         allow_pickle: read other Python objects, too, which may run any code; a warning says so.
     """
     content = stream.read()
-    # Detectron's files come from Python 2, whose strings are bytes.
     try:
-        return _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
-    except UnsafeFileError as error:
+        return read_array_pickle(content)
+    except RefusedError as error:
         if not allow_pickle:
-            raise UnsafeFileError(f"{path} {error}; {_ADVICE}.") from None
+            raise UnsafeFileError(
+                f"{path} {error}, and reading it could run any code; {_ADVICE}."
+            ) from None
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"{path} is no complete pickle ({error}); copy it again.") from error
     _warn(path)
     return pickle.loads(content, encoding="latin1")
 
 
 def _warn(path: str) -> None:
     logger.warning(f"Reading {path} with all its Python objects, which may run any code.")
-
-
-class _ArrayOfBuffer:
-    """Numpy's ``_frombuffer``; unlike a function it has no attribute that a pickle could set."""
-
-    __slots__ = ()
-
-    def __call__(self, buffer: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
-        return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order).copy(order)
-
-
-# Numpy moved its private modules in version 2; files name the one that wrote them.
-_ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
-_NUMERIC_MODULES = ("numpy.core.numeric", "numpy._core.numeric")
-_RECONSTRUCT = np.ndarray(0).__reduce__()[0]
-_SCALAR = np.float64(0).__reduce__()[0]
-_ADMITTED: Dict[Tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    # Bytes in Python's older protocols. This one knows texts only, not zipped ones.
-    ("_codecs", "encode"): str.encode,
-    # Proposal files say with it how boxes are meant; the number says the same.
-    ("detectron2.structures.boxes", "BoxMode"): int,
-    **{(module, "_frombuffer"): _ArrayOfBuffer() for module in _NUMERIC_MODULES},
-    **{(module, "_reconstruct"): _RECONSTRUCT for module in _ARRAY_MODULES},
-    **{(module, "scalar"): _SCALAR for module in _ARRAY_MODULES},
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Finds nothing but what arrays are made of, whatever a pickle names."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
-            raise UnsafeFileError(
-                f"holds a Python object of {module}.{name}, and reading it could run any code"
-            )
-        return _ADMITTED[module, name]
 
 
 def parse_xml(path: Any, content: Optional[bytes] = None) -> ElementTree.ElementTree:
