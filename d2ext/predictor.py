@@ -101,6 +101,12 @@ class Predictor:
             cfg.MODEL.DEVICE = str(device)
         # How it was trained does not matter here.
         validate(cfg, "MODEL", "INPUT", "TEST")
+        if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
+            raise ValueError(
+                f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, and Predictor gives a model BGR or RGB only; "
+                "convert images yourself, with Detectron2's convert_PIL_to_numpy, and call the "
+                "model with them."
+            )
         choose_device(cfg)
         self.cfg = cfg
         self.model = build_model(cfg).eval()

@@ -132,6 +132,20 @@ def test_a_detectron2_that_works_is_left_alone(installer, monkeypatch, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_a_wheel_is_built_if_asked_where_detectron2_works(
+    installer, donor, monkeypatch, capsys, tmp_path
+):
+    """For another machine, say; what is installed here, compiled perhaps, stays."""
+    monkeypatch.setattr(installer, "is_installed", lambda name: True)
+    monkeypatch.setattr(installer, "DONOR_SHA256", hashlib.sha256(donor.read_bytes()).hexdigest())
+    pip = Pip(delivers=donor)
+    assert run_main(installer, monkeypatch, pip, "--wheel-dir", str(tmp_path / "kept")) == 0
+    wheel = tmp_path / "kept" / installer.WHEEL_NAME
+    assert wheel.exists()
+    assert len(pip.commands) == 1 and "download" in pip.commands[0]
+    assert f"Built {wheel}" in (printed := capsys.readouterr().out) and "left as it is" in printed
+
+
 def test_a_folder_that_only_bears_the_name_does_not_count(tmp_path, monkeypatch, installer):
     monkeypatch.undo()
     (tmp_path / "only_a_folder").mkdir()

@@ -127,6 +127,11 @@ def test_refusals(cfg, checkpoint, image, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(ValueError, match="text.jpg' is no image that Pillow can read"):
         predictor(tmp_path / "text.jpg")
+    other = cfg.clone()
+    other.defrost()
+    other.INPUT.FORMAT = "HSV"  # which would get BGR without a word
+    with pytest.raises(ValueError, match="INPUT.FORMAT is HSV, .* BGR or RGB only"):
+        d2ext.Predictor(other, plain)
 
 
 def test_weights_that_do_not_fit_are_refused(cfg, checkpoint, tmp_path):

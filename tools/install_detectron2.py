@@ -2,9 +2,10 @@
 """Install Detectron2 where no compiled build of it is at hand.
 
 Detectron2 is not published on any package index. If it can be imported already, this script
-leaves it alone. Otherwise it takes the pure-Python copy of Detectron2 0.6 (Apache License 2.0) that
-the package ``labgym`` 3.1.2 carries as ``LabGym.detectron2``, gives its imports their own name
-back, builds a wheel and installs it with pip. Nothing else of that package is used.
+leaves it alone, and builds a wheel only if --wheel-dir asks for one. Otherwise it takes the
+pure-Python copy of Detectron2 0.6 (Apache License 2.0) that the package ``labgym`` 3.1.2 carries as
+``LabGym.detectron2``, gives its imports their own name back, builds a wheel and installs it with
+pip. Nothing else of that package is used.
 
 The wheel has no compiled operators (``detectron2._C``). RetinaNet, FCOS and the R-CNN family do
 not need them; rotated boxes and Detectron2's own deformable convolutions do. For those, follow
@@ -200,19 +201,25 @@ def _last_line(done):
     return (done.stdout.strip().splitlines() or ["no message"])[-1]
 
 
-def install(wheel_dir=None, force=False):
-    """Download, build and install; keep the wheel in ``wheel_dir`` when that is given."""
+def install(wheel_dir=None, force=False, *, needed=True):
+    """Download, build and, if needed, install; keep the wheel in ``wheel_dir`` when it is given."""
     with tempfile.TemporaryDirectory() as folder:
-        wheel_dir = wheel_dir or Path(folder, "built")
-        wheel_dir.mkdir(parents=True, exist_ok=True)
-        pip_install(build_wheel(download_donor(folder), wheel_dir), force)
+        built = wheel_dir or Path(folder, "built")
+        built.mkdir(parents=True, exist_ok=True)
+        wheel = build_wheel(download_donor(folder), built)
+        if wheel_dir is not None:
+            print(f"Built {wheel}.")
+        if needed:
+            pip_install(wheel, force)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--wheel-dir", type=Path, help="keep the built wheel in this folder")
+    parser.add_argument(
+        "--wheel-dir", type=Path, help="keep the built wheel in this folder; always builds one"
+    )
     parser.add_argument("--force", action="store_true", help="rebuild even if it can be imported")
     args = parser.parse_args(argv)
     try:
@@ -220,7 +227,8 @@ def main(argv=None):
             raise InstallError(
                 "Detectron2 needs PyTorch: run 'pip install torch torchvision' first."
             )
-        if is_installed("detectron2") and not args.force:
+        needed = args.force or not is_installed("detectron2")
+        if not needed and args.wheel_dir is None:
             check_import()
             print("Detectron2 is installed already; nothing to do.")
             return 0
@@ -228,7 +236,10 @@ def main(argv=None):
             raise InstallError(
                 f"{sys.executable} has no pip: run '{sys.executable} -m ensurepip' first."
             )
-        install(args.wheel_dir, args.force)
+        install(args.wheel_dir, args.force, needed=needed)
+        if not needed:
+            print("Detectron2 is installed already and left as it is.")
+            return 0
         check_import()
     except InstallError as error:
         print(f"install_detectron2: {error}", file=sys.stderr)

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
     DatasetMapper,
+    MetadataCatalog,
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
@@ -21,14 +22,15 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
 from d2ext.config import validate
+from d2ext.config.rules import shown
 from d2ext.data import FastMapper, require_dataset, why_not_fast
-from d2ext.data.checks import check_sample, checked_datasets
+from d2ext.data.checks import BadDataError, check_sample, checked_datasets
 from d2ext.data.proposals import add_proposals
 
 from .data_loader import NamedErrors, ResumableLoader
 from .random_state import sample_seed
 
-__all__ = ["build_mapper", "build_test_loader", "build_train_loader"]
+__all__ = ["build_mapper", "build_test_loader", "build_train_loader", "load_dicts"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +56,12 @@ def build_train_loader(
         )
     dataset_dicts, source_sizes = _load_dataset_dicts(cfg)
     factors = _repeat_factors(cfg, dataset_dicts, source_sizes)
+    mapper = build_mapper(cfg, is_train=True) if mapper is None else mapper
+    # Another mapper may read what Pillow cannot, and pixels of more than 8 bits.
+    images = type(mapper) in (DatasetMapper, FastMapper)
     return ResumableLoader(
         dataset_dicts,
-        build_mapper(cfg, is_train=True) if mapper is None else mapper,
+        mapper,
         _IndexStream(cfg, len(dataset_dicts), factors),
         batch_size=cfg.SOLVER.IMS_PER_BATCH // shares,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
@@ -65,7 +70,7 @@ def build_train_loader(
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
         epoch_size=_epoch_size(cfg, len(dataset_dicts), factors),
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available(),
-        check=functools.partial(check_sample, masks=cfg.MODEL.MASK_ON),
+        check=functools.partial(check_sample, images=images, masks=cfg.MODEL.MASK_ON),
     )
 
 
@@ -108,15 +113,59 @@ def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
     An error about a sample names its file.
     """
     mapper = NamedErrors(build_mapper(cfg, is_train=False), check_sample)
-    with checked_datasets([name], training=False):
-        if not cfg.MODEL.LOAD_PROPOSALS:
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        with checked_datasets([name], training=False):
             return build_detection_test_loader(cfg, name, mapper=mapper)
-        dicts = get_detection_dataset_dicts([name], filter_empty=False)
-    files = cfg.DATASETS.PROPOSAL_FILES_TEST
-    add_proposals(dicts, files[list(cfg.DATASETS.TEST).index(name)])
+    file = cfg.DATASETS.PROPOSAL_FILES_TEST[list(cfg.DATASETS.TEST).index(name)]
+    (dicts,) = load_dicts([name], [file], training=False)
     return build_detection_test_loader(
         dataset=dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )
+
+
+def load_dicts(
+    names: Sequence[str],
+    proposal_files: Optional[Sequence[str]] = None,
+    *,
+    filter_empty: bool = False,
+    min_keypoints: int = 0,
+    **checks: Any,
+) -> List[List[Dict]]:
+    """The checked dataset dicts of each data set, with its proposals.
+
+    Args:
+        names: registered data sets; those with annotations have the same classes.
+        proposal_files: one a data set; None for none.
+        filter_empty, min_keypoints: as in ``detectron2.data.get_detection_dataset_dicts``.
+        checks: further arguments of :func:`~d2ext.data.checks.checked_datasets`.
+    """
+    parts: List[List[Dict]] = []
+    for k, name in enumerate(names):
+        with checked_datasets([name], filter_empty=filter_empty, **checks):
+            part = get_detection_dataset_dicts(
+                [name], filter_empty=filter_empty, min_keypoints=min_keypoints
+            )
+        if proposal_files is not None:
+            add_proposals(part, proposal_files[k])
+        parts.append(part)
+    # A data set of the user's own kind is no list.
+    labelled = [n for n, p in zip(names, parts) if isinstance(p, list) and "annotations" in p[0]]
+    _require_same_classes(labelled)
+    return parts
+
+
+def _require_same_classes(names: Sequence[str]) -> None:
+    """Refuse data sets in which a label means different things, as Detectron2 does in one call."""
+    found = [(name, MetadataCatalog.get(name).get("thing_classes")) for name in names]
+    known = [(name, list(classes)) for name, classes in found if classes]
+    for name, classes in known[1:]:
+        first, expected = known[0]
+        if classes != expected:
+            raise BadDataError(
+                f"The data sets '{first}' and '{name}' have different classes ({shown(expected)} "
+                f"and {shown(classes)}), so their labels would be mixed; give both the same list "
+                "of classes, or use one of them."
+            )
 
 
 class _IndexStream:
@@ -142,35 +191,20 @@ class _IndexStream:
 
 def _load_dataset_dicts(cfg: CfgNode) -> Tuple[List[Dict], List[int]]:
     """All dataset dicts, checked, and how many each of DATASETS.TRAIN gives."""
-    sizes: List[int] = []
-    dicts: List[Dict] = []
     if not cfg.DATASETS.TRAIN:
         raise ValueError("There is nothing to train on; name a data set in DATASETS.TRAIN.")
-    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    proposals = cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
     for name in cfg.DATASETS.TRAIN:
         if name not in DatasetCatalog.list():
             require_dataset(name)  # says what is registered
-    for k, name in enumerate(cfg.DATASETS.TRAIN):
-        with checked_datasets(
-            [name],
-            bad_annotations=cfg.DATALOADER.BAD_ANNOTATIONS,
-            filter_empty=filter_empty,
-        ):
-            part = get_detection_dataset_dicts(
-                [name],
-                filter_empty=filter_empty,
-                min_keypoints=(
-                    cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-                    if cfg.MODEL.KEYPOINT_ON
-                    else 0
-                ),
-            )
-        if proposals is not None:
-            add_proposals(part, proposals[k])
-        sizes.append(len(part))
-        dicts += list(part)
-    return dicts, sizes
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+    parts = load_dicts(
+        cfg.DATASETS.TRAIN,
+        cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
+        bad_annotations=cfg.DATALOADER.BAD_ANNOTATIONS,
+    )
+    return [item for part in parts for item in part], [len(part) for part in parts]
 
 
 def _repeat_factors(cfg: CfgNode, dicts: List[Dict], sizes: List[int]) -> Optional[torch.Tensor]:

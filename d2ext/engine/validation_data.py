@@ -5,14 +5,13 @@ import math
 from typing import Any, Dict, Iterator, List, Tuple
 
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from d2ext.data.checks import check_sample, checked_datasets
+from d2ext.data.checks import check_sample
 
-from .build_data import build_mapper
+from .build_data import build_mapper, load_dicts
 from .data_loader import NamedErrors, ignore_stop_signals
 
 __all__ = ["ValidationBatches"]
@@ -30,9 +29,12 @@ class ValidationBatches:
 
     def __call__(self) -> Iterator[Tuple[List[Dict[str, Any]], float]]:
         cfg = self._cfg
-        names = list(cfg.DATASETS.TEST)
-        with checked_datasets(names, bad_annotations=cfg.DATALOADER.BAD_ANNOTATIONS):
-            dicts = get_detection_dataset_dicts(names, filter_empty=False)
+        parts = load_dicts(
+            cfg.DATASETS.TEST,
+            cfg.DATASETS.PROPOSAL_FILES_TEST if cfg.MODEL.LOAD_PROPOSALS else None,
+            bad_annotations=cfg.DATALOADER.BAD_ANNOTATIONS,
+        )
+        dicts = [item for part in parts for item in part]
         rank, world_size = comm.get_rank(), comm.get_world_size()
         share = math.ceil(len(dicts) / world_size)
         places = [rank + k * world_size for k in range(share)]

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from bad_data_kinds import KINDS_OF_BAD_DATA, STRING, save_as
-from bad_data_kit import IMAGES, DataSet, config, logged
-from detectron2.data import DatasetCatalog
+from bad_data_kit import HEIGHT, IMAGES, WIDTH, DataSet, config, logged
+from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.structures import BoxMode
 from PIL import Image
 from process_kit import call_python
@@ -23,7 +24,8 @@ from d2ext.analysis.doctor import data_problems
 from d2ext.cli import main as d2ext_main
 from d2ext.data.checks import BadDataError
 from d2ext.data.voc_to_coco import voc_to_coco
-from d2ext.engine import DataError, Trainer
+from d2ext.engine import DataError, Trainer, build_train_loader
+from d2ext.engine.validation_data import ValidationBatches
 from d2ext.evaluation.ground_truth import GroundTruth
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,6 +201,74 @@ def test_dataset_dicts_of_any_origin_are_checked(tmp_path):
             DatasetCatalog[name] = lambda dicts=dicts: dicts
             with pytest.raises(BadDataError, match=words):
                 Trainer.build_train_loader(config(name, "DATALOADER.BAD_ANNOTATIONS", "refuse"))
+
+
+def test_a_mapper_of_ones_own_reads_what_pillow_cannot(tmp_path):
+    """The rules for images are those of Detectron2's reading; a custom mapper reads as it likes."""
+    data_set = DataSet(tmp_path, "coco")
+    deep, many = data_set.root / "train" / "0.png", data_set.root / "train" / "1.npy"
+    Image.fromarray(np.full((HEIGHT, WIDTH), 999, np.uint16)).save(deep)
+    np.save(many, np.zeros((HEIGHT, WIDTH, 6), np.float32))
+    images = data_set.data["images"]
+    images[0]["file_name"], images[1]["file_name"] = deep.name, many.name
+    with data_set.registered() as name:
+        cfg = config(name)
+        loader = build_train_loader(cfg, mapper=lambda item: {"file_name": item["file_name"]})
+        assert {s["file_name"] for s in next(iter(loader))} >= {str(deep), str(many)}
+        own = build_train_loader(cfg, mapper=DatasetMapper(cfg, is_train=True))
+        with pytest.raises(DataError, match=r"0.png .*more than 8 bits|1.npy .*cannot identify"):
+            next(iter(own))
+
+        def resized(item):
+            raise SizeMismatchError("other size")
+
+        with pytest.raises(DataError, match="SizeMismatchError: other size"):
+            next(iter(build_train_loader(cfg, mapper=resized)))
+
+
+def test_masks_are_checked_for_a_mapper_of_ones_own(tmp_path):
+    data_set = DataSet(tmp_path, "coco")
+    KINDS_OF_BAD_DATA["coco: RLE string damaged"][1](data_set)
+    with data_set.registered() as name:
+        loader = build_train_loader(config(name, "MODEL.MASK_ON", True), mapper=lambda item: item)
+        with pytest.raises(DataError, match="object 2: its run-length string"):
+            next(iter(loader))
+
+
+def test_data_sets_with_other_classes_are_not_mixed(tmp_path):
+    first, second, third = (DataSet(tmp_path / str(k), "coco") for k in range(3))
+    second.data["categories"][0]["name"] = "horse"
+    with first.registered() as one, second.registered() as other, third.registered() as same:
+        cfg = config(one)
+        words = rf"'{one}' and '{other}' have different classes \(\['cat', 'dog'\] and \['horse', "
+        cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (one, same, other)
+        with pytest.raises(BadDataError, match=words):
+            Trainer.build_train_loader(cfg)
+        with pytest.raises(BadDataError, match=words):
+            next(iter(ValidationBatches(cfg)()))
+        cfg.DATASETS.TRAIN = (one, same)
+        assert len(Trainer.build_train_loader(cfg).dataset) == 2 * IMAGES
+        # Without annotations there are no labels to mix.
+        dicts = [{**item, "annotations": None} for item in DatasetCatalog.get(other)]
+        for item in dicts:
+            del item["annotations"]
+        DatasetCatalog[other] = lambda: dicts
+        cfg.DATASETS.TRAIN = (one, other)
+        assert len(Trainer.build_train_loader(cfg).dataset) == 2 * IMAGES
+
+
+def test_xml_is_checked_before_detectron2_parses_it(tmp_path):
+    """Its parser expands entities; ours refuses them."""
+    data_set, read = DataSet(tmp_path, "voc"), []
+    data_set.change_xml("<annotation>", "<!DOCTYPE a [<!ENTITY x 'cat'>]><annotation>")
+    with data_set.registered() as name:
+        load = DatasetCatalog[name]
+        DatasetCatalog[name] = lambda: read.append(name) or load()
+        cfg = config(name)
+        for build in (Trainer.build_train_loader, lambda cfg: Trainer.build_test_loader(cfg, name)):
+            with pytest.raises(BadDataError, match="0.xml.* a document type"):
+                build(cfg)
+    assert read == []
 
 
 def _second(key, value):

@@ -64,23 +64,19 @@ class _Loader:
         self._noted = False
 
     def load(self, name: str, original: Callable[[], Any]) -> Any:
+        self._check_voc(name)  # first: Detectron2's reader of XML expands entities
         try:
             self._noted = False
             with _checked_readers(self._clean_json):
                 dicts = original()
-        except BadDataError:
-            raise
-        except OSError:  # it names its file
-            self._check_voc(name)
+        except (BadDataError, OSError):  # they name their file
             raise
         except Exception as error:
-            self._check_voc(name)  # says more, if it is the reason
             raise BadDataError(
                 f"Loading the data set '{name}' failed with {type(error).__name__}: {error}"
             ) from error
         if not isinstance(dicts, list):  # a data set of the user's own kind
             return dicts
-        self._check_voc(name)
         if not dicts:
             raise BadDataError(f"The data set '{name}' has no image; add some.")
         problems = check_images(dicts)

@@ -80,18 +80,19 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode == "F" or image.mode.startswith("I")
 
 
-def check_sample(element: Dict[str, Any], *, masks: bool = False) -> None:
+def check_sample(element: Dict[str, Any], *, images: bool = True, masks: bool = False) -> None:
     """Check what a mapper would take without a word and get wrong, before it reads the image.
 
     Args:
         element: a dataset dict.
+        images: whether its image is read as Detectron2 reads images, with Pillow.
         masks: whether the masks are used.
 
     Raises:
         BadDataError: for an image of more than 8 bits, and for damaged masks.
     """
     path = element.get("file_name")
-    if path is not None and os.path.isfile(path):
+    if images and path is not None and os.path.isfile(path):
         with open(path, "rb") as file:
             # JPEG has 8 bits, and most images are JPEG: its header need not be read twice.
             if file.read(len(_JPEG)) != _JPEG:
@@ -111,8 +112,11 @@ def explain(error: Exception, element: Any) -> str:
     """What a user should know about an error of the mapper besides its own words, or ""."""
     if not isinstance(error, SizeMismatchError):
         return ""
-    with Image.open(element["file_name"]) as image:
-        size, turned = oriented_size(image)
+    try:
+        with Image.open(element["file_name"]) as image:
+            size, turned = oriented_size(image)
+    except OSError:  # a mapper of the user's own read it
+        return ""
     if turned and size == (element["height"], element["width"]):
         return (
             " The image is turned by its EXIF tag before boxes are used: give size and boxes of "

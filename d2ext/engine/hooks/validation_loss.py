@@ -48,6 +48,7 @@ class ValidationLoss(HookBase):
             # Sampling of proposals is random: the same samples each time make values comparable.
             seed_cpu(self._seed)
             self._model.train()
+            _draw_nothing(self._model)
             for batch, weight in self._batches():
                 losses = self._model(batch)
                 for name, loss in losses.items():
@@ -59,6 +60,13 @@ class ValidationLoss(HookBase):
         names = dict.fromkeys(name for part, _ in parts for name in part)
         means = {name: sum(p.get(name, 0.0) for p, _ in parts) / max(total, 1) for name in names}
         return {**means, "total_loss": sum(means.values())}
+
+
+def _draw_nothing(model: nn.Module) -> None:
+    """Pictures are for the training's storage: one that stays at step 0 would keep every image."""
+    for module in model.modules():
+        if isinstance(getattr(module, "vis_period", None), int):
+            module.vis_period = 0  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
