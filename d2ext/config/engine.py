@@ -112,8 +112,8 @@ def _add_engine_keys(cfg: CN) -> None:
     # Steps between two reads of the losses by the log, JSON, TensorBoard and W&B.
     cfg.ENGINE.LOG_PERIOD = 20
 
-    # Checkpoints model_*.pth that are kept, newest first; 0 keeps all. Best and final ones
-    # are not counted and never removed.
+    # Checkpoints model_*.pth of this run that are kept, newest first; 0 keeps all. Best and final
+    # ones, and those of other runs in the folder, are not counted and never removed.
     cfg.ENGINE.MAX_TO_KEEP = 5
 
     # Signals that finish the step, write a checkpoint and exit with code 75.

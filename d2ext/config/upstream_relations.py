@@ -157,6 +157,14 @@ def _roi_levels(cfg: Any) -> bool:
     return _consecutive([int(name[1:]) for name in names])
 
 
+def _is_rcnn(cfg: Any) -> bool:
+    """Whether the model is Detectron2's R-CNN, or a class of the user's own below it."""
+    from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+
+    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    return isinstance(model, type) and issubclass(model, GeneralizedRCNN)
+
+
 _BOX, _MASK, _FPN = "MODEL.ROI_BOX_HEAD", "MODEL.ROI_MASK_HEAD", "MODEL.FPN"
 
 RELATIONS = [
@@ -190,6 +198,12 @@ RELATIONS = [
         ("DATASETS.PROPOSAL_FILES_TRAIN", "DATASETS.TRAIN"),
         "every data set needs a proposal file while MODEL.LOAD_PROPOSALS is on",
         lambda cfg: len(cfg.DATASETS.PROPOSAL_FILES_TRAIN) == len(cfg.DATASETS.TRAIN),
+        when=lambda cfg: cfg.MODEL.LOAD_PROPOSALS,
+    ),
+    Relation(
+        ("DATASETS.PROPOSAL_FILES_TEST", "DATASETS.TEST"),
+        "every data set needs a proposal file while MODEL.LOAD_PROPOSALS is on",
+        lambda cfg: len(cfg.DATASETS.PROPOSAL_FILES_TEST) == len(cfg.DATASETS.TEST),
         when=lambda cfg: cfg.MODEL.LOAD_PROPOSALS,
     ),
     Relation(
@@ -244,6 +258,19 @@ RELATIONS = [
         "only an R-CNN takes -1 for all detections",
         lambda cfg: cfg.TEST.DETECTIONS_PER_IMAGE > 0,
         when=lambda cfg: cfg.MODEL.META_ARCHITECTURE in _DENSE,
+    ),
+    Relation(
+        ("TEST.AUG.ENABLED", "MODEL.META_ARCHITECTURE"),
+        "test-time augmentation is for GeneralizedRCNN only, so the first must be False",
+        _is_rcnn,
+        when=lambda cfg: cfg.TEST.AUG.ENABLED,
+    ),
+    Relation(
+        ("TEST.AUG.ENABLED", "MODEL.LOAD_PROPOSALS", "MODEL.KEYPOINT_ON"),
+        "test-time augmentation takes neither proposals from files nor key points, so the first "
+        "or the others must be False",
+        lambda cfg: not (cfg.MODEL.LOAD_PROPOSALS or cfg.MODEL.KEYPOINT_ON),
+        when=lambda cfg: cfg.TEST.AUG.ENABLED,
     ),
     Relation(
         ("MODEL.RESNETS.RES5_DILATION", "MODEL.FPN.IN_FEATURES"),

@@ -30,6 +30,8 @@ class TrainerAttributes:
     iter: int
     start_iter: int
     max_iter: int
+    completed_steps: int
+    finished: bool
     _attributes: ChangedAttributes
     _hooks: List[HookBase]
     _last_hooks: List[HookBase]

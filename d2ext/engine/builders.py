@@ -8,11 +8,10 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer
 from detectron2.engine import HookBase as UpstreamHookBase
 from detectron2.engine import hooks as upstream
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -27,11 +26,11 @@ from d2ext.modeling.methods_in_use import check_methods_in_use
 from . import hooks
 from .attributes import TrainerAttributes
 from .build_data import build_test_loader, build_train_loader
-from .data_loader import ignore_stop_signals
+from .data_loader import check_batch_size, ignore_stop_signals
 from .nonfinite import NonFiniteGuard
 from .optimizer import build_optimizer
 from .precision import GlobalNormClipper, Precision
-from .schedule import FAST_DEV_RUN_IMAGES, resolve_schedule
+from .schedule import FAST_DEV_RUN_IMAGES, resolve_schedule, scale_to_world_size
 from .validation_data import ValidationBatches
 from .writers import build_writers
 
@@ -66,12 +65,25 @@ class Builders(TrainerAttributes):
         validate(cfg, skip=tuple(skip))
 
     @classmethod
+    def _check_evaluators(cls, cfg: CfgNode) -> None:
+        """Refuse a data set that nobody can evaluate now, and not at the first evaluation."""
+        for method in ("build_evaluator", "test", "evaluate", "build_hooks"):
+            if inspect.getattr_static(cls, method) is not inspect.getattr_static(Builders, method):
+                return
+        from d2ext.evaluation import evaluator_types
+
+        for name in cfg.DATASETS.TEST:
+            evaluator_types(name)
+
+    @classmethod
     def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
         cls.check_config(cfg)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cls._check_evaluators(cfg)
+        cfg = scale_to_world_size(cfg, comm.get_world_size())
         if cfg.SEED >= 0:
             seed_all_rng(cfg.SEED + comm.get_rank())
         data_loader = cls.build_train_loader(cfg)
+        check_batch_size(data_loader, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE)
         cfg = resolve_schedule(cfg, getattr(data_loader, "epoch_size", 0.0))
         model = cls.build_model(cfg)
         optimizer = cls.build_optimizer(cfg, model)
@@ -163,6 +175,23 @@ class Builders(TrainerAttributes):
                 print_csv_format(results[name])
         return next(iter(results.values())) if len(results) == 1 else results
 
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> Dict[str, Any]:
+        """:meth:`test` with test-time augmentation (TEST.AUG), as in Detectron2's train_net.py.
+
+        Returns:
+            Figures under "bbox_TTA" and the like, or "{data set}_TTA" if there are several.
+        """
+        logger.info("Evaluating with test-time augmentation.")
+        augmented = GeneralizedRCNNWithTTA(cfg, model)
+        # An evaluation puts all modules back into the mode that the outermost one was in.
+        augmented.training = model.training
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        names = cfg.DATASETS.TEST
+        evaluators = [cls.build_evaluator(cfg, n, os.path.join(folder, n)) for n in names]
+        results = cls.test(cfg, augmented, evaluators)
+        return {f"{name}_TTA": figures for name, figures in results.items()}
+
     # ------------------------------------------------- what a trainer itself builds
 
     def build_hooks(self) -> List[Optional[UpstreamHookBase]]:
@@ -189,6 +218,9 @@ class Builders(TrainerAttributes):
             if cfg.TEST.VAL_LOSS.PERIOD > 0
             else None,
             hooks.Evaluate(cfg.TEST.EVAL_PERIOD, self.evaluate) if cfg.DATASETS.TEST else None,
+            hooks.Evaluate(0, self._evaluate_with_TTA)
+            if cfg.DATASETS.TEST and cfg.TEST.AUG.ENABLED
+            else None,
             hooks.BestCheckpointer(best.METRIC, best.MODE) if best.METRIC else None,
             hooks.EarlyStopping(
                 stopping.METRIC, stopping.PATIENCE, stopping.MODE, stopping.MIN_DELTA
@@ -232,6 +264,11 @@ class Builders(TrainerAttributes):
             with self.ema.applied():
                 results["ema"] = self.test(cfg, self.raw_model)
         self.results = results
+        return results
+
+    def _evaluate_with_TTA(self) -> Dict[str, Any]:
+        results = self.test_with_TTA(self.cfg, self.raw_model)
+        self.results = {**(self.results or {}), **results}
         return results
 
 

@@ -24,6 +24,8 @@ __all__ = ["Checkpointer", "atomic_write", "plain"]
 logger = logging.getLogger(__name__)
 
 _NUMBERED = re.compile(r"^model_(\d{7,})\.pth$")
+# Of this trainer's own files; those of others may be under way.
+_LEFTOVER = re.compile(r"^(.+\.pth|last_checkpoint|metrics\.json)\.\d+\.part$")
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -35,11 +37,12 @@ class Checkpointer(DetectionCheckpointer):
       ``.pkl`` file of the model zoo only arrays are read. Others are refused.
     * A damaged newest file is skipped, with a warning, in favour of the one before.
     * A disk that refuses a file ends the run: see :class:`WriteError`.
+    * Files of other runs are never removed, whatever ``max_to_keep`` says.
 
     Args:
         model: the model, or its DistributedDataParallel wrapper.
         save_dir: where checkpoints are written and looked for.
-        max_to_keep: numbered checkpoints that are kept; 0 keeps all.
+        max_to_keep: numbered checkpoints of this run that are kept; 0 keeps all.
         allow_pickle: read files with other Python objects, too, which may run any code.
         checkpointables: objects with ``state_dict`` and ``load_state_dict``.
     """
@@ -58,6 +61,7 @@ class Checkpointer(DetectionCheckpointer):
         self.max_to_keep = max_to_keep
         self.allow_pickle = allow_pickle
         self.last_incompatible: Optional[_IncompatibleKeys] = None
+        self._numbered: List[str] = []  # those that this run has written, the newest last
 
     def save(self, name: str, *, tag: bool = True, **extra: Any) -> None:
         """Write ``{name}.pth``.
@@ -75,6 +79,8 @@ class Checkpointer(DetectionCheckpointer):
         data: Dict[str, Any] = {"model": self.model.state_dict()}
         for key, checkpointable in self.checkpointables.items():
             data[key] = checkpointable.state_dict()
+        # The run that goes on from this file removes them in its turn.
+        data["checkpoints"] = self._numbered_with(f"{name}.pth")
         data.update(extra)
         self.write(name, data, tag=tag)
 
@@ -101,7 +107,22 @@ class Checkpointer(DetectionCheckpointer):
                 "free some disk space and start again with --resume."
             ) from error
         logger.info(f"Saved checkpoint {path}.")
+        self._numbered = self._numbered_with(os.path.basename(path))
         self._remove_old()
+
+    def adopt(self, data: Dict[str, Any]) -> None:
+        """The checkpoints that a run wrote are those of the run that goes on from its last one.
+
+        Args:
+            data: what :meth:`load` returned.
+        """
+        self._numbered = [n for n in map(str, data.get("checkpoints", [])) if _NUMBERED.match(n)]
+
+    def remove_leftovers(self) -> None:
+        """Remove what killed runs left half written; this run must have the folder for itself."""
+        with contextlib.suppress(OSError):
+            for name in filter(_LEFTOVER.match, os.listdir(self.save_dir)):
+                os.remove(os.path.join(self.save_dir, name))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with atomic_write(os.path.join(self.save_dir, "last_checkpoint")) as stream:
@@ -176,13 +197,15 @@ class Checkpointer(DetectionCheckpointer):
             return str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         return None
 
+    def _numbered_with(self, name: str) -> List[str]:
+        if not _NUMBERED.match(name):
+            return self._numbered
+        return [*(other for other in self._numbered if other != name), name]
+
     def _remove_old(self) -> None:
-        if self.max_to_keep <= 0:
-            return
-        numbered = [p for p in self.candidates() if _NUMBERED.match(os.path.basename(p))]
-        for path in numbered[self.max_to_keep :]:
+        while 0 < self.max_to_keep < len(self._numbered):
             with contextlib.suppress(OSError):
-                os.remove(path)
+                os.remove(os.path.join(self.save_dir, self._numbered.pop(0)))
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
         """As in Detectron2, but no file runs code: see :mod:`d2ext.safe_load`."""

@@ -24,7 +24,13 @@ from d2ext.data.checks import explain
 
 from .random_state import isolated_random_state, sample_seed, seed_cpu
 
-__all__ = ["DataError", "NamedErrors", "ResumableLoader", "ignore_stop_signals"]
+__all__ = [
+    "DataError",
+    "NamedErrors",
+    "ResumableLoader",
+    "check_batch_size",
+    "ignore_stop_signals",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -264,6 +270,26 @@ class ResumableLoader:
                 f"images a micro-step and now there are {comm.get_world_size()} x "
                 f"{self.batch_size}: the data goes on at image {images}, but not bit for bit."
             )
+
+
+def check_batch_size(loader: Any, images_per_step: int, accumulate: int) -> None:
+    """Refuse a loader of somebody else's that does not share a step's images among micro-steps.
+
+    Detectron2's gives a rank its whole share in each of them.
+    """
+    if accumulate == 1 or isinstance(loader, ResumableLoader):
+        return
+    wanted = images_per_step / (comm.get_world_size() * accumulate)
+    size = getattr(loader, "batch_size", None)
+    text = (
+        f"batches of {wanted:g} images for each process, which are SOLVER.IMS_PER_BATCH "
+        f"{images_per_step} over {comm.get_world_size()} process(es) and SOLVER.ACCUMULATE "
+        f"{accumulate} micro-steps, as d2ext.engine.build_train_loader does"
+    )
+    if size is None:
+        logger.warning(f"The training loader does not say its batch size; it has to give {text}.")
+    elif size != wanted:
+        raise ValueError(f"The training loader gives batches of {size} images; let it give {text}.")
 
 
 def _aspect_ratio_groups(dataset: Sequence) -> List[int]:

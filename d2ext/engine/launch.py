@@ -23,6 +23,8 @@ __all__ = ["Place", "launch", "place_from_environment"]
 logger = logging.getLogger(__name__)
 
 _TIMEOUT = timedelta(minutes=30)
+# Each says which GPUs a process may see.
+_GPU_LISTS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
 class Place(NamedTuple):
@@ -43,6 +45,7 @@ def launch(
     dist_url: Optional[str] = "auto",
     args: Tuple = (),
     timeout: timedelta = _TIMEOUT,
+    device: str = "cuda",
 ) -> Optional[int]:
     """Like ``detectron2.engine.launch``, and under torchrun and Slurm too.
 
@@ -50,7 +53,7 @@ def launch(
       environment, and the arguments about processes are ignored.
     * Otherwise ``num_gpus_per_machine`` processes are spawned here, if it is above 1.
 
-    Processes talk through NCCL on GPUs and through gloo on CPUs.
+    Processes talk through NCCL on GPUs, each on one of its own, and through gloo on CPUs.
 
     Args:
         main: called as ``main(*args)`` in every process; may return an exit code.
@@ -61,13 +64,19 @@ def launch(
         args: the arguments of ``main``.
         timeout: how long processes wait for each other before they give up. A process that has
             ended is noticed at once on CPUs; on GPUs, after this time at the latest.
+        device: where the model will be; "cpu" leaves the GPUs of a machine alone.
 
     Returns:
         The highest exit code of the processes started here; None or 0 is success.
     """
     place = place_from_environment(os.environ)
     if place is not None:
-        return _run(main, args, place, timeout)
+        return _run(main, args, place, timeout, device, launched=True)
+    if num_machines == 1 and "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        logger.warning(
+            "RANK and WORLD_SIZE are ignored, because without LOCAL_RANK they are not torchrun's; "
+            "if they count machines, pass --num-machines $WORLD_SIZE --machine-rank $RANK."
+        )
     if num_gpus_per_machine * num_machines <= 1:
         return _call(main, args)
     if dist_url is None or dist_url == "auto":
@@ -76,18 +85,20 @@ def launch(
         dist_url = f"tcp://127.0.0.1:{free_port()}"
     if num_gpus_per_machine == 1:
         place = Place(machine_rank, num_machines, 0, 1, dist_url)
-        return _run(main, args, place, timeout)
-    return _spawn(main, args, num_gpus_per_machine, num_machines, machine_rank, dist_url, timeout)
+        return _run(main, args, place, timeout, device)
+    machines = (num_gpus_per_machine, num_machines, machine_rank)
+    return _spawn(main, args, *machines, dist_url, timeout, device)
 
 
 def place_from_environment(env: Mapping[str, str]) -> Optional[Place]:
     """This process's place if torchrun or ``srun`` started it among several, else None."""
-    if "RANK" in env and "WORLD_SIZE" in env and "MASTER_ADDR" in env:
+    # Without LOCAL_RANK the others may count machines, as Kubeflow's PyTorchJob sets them.
+    if all(key in env for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "LOCAL_RANK")):
         world_size = int(env["WORLD_SIZE"])
         place = Place(
             int(env["RANK"]),
             world_size,
-            int(env.get("LOCAL_RANK", env["RANK"])),
+            int(env["LOCAL_RANK"]),
             int(env.get("LOCAL_WORLD_SIZE", world_size)),
             "env://",
         )
@@ -118,16 +129,32 @@ def first_slurm_host(node_list: str) -> str:
     return match.group(1) + (match.group(2) or "") + (match.group(3) or "")
 
 
-def _run(main: Callable, args: Tuple, place: Place, timeout: timedelta) -> Optional[int]:
-    """Join the group of processes, then call ``main``."""
-    on_gpu = torch.cuda.is_available()
-    if on_gpu and place.local_world_size > torch.cuda.device_count():
+def _choose_gpu(place: Place, launched: bool) -> int:
+    """The number of a process's GPU."""
+    count = torch.cuda.device_count()
+    if launched and count == 1 and any(os.environ.get(name) for name in _GPU_LISTS):
+        return 0  # it is shown one alone, as by Slurm's --gpus-per-task 1
+    if place.local_world_size > count:
         raise RuntimeError(
-            f"{place.local_world_size} processes were asked for on a machine with "
-            f"{torch.cuda.device_count()} GPUs; lower --num-gpus, or hide the GPUs to use gloo."
+            f"{place.local_world_size} processes were asked for on a machine with {count} GPU(s); "
+            "start fewer (--num-gpus, torchrun's --nproc-per-node, Slurm's --ntasks-per-node), "
+            "or set MODEL.DEVICE to cpu."
         )
+    return place.local_rank
+
+
+def _run(
+    main: Callable,
+    args: Tuple,
+    place: Place,
+    timeout: timedelta,
+    device: str,
+    launched: bool = False,
+) -> Optional[int]:
+    """Join the group of processes, then call ``main``."""
+    on_gpu = device.startswith("cuda") and torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(place.local_rank)
+        torch.cuda.set_device(_choose_gpu(place, launched))
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         **_meeting_place(place, timeout),
@@ -189,10 +216,8 @@ def _worker(
 ) -> None:
     local = place["local_world_size"]
     rank = place["machine_rank"] * local + local_rank
-    code = _run(
-        main, args, Place(rank, place["world_size"], local_rank, local, place["url"]), timeout
-    )
-    codes[local_rank] = code or 0
+    own = Place(rank, place["world_size"], local_rank, local, place["url"])
+    codes[local_rank] = _run(main, args, own, timeout, place["device"]) or 0
 
 
 def _spawn(
@@ -203,6 +228,7 @@ def _spawn(
     machine_rank: int,
     url: Optional[str],
     timeout: timedelta,
+    device: str,
 ) -> int:
     """Start ``count`` processes, pass signals on to them, and wait."""
     place = {
@@ -210,6 +236,7 @@ def _spawn(
         "local_world_size": count,
         "machine_rank": machine_rank,
         "url": url,
+        "device": device,
     }
     codes = mp.get_context("spawn").Array("i", count)
     # The exit code travels through shared memory: a child that *exited* with one would make

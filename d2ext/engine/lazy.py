@@ -1,8 +1,8 @@
 """Training from LazyConfigs, Python files in the layout of Detectron2's lazy script.
 
-A file defines ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier`` and ``train``;
-``train.hooks``, a list of LazyCalls, and ``train.prior``, arguments of :class:`hooks.MeasurePrior`,
-are this trainer's additions.
+A file defines ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier`` and ``train``. This
+trainer's additions are ``train.hooks``, a list of LazyCalls, ``train.clipper``, a LazyCall of
+:class:`GlobalNormClipper`, and ``train.prior``, arguments of :class:`hooks.MeasurePrior`.
 """
 
 import argparse
@@ -27,9 +27,10 @@ from d2ext.ops.loss_weights import AdaptiveLossWeight
 
 from . import hooks
 from .checkpoint import Checkpointer
+from .hooks.class_balance import find_balanced_losses
 from .precision import Precision
 from .schedule import FAST_DEV_RUN_STEPS
-from .setup import set_up_output
+from .setup import fast_dev_run_folder, load_weights, missing_gpu, set_up_output
 from .trainer import Trainer
 from .writers import MetricsWriter
 
@@ -51,19 +52,23 @@ def train_lazy(args: argparse.Namespace) -> Optional[int]:
     """
     cfg = LazyConfig.load(args.config_file)
     cfg = LazyConfig.apply_overrides(cfg, args.opts)
-    if not torch.cuda.is_available() and str(cfg.train.device).startswith("cuda"):
-        logger.warning(f"train.device is {cfg.train.device}, but there is no GPU: using the CPU.")
+    warning = missing_gpu("train.device", str(cfg.train.device))
+    if warning:
         cfg.train.device = "cpu"
     if args.init_from:
         cfg.train.init_checkpoint = args.init_from
     if args.fast_dev_run:
         _apply_fast_dev_run(cfg)
+        if not args.eval_only:
+            cfg.train.output_dir = fast_dev_run_folder(cfg.train.output_dir)
     _require_datasets(cfg, train=not args.eval_only)
     set_up_output(cfg, args, cfg.train.output_dir)
+    if warning:
+        logger.warning(warning)  # there is a log only now
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_only:
         checkpointer = Checkpointer(model, cfg.train.output_dir, allow_pickle=args.allow_pickle)
-        checkpointer.load(cfg.train.init_checkpoint)
+        load_weights(checkpointer, cfg.train.init_checkpoint, args.resume)
         _evaluate(cfg, model)
         return 0
     trainer = build_lazy_trainer(cfg, model)
@@ -86,6 +91,7 @@ def build_lazy_trainer(cfg: Any, model: torch.nn.Module) -> Trainer:
         optimizer=instantiate(cfg.optimizer),
         max_iter=train.max_iter,
         precision=Precision(dtype="fp16" if train.amp.enabled else "fp32", device=train.device),
+        clipper=instantiate(train.get("clipper")),
         output_dir=train.output_dir,
         max_to_keep=train.checkpointer.max_to_keep,
         find_unused_parameters=train.ddp.find_unused_parameters,
@@ -94,6 +100,7 @@ def build_lazy_trainer(cfg: Any, model: torch.nn.Module) -> Trainer:
     if comm.is_main_process():
         file = os.path.join(train.output_dir, "metrics.json")
         writers = [CommonMetricPrinter(train.max_iter), MetricsWriter(file)]
+    given = [instantiate(hook) for hook in train.get("hooks", [])]
     trainer.register_hooks(
         [
             # First, and before weights are loaded: see there.
@@ -101,7 +108,8 @@ def build_lazy_trainer(cfg: Any, model: torch.nn.Module) -> Trainer:
             upstream.IterationTimer(),
             hooks.StopOnSignal(["SIGTERM", "SIGINT"]),
             upstream.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            *[instantiate(hook) for hook in train.get("hooks", [])],
+            *given,
+            _class_balance(cfg, model, given),
             hooks.Evaluate(train.eval_period, lambda: _evaluate(cfg, model))
             if "test" in cfg.dataloader
             else None,
@@ -118,6 +126,16 @@ def _measure_prior(cfg: Any, model: torch.nn.Module) -> Optional[hooks.MeasurePr
         return None
     limits = cfg.train.get("prior", {})
     return hooks.MeasurePrior(model, lambda: _build_loader(cfg, "train"), **limits)
+
+
+def _class_balance(
+    cfg: Any, model: torch.nn.Module, given: List[Any]
+) -> Optional[hooks.ClassBalance]:
+    """The log of EFL and its relatives, if the model has one and the config does not name it."""
+    if not find_balanced_losses(model) or any(isinstance(h, hooks.ClassBalance) for h in given):
+        return None
+    names = _dataset_names(cfg, "train")
+    return hooks.ClassBalance(period=cfg.train.log_period, train_names=names)
 
 
 def _apply_fast_dev_run(cfg: Any) -> None:

@@ -1,24 +1,35 @@
 """What ``train_net.py`` and ``d2ext train`` do: train or evaluate what the command line names."""
 
 import argparse
+import contextlib
+import logging
 import os
 from datetime import timedelta
 from typing import Any, Optional
 
-from detectron2.config import CfgNode
+import torch
+from detectron2.config import LazyConfig
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from .. import model_zoo
-from ..config import get_cfg
+from ..config import CfgNode, get_cfg
 from ..data import require_dataset
 from .checkpoint import Checkpointer
 from .launch import launch
 from .lazy import train_lazy
-from .setup import default_setup, import_modules
+from .setup import (
+    default_setup,
+    fast_dev_run_folder,
+    import_modules,
+    load_weights,
+    missing_gpu,
+)
 from .trainer import Trainer
 
 __all__ = ["main", "run", "setup"]
+
+logger = logging.getLogger(__name__)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -31,10 +42,17 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg.MODEL.WEIGHTS = args.init_from
     if args.fast_dev_run:
         cfg.ENGINE.FAST_DEV_RUN = True
-    cfg.freeze()
     Trainer.check_config(cfg)
+    warning = missing_gpu("MODEL.DEVICE", cfg.MODEL.DEVICE)
+    if warning:
+        cfg.MODEL.DEVICE = "cpu"
+    if cfg.ENGINE.FAST_DEV_RUN and not args.eval_only:
+        cfg.OUTPUT_DIR = fast_dev_run_folder(cfg.OUTPUT_DIR)
+    cfg.freeze()
     require_dataset(*([] if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)
     default_setup(cfg, args)
+    if warning:
+        logger.warning(warning)  # there is a log only now
     return cfg
 
 
@@ -47,8 +65,10 @@ def main(args: argparse.Namespace) -> Optional[int]:
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, allow_pickle=args.allow_pickle)
-        checkpointer.load(cfg.MODEL.WEIGHTS)
+        load_weights(checkpointer, cfg.MODEL.WEIGHTS, args.resume)
         results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results = {**results, **Trainer.test_with_TTA(cfg, model)}
         if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
             verify_results(cfg, results)
         return 0
@@ -57,6 +77,20 @@ def main(args: argparse.Namespace) -> Optional[int]:
     trainer.resume_or_load(resume=args.resume, new_schedule=args.reset_schedule)
     trainer.train()
     return trainer.exit_code
+
+
+def _device_of(args: argparse.Namespace) -> str:
+    """The device that a command line asks for, before anything of it is imported or checked."""
+    if args.lazy:
+        cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+        return str(cfg.train.device)
+    model: Any = None
+    if args.config_file:
+        with contextlib.suppress(OSError, ValueError):  # main says what is wrong with the file
+            model = CfgNode.load_yaml_with_base(args.config_file).get("MODEL")
+    device = model.get("DEVICE") if isinstance(model, dict) else None
+    given = dict(zip(args.opts[::2], args.opts[1::2]))
+    return str(given.get("MODEL.DEVICE", device or get_cfg().MODEL.DEVICE))
 
 
 def run(args: argparse.Namespace, main: Any = main) -> Optional[int]:
@@ -79,4 +113,5 @@ def run(args: argparse.Namespace, main: Any = main) -> Optional[int]:
         dist_url=args.dist_url,
         args=(args,),
         timeout=timedelta(minutes=args.process_timeout),
+        device=_device_of(args) if torch.cuda.is_available() else "cpu",
     )

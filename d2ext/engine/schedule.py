@@ -2,11 +2,19 @@
 
 import logging
 import math
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Tuple
 
 from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
 
-__all__ = ["apply_fast_dev_run", "resolve_schedule", "schedule_keys"]
+__all__ = [
+    "OPTIMIZER_KEYS",
+    "apply_fast_dev_run",
+    "changed_keys",
+    "resolve_schedule",
+    "scale_to_world_size",
+    "schedule_keys",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +40,24 @@ def resolve_schedule(cfg: CfgNode, epoch_size: float) -> CfgNode:
     if frozen:
         cfg.freeze()
     return cfg
+
+
+def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
+    """Detectron2's scaling of batch and schedule by ``REFERENCE_WORLD_SIZE``.
+
+    The scaled schedule is for the scaled batch, so that :func:`resolve_schedule` must not scale for
+    that once more.
+    """
+    scaled = DefaultTrainer.auto_scale_workers(cfg, world_size)
+    reference = cfg.SOLVER.REFERENCE_BATCH
+    if reference > 0 and scaled.SOLVER.IMS_PER_BATCH != cfg.SOLVER.IMS_PER_BATCH:
+        frozen = scaled.is_frozen()
+        scaled.defrost()
+        factor = scaled.SOLVER.IMS_PER_BATCH / cfg.SOLVER.IMS_PER_BATCH
+        scaled.SOLVER.REFERENCE_BATCH = max(1, round(reference * factor))
+        if frozen:
+            scaled.freeze()
+    return scaled
 
 
 def _drop_late_steps(cfg: CfgNode) -> None:
@@ -132,13 +158,29 @@ def apply_fast_dev_run(cfg: CfgNode) -> None:
     logger.info(f"Fast development run: {FAST_DEV_RUN_STEPS} steps, whatever the config says.")
 
 
+# On a resume the optimiser keeps the first ones, and the others are the config's.
+OPTIMIZER_KEYS = (
+    "BASE_LR", "BIAS_LR_FACTOR", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS",
+    "MOMENTUM", "NESTEROV",
+)  # fmt: skip
+_SCHEDULE_KEYS = (
+    "LR_SCHEDULER_NAME", "BASE_LR_END", "MAX_ITER", "STEPS", "GAMMA",
+    "WARMUP_ITERS", "WARMUP_FACTOR", "WARMUP_METHOD", "IMS_PER_BATCH",
+)  # fmt: skip
+
+
 def schedule_keys(cfg: CfgNode) -> Dict[str, object]:
-    """What determines the learning rate of an iteration; saved to notice a change on resume."""
-    names = (
-        "LR_SCHEDULER_NAME", "BASE_LR", "BASE_LR_END", "MAX_ITER", "STEPS", "GAMMA",
-        "WARMUP_ITERS", "WARMUP_FACTOR", "WARMUP_METHOD", "IMS_PER_BATCH",
-    )  # fmt: skip
+    """What determines an iteration's update of the weights; saved to notice a change on resume."""
     return {
         name: list(value) if isinstance(value := cfg.SOLVER[name], (tuple, list)) else value
-        for name in names
+        for name in (*OPTIMIZER_KEYS, *_SCHEDULE_KEYS)
     }
+
+
+def changed_keys(saved: Dict[str, object], now: Dict[str, object]) -> Tuple[List[str], List[str]]:
+    """What is not the checkpoint's: (keys that change a resumed run, keys that do not)."""
+    # An older checkpoint does not have all of them.
+    differ = [name for name in now if name in saved and saved[name] != now[name]]
+    changed = [f"{k} {saved[k]} -> {now[k]}" for k in differ if k in _SCHEDULE_KEYS]
+    kept = [f"{k} stays {saved[k]}, not {now[k]}" for k in differ if k in OPTIMIZER_KEYS]
+    return changed, kept

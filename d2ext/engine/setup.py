@@ -14,9 +14,11 @@ from detectron2.engine import default_argument_parser
 from detectron2.engine import default_setup as upstream_default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch import nn
 
 from d2ext._files import writing
 
+from .checkpoint import Checkpointer
 from .output_lock import keep_until_the_end, lock_output_folder
 from .random_state import set_deterministic
 
@@ -24,7 +26,10 @@ __all__ = [
     "argument_parser",
     "choose_device",
     "default_setup",
+    "fast_dev_run_folder",
     "import_modules",
+    "load_weights",
+    "missing_gpu",
     "set_up_output",
 ]
 
@@ -67,7 +72,10 @@ def argument_parser() -> argparse.ArgumentParser:
         if action.dest == "num_gpus":
             action.help = "number of processes per machine, one a GPU (or on CPU, through gloo)"
         elif action.dest == "resume":
-            action.help = "go on from the last checkpoint in OUTPUT_DIR as if nothing had happened"
+            action.help = (
+                "go on from the last checkpoint in OUTPUT_DIR as if nothing had happened; "
+                "with --eval-only, evaluate it"
+            )
         elif action.dest == "config_file":
             action.help = "a config: a file, or a name that 'd2ext zoo' lists"
         elif action.dest == "dist_url":
@@ -84,11 +92,37 @@ def import_modules(names: list) -> None:
         importlib.import_module(name)
 
 
+def missing_gpu(key: str, device: str) -> str:
+    """What to say of a config that asks for a GPU, the value of ``key``, where there is none."""
+    if not device.startswith("cuda") or torch.cuda.is_available():
+        return ""
+    return f"{key} is {device}, but there is no GPU: using the CPU."
+
+
 def choose_device(cfg: CfgNode) -> None:
     """Fall back to the CPU, in place, where the config asks for CUDA and there is none."""
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but there is no GPU: using the CPU.")
+    warning = missing_gpu("MODEL.DEVICE", cfg.MODEL.DEVICE)
+    if warning:
+        logger.warning(warning)
         cfg.MODEL.DEVICE = "cpu"
+
+
+def fast_dev_run_folder(folder: str) -> str:
+    """Where a fast development run writes: beside the checkpoints of a real run, if there are."""
+    is_used = Checkpointer(nn.Module(), folder).has_checkpoint()
+    return os.path.join(folder, "fast_dev_run") if comm.all_gather(is_used)[0] else folder
+
+
+def load_weights(checkpointer: Checkpointer, weights: str, resume: bool) -> None:
+    """Load what is to be evaluated: the last checkpoint in the folder, as a training would resume
+    from, or else ``weights``."""
+    path = checkpointer.get_checkpoint_file() if resume else ""
+    if resume and not path:
+        logger.warning(
+            f"No checkpoint to evaluate in '{checkpointer.save_dir}'; evaluating "
+            f"{weights or 'a model without trained weights'}."
+        )
+    checkpointer.load(path or weights, checkpointables=[])
 
 
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -6,7 +6,6 @@ from typing import Any, Dict, List, Optional
 from detectron2.engine import HookBase as UpstreamHookBase
 from detectron2.utils import comm
 
-from .attributes import TrainerAttributes
 from .checkpoint import plain
 from .description import describe_run
 from .errors import WriteError
@@ -18,17 +17,18 @@ from .module_state import (
     without_repeats,
 )
 from .random_state import get_random_state, set_random_state
-from .schedule import schedule_keys
+from .schedule import OPTIMIZER_KEYS, changed_keys, schedule_keys
+from .stopping import Stopping
 
 __all__ = ["TrainerState"]
 
 logger = logging.getLogger(__name__)
 
 # A new schedule starts these anew.
-_SCHEDULE_HOOKS = ("LRScheduler", "PeriodicWriter", "IterationTimer")
+_SCHEDULE_HOOKS = ("LRScheduler", "PeriodicWriter", "IterationTimer", "EarlyStopping")
 
 
-class TrainerState(TrainerAttributes):
+class TrainerState(Stopping):
     """The part of :class:`Trainer` that saves and restores it; no class of its own."""
 
     def _init_state(self) -> None:
@@ -39,6 +39,7 @@ class TrainerState(TrainerAttributes):
         self._description: Optional[Dict[str, Any]] = None
         self._random_state: Optional[Dict[str, Any]] = None
         self._storage_state: Optional[Dict[str, Any]] = None
+        self._optimizer_keys: Dict[str, Any] = {}  # those of the run that this one goes on with
         self._interrupted_at = self._interrupted_at_load = ""
         self._restored: List[str] = []
         self._missing: List[str] = []
@@ -66,13 +67,14 @@ class TrainerState(TrainerAttributes):
             "precision": self.precision.state_dict(),
             "guard": self.guard.state_dict(),
             "interrupted_at": self._interrupted_at,
+            **self._stop_state(),
         }
         if hasattr(self, "storage"):
             state["storage"] = storage_state(self.storage)
         if hasattr(self.data_loader, "state_dict"):
             state["data"] = self.data_loader.state_dict()
         if self.cfg is not None:
-            state["schedule"] = schedule_keys(self.cfg)
+            state["schedule"] = {**schedule_keys(self.cfg), **self._optimizer_keys}
         return state
 
     def check_states(self) -> None:
@@ -95,7 +97,7 @@ class TrainerState(TrainerAttributes):
         ranks = comm.gather(
             {
                 "random": get_random_state(),
-                "hooks": {key: plain(hook.state_dict(), key) for key, hook in per_rank.items()},
+                "hooks": {key: plain(_rank_state(hook), key) for key, hook in per_rank.items()},
                 "buffers": buffers_of(self.raw_model),
                 "attributes": self._attributes.state_dict(),
             }
@@ -149,6 +151,7 @@ class TrainerState(TrainerAttributes):
         self.schedule_is_new = new_schedule
         self._restored, self._missing = [], []
         extra = self.checkpointer.load(path)
+        self.checkpointer.adopt(extra)
         if not self._restored:
             self._missing.append("the trainer's state")
         self._load_rank_state(extra.get("ranks"))
@@ -175,6 +178,7 @@ class TrainerState(TrainerAttributes):
             self.completed_steps = int(state["iteration"]) + 1
             self._storage_state = state.get("storage")
             self._interrupted_at_load = state.get("interrupted_at", "")
+            self._stopped_before = state.get("stopped_early", "")
         self._load_optimizer(state)
         self._load_hooks(state.get("hooks", {}))
         for key, part in (
@@ -238,12 +242,17 @@ class TrainerState(TrainerAttributes):
     def _compare_schedules(self, saved: Optional[Dict[str, Any]]) -> None:
         if saved is None or self.cfg is None or self.schedule_is_new:
             return
-        now = schedule_keys(self.cfg)
-        changed = [f"{k} {saved[k]} -> {now[k]}" for k in now if saved.get(k) != now[k]]
+        self._optimizer_keys = {key: saved[key] for key in OPTIMIZER_KEYS if key in saved}
+        changed, kept = changed_keys(saved, schedule_keys(self.cfg))
         if changed:
             logger.warning(
                 f"The schedule is not the checkpoint's: {', '.join(changed)}. The count of steps "
                 "goes on; --reset-schedule would start the new schedule at its first step."
+            )
+        if kept:
+            logger.warning(
+                "The optimiser is the checkpoint's, so the config does not change it: "
+                f"{', '.join(kept)}. --reset-schedule would take the config's, at step 0."
             )
 
     def _report(self, path: str) -> None:
@@ -274,6 +283,12 @@ class TrainerState(TrainerAttributes):
             set_random_state(self._random_state)
             self._random_state = None
 
+    def _save_new_schedule(self) -> None:
+        """Before the first step of a new schedule: a run that is resumed before the first regular
+        checkpoint must go on with it, and not with the schedule that had come to its end."""
+        if self.schedule_is_new and self.start_iter == 0:
+            self.save_checkpoint("model_0000000")
+
     def _run_interrupted_hooks(self) -> None:
         """Finish ``after_step`` where a kill interrupted it."""
         key, self._interrupted_at_load = self._interrupted_at_load, ""
@@ -289,3 +304,9 @@ class TrainerState(TrainerAttributes):
 
 def _differs_among_ranks(hook: UpstreamHookBase) -> bool:
     return getattr(hook, "per_rank_state", False) and hasattr(hook, "load_state_dict")
+
+
+def _rank_state(hook: UpstreamHookBase) -> Dict[str, Any]:
+    """What of a hook's state differs among ranks; all of it unless the hook says more."""
+    own = getattr(hook, "rank_state_dict", None)
+    return hook.state_dict() if own is None else own()

@@ -20,7 +20,7 @@ from d2ext.modeling.reduce import Deferred, deferring
 
 from .builders import Builders
 from .checkpoint import Checkpointer
-from .errors import EXIT_PREEMPTED, expected_error
+from .errors import expected_error
 from .module_state import ChangedAttributes, recent_storage
 from .nonfinite import NonFiniteGuard
 from .output_lock import lock_output_folder
@@ -37,11 +37,12 @@ def create_ddp_model(model: nn.Module, *, find_unused_parameters: bool = False) 
     """Wrap a model in DistributedDataParallel if there are several ranks, on GPU or CPU."""
     if comm.get_world_size() == 1:
         return model
-    on_gpu = next(model.parameters()).is_cuda
+    device = next(model.parameters()).device
     return DistributedDataParallel(
         model,
-        # Detectron2's helper always names a device here, which DDP refuses on the CPU.
-        device_ids=[comm.get_local_rank()] if on_gpu else None,
+        # Detectron2's helper names the GPU by the rank: DDP refuses that on the CPU, and a process
+        # that sees one GPU alone has no other number for it than 0.
+        device_ids=[device.index] if device.type == "cuda" else None,
         broadcast_buffers=False,
         find_unused_parameters=find_unused_parameters,
     )
@@ -114,12 +115,11 @@ class Trainer(TrainerState, Builders, TrainerBase):
         self.micro_step = 0
         self.results: Optional[Dict[str, Any]] = None
         self.finished = False
+        self._init_stopping()
         self._last_hooks: List[UpstreamHookBase] = []
         self._loss_hooks: List[Any] = []
         lag = self.device.type == "cuda" and not self.guard.skipping
         self._recorder = StepRecorder(self.device, lag)
-        self._wishes, self._stop_reason = [False, False], ""
-        self._stop_agreed = (False, False)
         self._attributes = ChangedAttributes(model)
         self._init_state()
         self.checkpointer = Checkpointer(
@@ -148,57 +148,12 @@ class Trainer(TrainerState, Builders, TrainerBase):
         self._after_step(self._hooks[: len(self._hooks) - len(self._last_hooks)])
 
     def _after_step(self, hooks: List[UpstreamHookBase]) -> None:
-        self._latch_stop()
+        self._decide_stop()
         for hook in hooks:
             hook.after_step()
-        # Latched before a checkpoint is decided on, so that no wish to stop comes in between.
-        self._latch_stop()
+        self._decide_late_stop()
         for hook in self._last_hooks:
             hook.after_step()
-
-    # ------------------------------------------------------------- stopping
-
-    def request_stop(self, reason: str, by_signal: bool = False) -> None:
-        """End the training after this step; with several ranks at the latest after the next.
-
-        Any rank may ask, and all stop at the same step.
-
-        Args:
-            reason: why, for the log.
-            by_signal: the run is to be resumed: exit code 75 instead of 0, no final evaluation.
-        """
-        self._wishes[0 if by_signal else 1] = True
-        self._stop_reason = self._stop_reason or reason
-
-    def _latch_stop(self) -> None:
-        if comm.get_world_size() == 1:
-            self._stop_agreed = (self._wishes[0], self._wishes[1])
-
-    @property
-    def stopping(self) -> bool:
-        """Whether all ranks have agreed to stop after this step."""
-        return any(self._stop_agreed)
-
-    @property
-    def is_last_step(self) -> bool:
-        """Whether training is complete with this step."""
-        stopped_early = self._stop_agreed[1] and not self._stop_agreed[0]
-        return self.iter + 1 >= self.max_iter or stopped_early
-
-    @property
-    def stopped_by_signal(self) -> bool:
-        """Whether the run ends for now and is to be resumed."""
-        return self._stop_agreed[0] and not self.finished
-
-    @property
-    def exit_code(self) -> int:
-        if self.stopped_by_signal:
-            return EXIT_PREEMPTED
-        return 0
-
-    def is_due(self, period: int) -> bool:
-        """Whether something done every ``period`` steps, and at the end, is due in this step."""
-        return (period > 0 and (self.iter + 1) % period == 0) or self.is_last_step
 
     # ----------------------------------------------------------------- loop
 
@@ -214,6 +169,8 @@ class Trainer(TrainerState, Builders, TrainerBase):
         self.max_iter = self.max_iter if max_iter is None else max_iter
         self.iter = self.completed_steps = self.start_iter
         lock = lock_output_folder(self.output_dir)
+        if lock is not None:
+            self.checkpointer.remove_leftovers()
         logger.info(f"Training from step {self.start_iter} to {self.max_iter}.")
         with lock or contextlib.nullcontext(), recent_storage(self.start_iter) as self.storage:
             try:
@@ -221,18 +178,18 @@ class Trainer(TrainerState, Builders, TrainerBase):
                 self.before_train()
                 self.check_states()
                 self._restore_random_state()
+                self._resume_stopped(interrupted=bool(self._interrupted_at_load))
+                self._save_new_schedule()
                 self._run_interrupted_hooks()
                 for iteration in range(self.start_iter, self.max_iter):
+                    if self.stopping:
+                        break
                     self.iter = iteration
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                    if self.stopping:
-                        break
                 self.flush_metrics()
-                self.finished = self.completed_steps >= self.max_iter or (
-                    self._stop_agreed[1] and not self._stop_agreed[0]
-                )
+                self.finished = self._is_finished()
                 self.iter = self.completed_steps
                 self._say_why_stopped()
             except Exception as error:
@@ -243,12 +200,6 @@ class Trainer(TrainerState, Builders, TrainerBase):
                 self.after_train()
         self._verify_results()
         return self.results
-
-    def _say_why_stopped(self) -> None:
-        if self.stopping:
-            advice = "; --resume goes on from here" if self.stopped_by_signal else ""
-            reason = self._stop_reason or "another process asked to"
-            logger.info(f"Stopped after step {self.completed_steps}: {reason}{advice}.")
 
     def _verify_results(self) -> None:
         expected = self.cfg is not None and len(self.cfg.TEST.EXPECTED_RESULTS)
@@ -341,8 +292,7 @@ class Trainer(TrainerState, Builders, TrainerBase):
         for record in records:
             self.guard.check(record, self.raw_model)
             self._write_metrics(record)
-            if comm.get_world_size() > 1:
-                self._stop_agreed = (record.stop_wishes[0] > 0, record.stop_wishes[1] > 0)
+            self._note_wishes(record)
 
     def _write_metrics(self, record: StepRecord) -> None:
         """Put a step's figures into the storage, equal on all ranks."""

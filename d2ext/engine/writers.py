@@ -61,6 +61,7 @@ class MetricsWriter(JSONWriter):
 
     def __init__(self, json_file: str, window_size: int = 20):
         self._path, self._restored = json_file, False
+        self._earlier = 0  # lines of earlier schedules, whose steps are counted apart
         super().__init__(json_file, window_size)
 
     def start(self, trainer: Any) -> None:
@@ -71,7 +72,9 @@ class MetricsWriter(JSONWriter):
             last = self._last_write if self._restored else trainer.start_iter - 1
         elif trainer.restarted:
             last = -1  # the last run ended before its first checkpoint
-        self._remove_lines_after(last)
+        kept = self._remove_lines_after(last)
+        if last == float("inf"):
+            self._earlier = kept
 
     def write(self) -> None:
         with writing(self._path):
@@ -88,22 +91,31 @@ class MetricsWriter(JSONWriter):
         with contextlib.suppress(OSError):
             self._file_handle.close()
 
-    def _remove_lines_after(self, iteration: float) -> None:
-        """Keep the lines of steps up to one; a line that was cut off is never kept."""
+    def _remove_lines_after(self, iteration: float) -> int:
+        """Keep earlier lines, and those of steps up to one; never a line that was cut off.
+
+        Returns:
+            how many are kept
+        """
         self._file_handle.close()
         kept: List[bytes] = []
         if os.path.isfile(self._path):
             with open(self._path, "rb") as stream:
-                kept = [line for line in stream if _iteration(line) <= iteration]
+                for number, line in enumerate(stream):
+                    limit = float("inf") if number < self._earlier else iteration
+                    if _iteration(line) <= limit:
+                        kept.append(line)
         with writing(self._path), atomic_write(self._path) as stream:
             stream.writelines(kept)
         self._file_handle = open(self._path, "a")  # noqa: SIM115  (closed by close())
+        return len(kept)
 
     def state_dict(self) -> Dict[str, Any]:
-        return {"last_write": self._last_write}
+        return {"last_write": self._last_write, "earlier": self._earlier}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         self._last_write, self._restored = state["last_write"], True
+        self._earlier = state.get("earlier", 0)
 
 
 def _figures_since(last: int, window: int) -> List[Tuple[int, Dict[str, float]]]:

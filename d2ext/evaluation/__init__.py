@@ -1,6 +1,6 @@
 """Evaluation on COCO, LVIS and PASCAL VOC, on arrays and a fast back end."""
 
-from .build import build_evaluator
+from .build import build_evaluator, evaluator_types
 from .coco_evaluation import COCOEvaluator
 from .lvis_evaluation import LVISEvaluator
 from .pascal_voc_evaluation import PascalVOCDetectionEvaluator
@@ -12,4 +12,5 @@ __all__ = [
     "PascalVOCDetectionEvaluator",
     "Predictions",
     "build_evaluator",
+    "evaluator_types",
 ]

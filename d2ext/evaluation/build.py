@@ -1,6 +1,7 @@
 """The evaluator that fits a data set."""
 
 import os
+from typing import List
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator as UpstreamCOCOEvaluator
@@ -11,7 +12,7 @@ from .coco_evaluation import COCOEvaluator
 from .lvis_evaluation import LVISEvaluator
 from .pascal_voc_evaluation import PascalVOCDetectionEvaluator
 
-__all__ = ["build_evaluator"]
+__all__ = ["build_evaluator", "evaluator_types"]
 
 
 def build_evaluator(cfg, dataset_name: str, output_folder=None) -> DatasetEvaluator:
@@ -27,17 +28,23 @@ def build_evaluator(cfg, dataset_name: str, output_folder=None) -> DatasetEvalua
     """
     if output_folder is None:
         output_folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    evaluators = []
+    for kind in evaluator_types(dataset_name):
+        evaluators.extend(_BUILDERS[kind](cfg, dataset_name, output_folder))
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def evaluator_types(dataset_name: str) -> List[str]:
+    """The data set's ``evaluator_type``, or several, each of which has an evaluator here."""
     kinds = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
     kinds = [kinds] if isinstance(kinds, str) else list(kinds)
-    evaluators = []
     for kind in kinds:
         if kind not in _BUILDERS:
             raise ValueError(
                 f"The data set '{dataset_name}' asks for the evaluator '{kind}', which is not one "
                 f"of {sorted(_BUILDERS)}; set 'evaluator_type' in its metadata to one of them."
             )
-        evaluators.extend(_BUILDERS[kind](cfg, dataset_name, output_folder))
-    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+    return kinds
 
 
 def _has_other_outputs(cfg) -> bool:

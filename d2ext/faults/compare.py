@@ -15,10 +15,11 @@ def load(path: Any) -> Dict[str, Any]:
 
 
 def state_of(path: Any) -> Dict[str, Any]:
-    """A checkpoint without what a clock measured, and without the config, whose keys may differ in
-    what must not matter (workers, periods)."""
+    """A checkpoint without what a clock measured, and without the config and the names of other
+    checkpoints, which may differ in what must not matter (workers, periods)."""
     data = load(path)
-    data.pop("config", None)
+    for key in ("config", "checkpoints"):
+        data.pop(key, None)
     storage = data.get("trainer", {}).get("storage", {})  # files of weights alone have none
     for part in storage.values():
         for name in [n for n in part if "time" in n or "eta" in n]:

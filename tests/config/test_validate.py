@@ -20,7 +20,7 @@ OWN = sorted(set(get_cfg().dotted_keys()) - set(CfgNode(upstream_cfg()).dotted_k
 # Detectron2's keys of parts that no detector and no hook of d2ext reads.
 OTHERS = (
     "VERSION", "GLOBAL.", "MODEL.ROI_KEYPOINT_HEAD.", "MODEL.SEM_SEG_HEAD.", "MODEL.PANOPTIC_FPN.",
-    "TEST.AUG.", "TEST.KEYPOINT_OKS_SIGMAS", "MODEL.ANCHOR_GENERATOR.ANGLES", "SOLVER.AMP.DTYPE",
+    "TEST.KEYPOINT_OKS_SIGMAS", "MODEL.ANCHOR_GENERATOR.ANGLES", "SOLVER.AMP.DTYPE",
 )  # fmt: skip
 DETECTORS = ("fcos", "retinanet", "atss", "dw", "faster_rcnn", "cascade_rcnn", "mask_rcnn")
 
@@ -109,6 +109,7 @@ BAD = [
     ("MODEL.BACKBONE.NAME", "resnet", "one of "),
     ("INPUT.FORMAT", "bgr", "'BGR'"),
     ("SEED", 2**32, "an integer of at most"),
+    ("TEST.AUG.MIN_SIZES", (), "a list of at least 1"),
     ("MODEL.FCOS", 3, "a section of keys"),
     ("SOLVER.LOSS_WEIGHTS", 1.0, "a section of keys"),
 ]
@@ -144,7 +145,11 @@ PAIRS = [
     ("fcos", {"SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR", "SOLVER.BASE_LR_END": 9.0}, "cosine"),
     ("fcos", {"SOLVER.NESTEROV": True, "SOLVER.MOMENTUM": 0.0}, "Nesterov"),
     ("fcos", {"MODEL.RESNETS.NORM": "EvalBN"}, "EvalBN is known to"),
-    ("faster_rcnn", {"MODEL.LOAD_PROPOSALS": True}, "proposal file"),
+    ("fcos", {"TEST.AUG.ENABLED": True}, "GeneralizedRCNN only, so the first must be False"),
+    ("faster_rcnn", {"TEST.AUG.ENABLED": True, "MODEL.KEYPOINT_ON": True}, "nor key points"),
+    ("faster_rcnn", {"MODEL.LOAD_PROPOSALS": True}, "PROPOSAL_FILES_TRAIN.*proposal file"),
+    ("faster_rcnn", {"MODEL.LOAD_PROPOSALS": True, "DATASETS.TRAIN": ()},
+     "PROPOSAL_FILES_TEST.*proposal file"),
     ("faster_rcnn", {"MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p4"]}, "consecutive levels"),
     ("faster_rcnn", {"MODEL.ROI_BOX_HEAD.NUM_FC": 0}, "at least one layer"),
     ("faster_rcnn", {"MODEL.ROI_BOX_HEAD.USE_FED_LOSS": True,

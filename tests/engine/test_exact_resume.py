@@ -74,11 +74,16 @@ def test_killed_between_micro_steps(tiny, tmp_path):
 
 
 def test_without_a_seed(tiny, tmp_path):
-    """A random seed is part of the state: the order of the data goes on all the same."""
-    words = ("SEED", -1, "SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 1)
+    """A random seed is part of the state: the order of the data goes on all the same, and batch
+    norm is measured on the same images."""
+    words = (
+        "SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 1, "SEED", -1,
+        "TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2,
+    )  # fmt: skip
     out = tmp_path / "run"
     train(tiny, out, *words)
     final = state_of(out / "model_final.pth")
+    assert final["trainer"]["data"]["seed"] != 3  # that of the toy's options
     for name in ("model_final.pth", "model_0000004.pth", "model_0000003.pth"):
         os.remove(out / name)
     (out / "last_checkpoint").write_text("model_0000002.pth")

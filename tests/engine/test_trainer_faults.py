@@ -307,6 +307,39 @@ def test_max_to_keep(tmp_path):
     assert checkpointer.get_checkpoint_file().endswith("model_final.pth")
 
 
+def test_max_to_keep_counts_the_runs_own_checkpoints(tmp_path):
+    """Those of another run in the folder stay; a resumed run goes on counting."""
+
+    def save(count, resume=False):
+        trainer = line_trainer(output_dir=str(tmp_path), max_to_keep=2)
+        if resume:
+            trainer.resume_or_load()
+        for k in range(trainer.completed_steps, count):
+            trainer.completed_steps = k + 1
+            trainer.save_checkpoint(f"model_{k:07d}")
+        return sorted(int(path.stem.split("_")[1]) for path in tmp_path.glob("model_*.pth"))
+
+    others = [11, 12, 13]
+    for k in others:
+        (tmp_path / f"model_{k:07d}.pth").write_bytes(b"of another run")
+    assert save(3) == [1, 2, *others]
+    assert save(5, resume=True) == [3, 4, *others]
+    # Detectron2's checkpoints, and those of before this was recorded, do not say.
+    data = load(tmp_path / "model_0000004.pth")
+    del data["checkpoints"]
+    torch.save(data, tmp_path / "model_0000004.pth")
+    assert save(8, resume=True) == [3, 4, 6, 7, *others]
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+    ours = ["model_0000001.pth.7.part", "last_checkpoint.7.part", "metrics.json.7.part"]
+    others = ["notes.part", "report.html.7.part"]
+    for name in ours + others:
+        (tmp_path / name).write_bytes(b"half")
+    line_trainer(output_dir=str(tmp_path)).train()
+    assert sorted(os.listdir(tmp_path)) == sorted(others)
+
+
 def test_checkpoints_hold_no_code(tmp_path):
     """They load with weights_only, and a file that needs more is refused."""
     trainer = line_trainer(output_dir=str(tmp_path))

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from engine_kit import load, metrics, toy_cfg
+from detectron2.data import build_detection_train_loader
+from detectron2.utils import comm
+from engine_kit import load, metrics, run_ranks, toy_cfg
 from test_trainer_hooks import Line, line_trainer
 from torch import nn
 
 from d2ext.engine import GlobalNormClipper, Precision, Trainer
+from d2ext.engine.data_loader import check_batch_size
 from d2ext.engine.hooks import ModelEMA
 
 
@@ -91,6 +94,26 @@ def test_images_per_batch_is_shared_by_micro_steps(tiny, tmp_path):
         Trainer.build_train_loader(cfg)
 
 
+@pytest.mark.parametrize("grouping", [False, True])
+def test_a_loader_that_does_not_share_with_micro_steps_is_refused(tiny, tmp_path, grouping):
+    class Upstream(Trainer):
+        @classmethod
+        def build_train_loader(cls, cfg):
+            return build_detection_train_loader(cfg)
+
+    words = ("SOLVER.IMS_PER_BATCH", 4, "DATALOADER.ASPECT_RATIO_GROUPING", grouping)
+    Upstream(toy_cfg(tmp_path, *words))
+    with pytest.raises(ValueError, match="gives batches of 4 images; let it give batches of 2 im"):
+        Upstream(toy_cfg(tmp_path, *words, "SOLVER.ACCUMULATE", 2))
+
+
+def test_a_loader_that_does_not_tell_its_batch_size_is_warned_of(caplog):
+    check_batch_size([1, 2], 4, accumulate=1)
+    assert not caplog.records
+    check_batch_size([1, 2], 4, accumulate=2)
+    assert "does not say its batch size; it has to give batches of 2 images" in caplog.text
+
+
 def test_global_norm_clipping():
     batch = torch.randn(4, 3) * 10
     trainer = line_trainer([batch], max_iter=1, lr=1.0, clipper=GlobalNormClipper(0.5))
@@ -168,6 +191,46 @@ def test_moving_average_leaves_a_constant_alone():
     for _ in range(20):
         ema.update()
     assert torch.equal(ema.average["running_mean"], model.running_mean)
+
+
+@pytest.mark.dist
+def test_ranks_resume_their_own_averages_of_batch_norm(tmp_path):
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, batch):
+            return {"loss": self.norm(batch).square().mean()}
+
+    def make(rank):
+        torch.manual_seed(rank)
+        model = Normed()
+        trainer = Trainer(
+            model=model,
+            data_loader=[torch.randn(4, 3) for _ in range(3)],
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            max_iter=3,
+            output_dir=str(tmp_path),
+        )
+        trainer.register_hooks([average := ModelEMA(model)])
+        return trainer, average
+
+    def rank_main(rank):
+        trainer, average = make(rank)
+        trainer.train()
+        trainer.save_checkpoint("model_0000002")
+        means = comm.all_gather(average.average["norm.running_mean"])
+        assert not torch.equal(*means)
+        trainer, resumed = make(rank)
+        trainer.resume_or_load()
+        assert resumed.updates == 3
+        for name, value in average.average.items():
+            assert torch.equal(resumed.average[name], value), name
+
+    run_ranks(rank_main)
+    (own,) = load(tmp_path / "model_0000002.pth")["ranks"][1]["hooks"].values()
+    assert "norm.weight" not in own["average"]
 
 
 def test_average_is_lent_and_taken_back():

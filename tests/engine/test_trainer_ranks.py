@@ -1,5 +1,7 @@
 """Two processes on CPU: what they compute together, and that they never wait for each other."""
 
+import os
+
 import pytest
 import torch
 from detectron2.utils import comm
@@ -174,6 +176,58 @@ SLURM = {
 def test_torchruns_variables():
     assert place_from_environment(TORCHRUN) == (5, 8, 1, 4, "env://")
     assert place_from_environment({**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1"}) is None
+
+
+def test_variables_that_count_machines_are_not_torchruns(monkeypatch, caplog):
+    """Kubeflow's PyTorchJob sets them for each machine, for the flags to name."""
+    for key, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "node0"}.items():
+        monkeypatch.setenv(key, value)
+    assert place_from_environment(os.environ) is None
+    assert launch(comm.get_world_size) == 1
+    assert "pass --num-machines $WORLD_SIZE --machine-rank $RANK" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(torch.distributed, "init_process_group", join)
+    with pytest.raises(Joined) as joined:
+        launch(comm.get_world_size, 1, 2, 1, "tcp://node0:1234")
+    assert joined.value.args[1:] == (2, 1) and not caplog.records
+
+
+class Joined(Exception):
+    pass
+
+
+def join(backend, *, world_size, rank, **place):
+    raise Joined(backend, world_size, rank)
+
+
+@pytest.mark.parametrize(
+    "env, count, device, expected",
+    [
+        ("torchrun", 4, "cuda", ("nccl", 1)),
+        ("slurm", 4, "cuda", ("nccl", 1)),
+        # --gpus-per-task 1: each process sees its own, under the same number.
+        ("slurm", 1, "cuda", ("nccl", 0)),
+        ("torchrun", 1, "cpu", ("gloo", None)),
+        ("torchrun", 1, "cuda", "4 processes were asked for on a machine with 1 GPU.s.; start few"),
+        ("torchrun", 2, "cuda", "4 processes were asked for on a machine with 2 GPU.s.; start few"),
+    ],
+)
+def test_the_gpu_of_a_process(monkeypatch, env, count, device, expected):
+    variables = TORCHRUN if env == "torchrun" else {**SLURM, "CUDA_VISIBLE_DEVICES": "3"}
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", join)
+    if isinstance(expected, str):
+        with pytest.raises(RuntimeError, match=expected):
+            launch(comm.get_world_size, device=device)
+        return
+    with pytest.raises(Joined) as joined:
+        launch(comm.get_world_size, device=device)
+    assert (joined.value.args[0], chosen[0] if chosen else None) == expected
 
 
 def test_slurms_variables():

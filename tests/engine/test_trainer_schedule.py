@@ -7,6 +7,7 @@ import torch
 from engine_kit import load, metrics, toy_cfg
 
 from d2ext.engine import Trainer, resolve_schedule
+from d2ext.engine.schedule import scale_to_world_size
 
 
 @pytest.fixture
@@ -43,6 +44,22 @@ def test_scaling_on_request_is_printed(cfg, caplog):
     assert "BASE_LR 0.02 -> 0.005, MAX_ITER 90 -> 360" in caplog.text
     assert resolve_schedule(scaled, 100) == scaled  # once is enough
     assert cfg.SOLVER.MAX_ITER == 90  # the caller's config is its own
+
+
+@pytest.mark.parametrize("auto_scale", [False, True])
+def test_a_reference_number_of_processes_scales_once(cfg, caplog, auto_scale):
+    """Half of the processes have half of the batch, for which the schedule is scaled by then."""
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE = 16, 8
+    cfg.SOLVER.AUTO_SCALE = auto_scale
+    with caplog.at_level(logging.WARNING, "d2ext"):
+        scaled = resolve_schedule(scale_to_world_size(cfg, 4), 100).SOLVER
+    assert (scaled.IMS_PER_BATCH, scaled.MAX_ITER) == (8, 180)
+    assert pytest.approx(0.01) == scaled.BASE_LR
+    assert not caplog.records
+    # A batch that is not the reference is scaled for, too.
+    cfg.SOLVER.REFERENCE_BATCH = 32
+    max_iter = resolve_schedule(scale_to_world_size(cfg, 4), 100).SOLVER.MAX_ITER
+    assert max_iter == (360 if auto_scale else 180)
 
 
 def test_nothing_is_said_if_the_batch_fits(cfg, caplog):
@@ -93,6 +110,24 @@ def test_the_learning_rate_follows(tiny, tmp_path):
     torch.testing.assert_close(
         torch.tensor(lrs), torch.tensor([1e-5, 0.005005, 0.01, 0.01, 0.001, 0.001])
     )
+
+
+def test_a_resumed_run_says_which_keys_stay_the_checkpoints(tiny, tmp_path, caplog):
+    """The optimiser goes on as it was; the schedule may change."""
+    words = ("SOLVER.WARMUP_ITERS", 0, "TEST.EVAL_PERIOD", 0, "DATASETS.TEST", ())
+    Trainer(toy_cfg(tmp_path, *words, "SOLVER.MAX_ITER", 1)).train()
+    changes = ("SOLVER.BASE_LR", 0.003, "SOLVER.WEIGHT_DECAY", 0.5, "SOLVER.STEPS", (2,))
+    for count in (3, 4):  # also in the log of the resume after the next one
+        caplog.clear()
+        trainer = Trainer(toy_cfg(tmp_path, *words, *changes, "SOLVER.MAX_ITER", count))
+        with caplog.at_level(logging.WARNING, "d2ext"):
+            trainer.resume_or_load()
+        trainer.train()
+        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
+        assert trainer.optimizer.param_groups[0]["weight_decay"] == 0.0001
+        assert f" -> {count}" in caplog.text
+        assert "BASE_LR stays 0.01, not 0.003, WEIGHT_DECAY stays 0.0001, not 0.5" in caplog.text
+        assert "MOMENTUM" not in caplog.text
 
 
 def test_fast_dev_run(tiny, tmp_path):

@@ -28,7 +28,8 @@ class HookBase(_UpstreamHookBase):
     A checkpoint written before another hook's ``after_step`` would miss what that hook changed."""
 
     per_rank_state: bool = False
-    """Save the state of every rank, not of rank 0 alone. For state that differs among ranks."""
+    """Save the state of every rank, not of rank 0 alone. For state that differs among ranks.
+    If only a part does, ``rank_state_dict`` returns that part; it is loaded behind rank 0's."""
 
     def on_losses(self, loss_dict: Dict[str, torch.Tensor]) -> Optional[Dict[str, torch.Tensor]]:
         """Called between forward and backward, outside of autocast.

@@ -4,6 +4,7 @@ import contextlib
 from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 import torch
+from detectron2.utils import comm
 from torch import nn
 
 from .base import HookBase
@@ -105,8 +106,19 @@ class ModelEMA(HookBase):
     def state_dict(self) -> Dict[str, Any]:
         return {"updates": self.updates, "average": dict(self.average)}
 
+    @property
+    def per_rank_state(self) -> bool:  # type: ignore[override]
+        """Ranks have the same parameters, but each its own batch-norm statistics."""
+        return comm.get_world_size() > 1
+
+    def rank_state_dict(self) -> Dict[str, Any]:
+        """The averages of buffers, on the CPU: they are sent to rank 0."""
+        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        buffers = {k: v.cpu() for k, v in self.average.items() if k not in parameters}
+        return {"average": buffers}
+
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        self.updates = state_dict["updates"]
+        self.updates = state_dict.get("updates", self.updates)  # not in the part of a rank
         for name, value in state_dict["average"].items():
             if name in self.average:
                 self.average[name].copy_(value)

@@ -9,6 +9,7 @@ from detectron2.utils import comm
 
 from ..random_state import isolated_random_state
 from .base import HookBase
+from .validation_loss import ValidationLoss
 
 __all__ = ["BestCheckpointer", "EarlyStopping", "Evaluate"]
 
@@ -116,6 +117,8 @@ class BestCheckpointer(_BestMetric):
 class EarlyStopping(_BestMetric):
     """Ends the training when a figure has not improved for ``patience`` evaluations in a row.
 
+    A run that ended so stays ended when it is resumed with the same patience or less.
+
     Args:
         metric: the figure's name in the log.
         patience: evaluations without improvement that end the training.
@@ -127,16 +130,30 @@ class EarlyStopping(_BestMetric):
         super().__init__(metric, mode, min_delta)
         self.patience, self.waited = patience, 0
 
+    def before_train(self) -> None:
+        if self.waited >= self.patience:
+            self._ask()
+
     def after_step(self) -> None:
         value = self.newest()
-        if value is None:
+        # What is evaluated after it has asked changes nothing, also in a run that is resumed.
+        if value is None or self.waited >= self.patience:
             return
         self.waited = 0 if self.improve(value) else self.waited + 1
         if self.waited >= self.patience:
-            self.trainer.request_stop(
-                f"{self.metric} has not improved on {self.best} (step {self.best_iter}) "
-                f"for {self.waited} evaluations"
-            )
+            self._ask(evaluated=self._all_is_evaluated())
+
+    def _ask(self, evaluated: bool = False) -> None:
+        self.trainer.request_stop(
+            f"{self.metric} has not improved on {self.best} (step {self.best_iter}) "
+            f"for {self.waited} evaluations",
+            evaluated=evaluated,
+        )
+
+    def _all_is_evaluated(self) -> bool:
+        """Whether this step, which this hook stands at the end of, has evaluated all there is."""
+        measuring = [h for h in self.trainer._hooks if isinstance(h, (Evaluate, ValidationLoss))]
+        return all(self.trainer.is_due(hook._period) for hook in measuring)
 
     def state_dict(self) -> Dict[str, Any]:
         return {**super().state_dict(), "waited": self.waited}

@@ -101,10 +101,18 @@ class PreciseBN(upstream.PreciseBN):
     """Detectron2's, on the same batches each time: so it has no state of its own, and a resumed
     run measures what an uninterrupted one does."""
 
+    def after_step(self) -> None:
+        # Detectron2's looks at max_iter alone, and a run may end before that.
+        if not self._disabled and self.trainer.is_due(self._period):
+            self.update_stats()
+
     def update_stats(self) -> None:
         self._data_iter = None
-        if hasattr(getattr(self, "_data_loader", None), "batches_consumed"):
-            self._data_loader.batches_consumed = 0
+        loader: Any = getattr(self, "_data_loader", None)
+        if hasattr(loader, "batches_consumed"):
+            loader.batches_consumed = 0
+            # A random seed is saved with the training loader, and comes back with it.
+            loader.seed = getattr(self.trainer.data_loader, "seed", loader.seed)
         with isolated_random_state():
             super().update_stats()
         self._data_iter = None
