@@ -9,9 +9,11 @@ import argparse
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
+
+from .coco_data import annotations_of, judged_classes
 
 __all__ = ["annotation_file", "best_ious", "pearson", "score_iou_consistency", "spearman"]
 
@@ -33,8 +35,8 @@ def score_iou_consistency(
 
     Args:
         results: detections in COCO's results format, or the JSON file that holds them.
-        annotations: a COCO data set with ``images`` and ``annotations``, or its JSON file. Crowd
-            regions are no objects; a detection that hits none but lies in one is left out.
+        annotations: a COCO or LVIS data set with ``images`` and ``annotations``, or its JSON file.
+            Crowd regions are no objects; a detection that hits none but lies in one is left out.
         min_score: detections below it are left out: a detector emits any number of them.
         min_iou: from which IoU on a detection hits something.
 
@@ -68,28 +70,45 @@ def best_ious(
         results, annotations: as COCO's JSON files hold them, boxes as (x, y, width, height).
         min_score: detections below it are left out.
         min_iou: a detection that overlaps all objects by less, but lies by as much inside a crowd
-            region, is left out.
+            region or is of a class that the image is not annotated for (LVIS), is left out.
 
     Returns:
         Scores and IoUs, both (D,), by image and class; 0 where the image has no such object.
+        Detections of images that are not in ``annotations`` are left out.
     """
     objects, crowds = defaultdict(list), defaultdict(list)
-    for item in annotations["annotations"]:
+    for item in annotations_of(annotations):
         where = crowds if item.get("iscrowd") else objects
         where[item["image_id"], item["category_id"]].append(item["bbox"])
     found = defaultdict(list)
     for item in results:
         if item["score"] >= min_score:
             found[item["image_id"], item["category_id"]].append((*item["bbox"], item["score"]))
+    judged = _judged_pairs(annotations["images"], objects, found)
     scores, ious = [np.zeros(0)], [np.zeros(0)]
-    for key in sorted(found):
+    for key in sorted(judged):
         rows = np.asarray(found[key], dtype=np.float64)
         iou = _overlap(rows[:, :4], objects[key])
         in_crowd = _overlap(rows[:, :4], crowds[key], crowd=True) >= min_iou
-        keep = (iou >= min_iou) | ~in_crowd
+        keep = (iou >= min_iou) | (judged[key] & ~in_crowd)
         scores.append(rows[keep, 4])
         ious.append(iou[keep])
     return np.concatenate(scores), np.concatenate(ious)
+
+
+def _judged_pairs(
+    images: Sequence[Dict[str, Any]], objects: Iterable[Tuple], found: Iterable[Tuple]
+) -> Dict[Tuple, bool]:
+    """Pairs of image and class in ``found`` -> whether a detection that hits nothing is wrong."""
+    present = defaultdict(set)
+    for image, category in objects:
+        present[image].add(category)
+    known = {image["id"]: judged_classes(image, present[image["id"]]) for image in images}
+    return {
+        (image, category): known[image] is None or category in known[image]
+        for image, category in found
+        if image in known
+    }
 
 
 def _overlap(boxes: np.ndarray, others: List[Sequence[float]], crowd: bool = False) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any, Dict, Set
 
 import numpy as np
 
+from .coco_data import annotations_of, area_of
 from .results_report import FREQUENCY_GROUPS, SIZES
 
 __all__ = ["data_stats", "draw_stats"]
@@ -18,14 +19,16 @@ def data_stats(data: Dict[str, Any]) -> Dict[str, Any]:
     """Counts of a COCO or LVIS data set.
 
     Args:
-        data: with ``images``, ``annotations`` and ``categories``.
+        data: with ``images``, ``annotations`` and ``categories``. Annotations of other images are
+            not counted.
 
     Returns:
         ``images``, ``images_without_objects``, ``objects``, ``crowds``, ``objects_per_image``
         (median and largest), ``classes`` (by falling number of images, with ``images`` and
         ``objects``), ``frequency_groups`` and ``sizes`` (number of classes and of objects)
     """
-    objects = [a for a in data["annotations"] if not a.get("iscrowd")]
+    annotations = annotations_of(data)
+    objects = [a for a in annotations if not a.get("iscrowd")]
     per_image: Dict[Any, int] = defaultdict(int)
     images_of: Dict[int, Set] = defaultdict(set)
     count_of: Dict[int, int] = defaultdict(int)
@@ -38,12 +41,12 @@ def data_stats(data: Dict[str, Any]) -> Dict[str, Any]:
         {"name": c["name"], "images": len(images_of[c["id"]]), "objects": count_of[c["id"]]}
         for c in data["categories"]
     ]
-    areas = np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in objects], dtype=float)
+    areas = np.array([area_of(a) for a in objects], dtype=float)
     return {
         "images": len(data["images"]),
         "images_without_objects": sum(c == 0 for c in counts),
         "objects": len(objects),
-        "crowds": len(data["annotations"]) - len(objects),
+        "crowds": len(annotations) - len(objects),
         "objects_per_image": {
             "median": float(np.median(counts)) if counts else 0.0,
             "largest": max(counts, default=0),
@@ -76,7 +79,7 @@ def draw_stats(stats: Dict[str, Any], data: Dict[str, Any], title: str, path: Pa
         left.set_yscale("log")
     left.set_ylabel("images")
     left.set_title(f"Images with each of {len(rows)} classes", fontsize=9, loc="left")
-    objects = [a for a in data["annotations"] if not a.get("iscrowd")]
+    objects = [a for a in annotations_of(data) if not a.get("iscrowd")]
     per_image: Dict[Any, int] = defaultdict(int)
     for item in objects:
         per_image[item["image_id"]] += 1

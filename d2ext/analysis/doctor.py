@@ -1,12 +1,9 @@
 """What is likely to go wrong with a training, before it starts."""
 
 import logging
-import math
 import os
-import time
 from typing import Any, Dict, List, NamedTuple, Optional
 
-import torch
 from torch import nn
 
 from .annotation_check import (
@@ -28,7 +25,6 @@ __all__ = [
     "check_data",
     "check_keys",
     "check_schedule",
-    "check_steps",
     "check_values",
     "check_weights",
     "data_problems",
@@ -100,7 +96,7 @@ def check_classes(model: nn.Module, names: List[str], key: str = "NUM_CLASSES") 
             )  # fmt: skip
         elif len(classes) != count:
             why = (
-                "Labels beyond the model's last class make the loss fail or count as background."
+                "Labels beyond the model's last class count as background or end the training."
                 if count < len(classes)
                 else "A detection of a class without a name breaks evaluation and pictures."
             )
@@ -287,80 +283,6 @@ def check_schedule(cfg: Any) -> List[Finding]:
         )  # fmt: skip
     text = f"BASE_LR {solver.BASE_LR:g} with {solver.OPTIMIZER} for {images} images a step."
     return found or [Finding("ok", "lr", text)]
-
-
-def check_steps(cfg: Any, model: nn.Module, steps: int, report=print) -> List[Finding]:
-    """Take some real training steps and say what a training will cost.
-
-    Args:
-        cfg: the config.
-        model: the detector; its weights change.
-        steps: how many.
-        report: called with a line of progress.
-    """
-    from detectron2.utils.events import EventStorage
-
-    from d2ext.engine import build_train_loader
-    from d2ext.engine.optimizer import build_optimizer
-
-    cfg = cfg.clone()
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
-    # The first warm-up rate: BASE_LR from the start is no step that a training takes.
-    cfg.SOLVER.BASE_LR *= cfg.SOLVER.WARMUP_FACTOR
-    optimizer = build_optimizer(cfg, model)
-    batches = iter(build_train_loader(cfg))
-    cuda = cfg.MODEL.DEVICE.startswith("cuda")
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    model.train()
-    times, used, found = [], set(), []
-    with EventStorage():
-        for index in range(steps):
-            start = time.perf_counter()
-            losses = model(next(batches))
-            values = {name: float(loss.detach()) for name, loss in losses.items()}
-            bad = [name for name, value in values.items() if not math.isfinite(value)]
-            if bad:
-                what = f"{', '.join(bad)} is not finite in step {index + 1}."
-                fix = "Check the annotations and the weights."
-                return [Finding("error", "steps", what, "The training would stop here.", fix)]
-            optimizer.zero_grad()
-            sum(losses.values()).backward()
-            used |= {n for n, p in model.named_parameters() if p.grad is not None}
-            optimizer.step()
-            if cuda:
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-            report(
-                f"step {index + 1} of {steps}: {times[-1]:.2f} s, loss {sum(values.values()):.3f}"
-            )
-    idle = [n for n, p in model.named_parameters() if p.requires_grad and n not in used]
-    if idle and not cfg.ENGINE.FIND_UNUSED_PARAMETERS:
-        found.append(
-            Finding("warning", "steps", f"{len(idle)} parameters got no gradient, e.g. {idle[0]}.",
-                    "Training on several GPUs would fail.",
-                    "Set ENGINE.FIND_UNUSED_PARAMETERS True if that is meant.")
-        )  # fmt: skip
-    return [*found, _cost(cfg, times, cuda)]
-
-
-def _cost(cfg: Any, times: List[float], cuda: bool) -> Finding:
-    # The first step warms up.
-    seconds = sorted(times[1:] or times)[len(times[1:] or times) // 2]
-    hours = seconds * cfg.SOLVER.MAX_ITER / 3600
-    if cuda:
-        memory = f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of GPU memory at most"
-    else:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        memory = f"{peak:.2f} GiB of memory at most, the program's own included"
-    whole = f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.0f} minutes"
-    return Finding(
-        "ok", "steps", f"{seconds:.2f} s a step on {cfg.MODEL.DEVICE}, about {whole} for "
-        f"{cfg.SOLVER.MAX_ITER} steps of {cfg.SOLVER.IMS_PER_BATCH} images; {memory}."
-    )  # fmt: skip
 
 
 def build_recorded(cfg: Any) -> Dict[str, Any]:

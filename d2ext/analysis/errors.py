@@ -12,6 +12,10 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from d2ext.data.checks.json_file import guess_form
+
+from .coco_data import annotations_of, area_of, best_detections, judged_classes
+
 __all__ = [
     "FALSE_KINDS",
     "Verdict",
@@ -82,20 +86,25 @@ def judge(
     iou_threshold: float = 0.5,
     background_iou: float = 0.1,
     min_score: float = 0.0,
-    max_detections: int = 100,
+    max_detections: Optional[int] = None,
 ) -> Verdict:
     """Say of each detection whether it is right, and what is wrong with it otherwise.
 
     Args:
         results: detections in COCO's results format.
-        data: a COCO or LVIS data set with ``images``, ``annotations`` and ``categories``.
+        data: a COCO or LVIS data set with ``images``, ``annotations`` and ``categories``. What
+            belongs to none of its images is left out.
         iou_threshold: from which IoU on a detection finds an object.
         background_iou: below which IoU there is nothing.
         min_score: detections below it are left out.
-        max_detections: as many of an image are kept, best first; LVIS uses 300.
+        max_detections: as many are kept, best first: of an image and class, or of an image in
+            LVIS' form. By default 100, and 300 in LVIS' form.
     """
-    objects = [a for a in data["annotations"] if not a.get("iscrowd")]
-    crowds = [a for a in data["annotations"] if a.get("iscrowd")]
+    form, annotations = guess_form(data), annotations_of(data)
+    if form == "lvis":  # lvis sees nothing that has no area
+        annotations = [a for a in annotations if area_of(a) > 0]
+    objects = [a for a in annotations if not a.get("iscrowd")]
+    crowds = [a for a in annotations if a.get("iscrowd")]
     by_image: Dict[Any, List[int]] = defaultdict(list)
     for index, item in enumerate(objects):
         by_image[item["image_id"]].append(index)
@@ -107,10 +116,10 @@ def judge(
         if item["score"] >= min_score:
             found[item["image_id"]].append(item)
     verdict = _Builder(objects, iou_threshold, background_iou)
-    for image in data["images"]:
+    # By their ids, as COCO's: the order decides between equal scores.
+    for image in sorted(data["images"], key=lambda image: image["id"]):
         key = image["id"]
-        # A stable sort, as COCO's.
-        items = sorted(found.get(key, []), key=lambda item: -item["score"])[:max_detections]
+        items = best_detections(found.get(key, ()), form, max_detections)
         verdict.add(image, items, by_image.get(key, []), crowds_of.get(key, []))
     return verdict.build()
 
@@ -123,8 +132,7 @@ class _Builder:
         self.gt_image = np.array([a["image_id"] for a in objects])
         self.gt_category = np.array([a["category_id"] for a in objects], dtype=np.int64)
         self.gt_box = np.array([a["bbox"] for a in objects], dtype=np.float64).reshape(-1, 4)
-        areas = [a.get("area", a["bbox"][2] * a["bbox"][3]) for a in objects]
-        self.gt_area = np.array(areas, dtype=np.float64)
+        self.gt_area = np.array([area_of(a) for a in objects], dtype=np.float64)
         self.found = np.zeros(len(objects), dtype=bool)
         self.near = np.zeros(len(objects), dtype=bool)
         self.rows: List[Tuple] = []
@@ -182,10 +190,9 @@ class _Builder:
         for crowd in crowds:
             covered = pairwise_iou(box, np.array([crowd["bbox"]], dtype=np.float64), crowd=True)
             ignored |= (category == crowd["category_id"]) & (covered[:, 0] >= self.threshold)
-        if "neg_category_ids" in image:  # LVIS: an image is annotated for some classes only
-            known = set(image["neg_category_ids"]) | set(self.gt_category[gt].tolist())
-            known -= set(image.get("not_exhaustive_category_ids", ()))
-            ignored |= ~np.isin(category, list(known))
+        judged = judged_classes(image, self.gt_category[gt].tolist())
+        if judged is not None:
+            ignored |= ~np.isin(category, list(judged))
         return ignored
 
     def build(self) -> Verdict:
@@ -282,9 +289,12 @@ def mean_ap(
     results: Sequence[Dict[str, Any]],
     data: Dict[str, Any],
     thresholds: Optional[Sequence[float]] = None,
-    max_detections: int = 100,
+    max_detections: Optional[int] = None,
 ) -> Dict[int, float]:
-    """AP of each class in percent, by default the mean over IoU 0.5, 0.55, ..., 0.95."""
+    """AP of each class in percent, by default the mean over IoU 0.5, 0.55, ..., 0.95.
+
+    The arguments are those of :func:`judge`.
+    """
     thresholds = np.linspace(0.5, 0.95, 10) if thresholds is None else thresholds
     sums: Dict[int, float] = defaultdict(float)
     for threshold in thresholds:

@@ -7,11 +7,13 @@ Shapes: T steps.
 
 import math
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Optional
+from typing import Any, Callable, Dict, Iterable, Iterator, Optional
 
 import numpy as np
 import torch
 from torch import nn
+
+from .trial_steps import take_step
 
 __all__ = ["centred", "draw_range_test", "range_test", "suggest_rate"]
 
@@ -26,6 +28,8 @@ def range_test(
     steps: int = 100,
     diverged: float = 4.0,
     smoothing: float = 0.9,
+    precision: Optional[Any] = None,
+    accumulate: int = 1,
     clip: Optional[Callable[[torch.optim.Optimizer], Any]] = None,
     report: Callable[[str], None] = print,
 ) -> Dict[str, np.ndarray]:
@@ -39,7 +43,7 @@ def range_test(
         steps: T.
         diverged: stop when the smoothed loss is so many times the lowest one.
         smoothing: of the loss, as a moving average corrected for its start.
-        clip: called with the optimizer before each step.
+        precision, accumulate, clip: see :func:`~d2ext.analysis.trial_steps.take_step`.
         report: called with a line of progress every ten steps.
 
     Returns:
@@ -47,28 +51,18 @@ def range_test(
     """
     from detectron2.utils.events import EventStorage
 
+    how = {"precision": precision, "accumulate": accumulate, "clip": clip}
     model.train()
     top = max(group["lr"] for group in optimizer.param_groups)
     shares = [group["lr"] / top for group in optimizer.param_groups]
     rates, losses, smooth = [], [], []
-    average, stream = 0.0, iter(batches)
+    average, stream = 0.0, _repeat(batches)
     with EventStorage():
         for step in range(steps):
             rate = lowest * (highest / lowest) ** (step / max(steps - 1, 1))
             for group, share in zip(optimizer.param_groups, shares):
                 group["lr"] = rate * share
-            batch = next(stream, None)
-            if batch is None:
-                stream = iter(batches)
-                batch = next(stream)
-            out = model(batch)
-            loss = sum(out.values()) if isinstance(out, dict) else out
-            optimizer.zero_grad()
-            loss.backward()
-            if clip is not None:
-                clip(optimizer)
-            optimizer.step()
-            value = float(loss.detach())
+            value = sum(take_step(model, optimizer, stream, **how).values())
             if not math.isfinite(value):
                 break
             average = smoothing * average + (1 - smoothing) * value
@@ -80,6 +74,17 @@ def range_test(
             if smooth[-1] > diverged * min(smooth):
                 break
     return {"lr": np.array(rates), "loss": np.array(losses), "smooth": np.array(smooth)}
+
+
+def _repeat(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches without end."""
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError("There is no batch to train on; give some.")
 
 
 def centred(values: np.ndarray) -> np.ndarray:

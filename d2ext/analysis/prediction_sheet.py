@@ -6,6 +6,8 @@ from typing import Any, Dict, List
 
 import numpy as np
 
+from d2ext.data.checks.json_file import file_name, guess_form
+
 from .errors import Verdict
 from .predictions import draw_boxes
 
@@ -72,7 +74,8 @@ def draw_worst(
         ``images``, all of :func:`rank_images` with file names, and ``summary``, a sentence.
     """
     names = {c["id"]: c["name"] for c in data["categories"]}
-    files = {i["id"]: _file_name(i) for i in data["images"]}
+    form = guess_form(data)
+    files = {i["id"]: file_name(i, form) for i in data["images"]}
     ranked = rank_images(verdict)
     for row in ranked:
         row["file"] = files[row["image"]]
@@ -128,9 +131,3 @@ def _draw(
 
 def _corners(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-
-
-def _file_name(image: Dict[str, Any]) -> str:
-    if "file_name" in image:
-        return image["file_name"]
-    return "/".join(image["coco_url"].split("/")[-2:])

@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import numpy as np
 
 from .calibration import calibrate
+from .coco_data import annotations_of
 from .consistency import best_ious, score_iou_consistency
 from .errors import FALSE_KINDS, Verdict, error_costs, judge, mean_ap
 
@@ -31,7 +32,7 @@ def analyze_results(
     train: Optional[Dict[str, Any]] = None,
     *,
     min_score: float = 0.05,
-    max_detections: int = 100,
+    max_detections: Optional[int] = None,
 ) -> Dict[str, Any]:
     """The numbers of the report.
 
@@ -41,7 +42,7 @@ def analyze_results(
         train: the data set the model was trained on, which says how frequent classes are; without
             it the frequencies are those of ``data``.
         min_score: consistency and calibration leave detections below it out.
-        max_detections: as many of an image are kept.
+        max_detections: as many are kept; see :func:`~d2ext.analysis.errors.judge`.
 
     Returns:
         ``AP``, ``consistency``, ``calibration``, ``errors``, ``classes``, ``frequency_groups`` and
@@ -71,10 +72,10 @@ def class_rows(
     The classes come by falling number of images; images are those of ``train`` if it is given.
     """
     images: Dict[int, set] = defaultdict(set)
-    for item in (train or data)["annotations"]:
+    for item in annotations_of(train or data):
         images[item["category_id"]].add(item["image_id"])
     objects: Dict[int, int] = defaultdict(int)
-    for item in data["annotations"]:
+    for item in annotations_of(data):
         objects[item["category_id"]] += not item.get("iscrowd")
     rows = [
         {

@@ -9,6 +9,7 @@ from .common import (
     annotation_source,
     default_output,
     new_parser,
+    read_results,
     write_json,
 )
 
@@ -21,7 +22,8 @@ def add_analyze(commands: Any) -> None:
         commands,
         "analyze",
         "consistency of score and IoU, calibration, kinds of error, long tail, sizes",
-        "d2ext analyze output/coco_instances_results.json --dataset d2ext_shapes_val",
+        "d2ext analyze output/inference/d2ext_shapes_val/coco_instances_results.json "
+        "--dataset d2ext_shapes_val",
     )
     parser.add_argument("results", metavar="RESULTS", help="detections in COCO's results format")
     parser.add_argument(
@@ -40,23 +42,22 @@ def add_analyze(commands: Any) -> None:
         help="consistency and calibration leave detections below it out (default: 0.05)",
     )
     parser.add_argument(
-        "--max-detections", type=int, default=100, help="of an image (default: 100; LVIS: 300)"
+        "--max-detections",
+        type=int,
+        help="of an image and class (default: 100), or of an image in LVIS' form (default: 300)",
     )
     add_output_argument(parser, "analyze")
     parser.set_defaults(func=run_analyze)
 
 
 def run_analyze(args: argparse.Namespace) -> int:
-    import json
-
     from ..analysis import results_report
     from ..analysis.consistency import best_ious
 
     output = default_output(args.output, "analyze", args.results)
+    results = read_results(args.results)
     data = annotation_source(args.dataset)
     train = annotation_source(args.train) if args.train else None
-    with open(args.results) as file:
-        results = json.load(file)
     report = results_report.analyze_results(
         results, data, train, min_score=args.min_score, max_detections=args.max_detections
     )

@@ -5,10 +5,13 @@ import contextlib
 import json
 import logging
 import math
+import numbers
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+from .._files import RunError, reason_of
 
 __all__ = [
     "add_config_arguments",
@@ -20,6 +23,8 @@ __all__ = [
     "load_config",
     "new_parser",
     "quiet",
+    "read_results",
+    "require_data",
     "write_json",
 ]
 
@@ -77,8 +82,16 @@ def add_output_argument(parser: argparse.ArgumentParser, command: str) -> None:
 
 
 def default_output(given: Optional[Path], command: str, source: str) -> Path:
-    """The output folder, made: the one given, or ``output/<command>/<stem of the source>``."""
-    folder = given or Path("output") / command / (Path(source).stem or "run")
+    """The output folder, made: the one given, or ``output/<command>/<name of the source>``.
+
+    The name is that of the file, and for a JSON file that of the folders above it as well: each
+    evaluation writes ``<run>/inference/<data set>/coco_instances_results.json``.
+    """
+    name = Path(source).stem
+    if source.endswith(".json"):
+        folders = Path(os.path.abspath(source)).parent.parts[1:]
+        name = "_".join([*folders[-3:], name])
+    folder = given or Path("output") / command / (name or "run")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -106,38 +119,112 @@ def load_config(
     from ..config import get_cfg, validate
     from ..engine.setup import choose_device, import_modules
 
-    import_modules(list(modules))
+    try:
+        import_modules(list(modules))
+    except ImportError as error:
+        raise RunError(
+            f"--import {' '.join(modules)} fails: {error}; correct the name, or start from the "
+            "folder that has the module."
+        ) from error
     cfg = get_cfg()
-    cfg.merge_from_file(config_file(name))
-    cfg.merge_from_list(opts)
+    try:
+        cfg.merge_from_file(config_file(name))
+        cfg.merge_from_list(opts)
+        if check:
+            validate(cfg)
+    except (TypeError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{name} cannot be read as a config ({error}); give a YAML file with sections of keys."
+        ) from error
+    # What d2ext, Detectron2 and yacs refuse keys, values and files with.
+    except (KeyError, ValueError, AssertionError, OSError) as error:
+        raise RunError(_sentence_of(error)) from error
     if check:
-        validate(cfg)
         choose_device(cfg)
     return cfg
 
 
+def require_data(names: Sequence[str]) -> None:
+    """Refuse data sets that are not registered, or whose files are missing, in one sentence."""
+    from ..data import require_dataset
+
+    try:
+        require_dataset(*names)
+    except (KeyError, FileNotFoundError) as error:
+        raise RunError(_sentence_of(error)) from error
+
+
+def _sentence_of(error: BaseException) -> str:
+    # As text a KeyError has quotes around it.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return text or type(error).__name__
+
+
 def annotation_source(name: str) -> Dict[str, Any]:
-    """A data set in COCO's form, by its JSON file or by the name of a registered one."""
+    """A data set in COCO's form, by its JSON file or by the name of a registered one.
+
+    Raises:
+        RunError: if there are no annotations, or entries that lack what every one has.
+    """
     if not os.path.isfile(name):
         from detectron2.data import DatasetCatalog, MetadataCatalog
 
-        from ..data import require_dataset
-
         try:
-            require_dataset(name)
-        except KeyError as error:
-            raise FileNotFoundError(f"'{name}' is no file. {error.args[0]}") from None
+            require_data([name])
+        except RunError as error:
+            raise RunError(f"'{name}' is no file. {error}") from error
         metadata = MetadataCatalog.get(name)
         if "json_file" not in metadata.as_dict():
             return _coco_of(DatasetCatalog.get(name), list(metadata.get("thing_classes", ())))
         if not os.path.isfile(metadata.json_file):
             DatasetCatalog.get(name)  # the built-in sets are drawn when they are read
         name = metadata.json_file
-    from ..data.checks.json_file import check_shape, read_json
+    from ..data.checks.json_file import check_json, read_json
+    from ..data.checks.kinds import settle
 
     data = read_json(name)
-    check_shape(data, name, "coco")
+    # Whoever counts needs the fields of COCO's form alone, which LVIS' files have, too.
+    found = check_json(data, name, "coco", loading=False).problems
+    settle([p for p in found if p.kind in ("broken entry", "malformed box")], name)
+    if "annotations" not in data:
+        raise RunError(f"{name} has no 'annotations', as COCO's test sets; give a file with them.")
     return data
+
+
+def read_results(path: str) -> List[Dict[str, Any]]:
+    """Detections in COCO's results format: a list of dictionaries, one a detection.
+
+    Raises:
+        RunError: if the file holds anything else.
+    """
+    from ..data.checks.json_file import read_json
+
+    wanted = "give what an evaluation writes, such as coco_instances_results.json"
+    try:
+        results = read_json(path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({reason_of(error)}); {wanted}.") from error
+    if not isinstance(results, list):
+        raise RunError(
+            f"{path} holds no list of detections; {wanted} (d2ext predict numbers its images in "
+            "its own way, so that its file fits no data set)."
+        )
+    for index, item in enumerate(results):
+        if not _is_detection(item):
+            raise RunError(
+                f"{path}: entry {index} of the list has no usable image_id, category_id, bbox "
+                f"(four numbers) and score; {wanted}."
+            )
+    return results
+
+
+def _is_detection(item: Any) -> bool:
+    if not isinstance(item, dict) or not isinstance(item.get("image_id"), (int, str)):
+        return False
+    box = item.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not isinstance(item.get("category_id"), int):
+        return False
+    return all(isinstance(value, numbers.Real) for value in (*box, item.get("score")))
 
 
 def _coco_of(dicts: List[Dict[str, Any]], names: List[str]) -> Dict[str, Any]:

@@ -11,6 +11,7 @@ from .common import (
     annotation_source,
     default_output,
     new_parser,
+    require_data,
     write_json,
 )
 
@@ -147,11 +148,11 @@ def run_check(args: argparse.Namespace) -> int:
 def _problems(dataset: str, image_root: Optional[str]) -> Any:
     from ..analysis.annotation_check import check_coco
     from ..analysis.doctor import data_problems
-    from ..data import require_dataset
+    from ..data.checks.json_file import read_json
 
     if os.path.isfile(dataset):
-        return check_coco(annotation_source(dataset), image_root, path=dataset)
-    require_dataset(dataset)
+        return check_coco(read_json(dataset), image_root, path=dataset)
+    require_data([dataset])
     return data_problems(dataset)
 
 

@@ -5,6 +5,7 @@ import logging
 import sys
 from typing import Any, List
 
+from .._files import RunError
 from .common import (
     add_config_arguments,
     add_output_argument,
@@ -55,6 +56,7 @@ def _examine(args: argparse.Namespace) -> List[Any]:
     from .._environment import versions
     from ..analysis import doctor
     from ..analysis.key_reads import keys_of_file
+    from ..analysis.trial_steps import check_steps
     from ..engine.setup import choose_device
 
     Finding = doctor.Finding
@@ -63,10 +65,10 @@ def _examine(args: argparse.Namespace) -> List[Any]:
     try:
         cfg = load_config(args.config, args.opts, args.modules, check=False)
         explicit = keys_of_file(config_file(args.config)) + args.opts[::2]
-    except (KeyError, ValueError, FileNotFoundError, ImportError, AssertionError) as error:
-        reason = str(error.args[0]) if error.args else type(error).__name__
+    except RunError as error:
         fix = "Correct the config file or the command line."
-        return [*found, Finding("error", "config", reason, "Nothing can be built from it.", fix)]
+        why = "Nothing can be built from it."
+        return [*found, Finding("error", "config", str(error), why, fix)]
     impossible = doctor.check_values(cfg)
     if impossible:
         return found + impossible
@@ -95,7 +97,7 @@ def _examine(args: argparse.Namespace) -> List[Any]:
             return [*found, Finding("ok", "steps", "Not tried: correct the errors above first.")]
         report = lambda line: print(line, file=sys.stderr)  # noqa: E731
         try:
-            found += doctor.check_steps(cfg, built["model"], args.steps, report)
+            found += check_steps(cfg, built["model"], args.steps, report)
         except Exception as error:  # a training step can fail anywhere in the user's code
             reason = f"A training step fails: {type(error).__name__}: {error}".split("\n")[0]
             found.append(Finding("error", "steps", reason))

@@ -1,9 +1,11 @@
 """``d2ext lr-find``: a learning rate to begin with."""
 
 import argparse
+import math
 import sys
 from typing import Any
 
+from .._files import RunError
 from .common import (
     add_config_arguments,
     add_output_argument,
@@ -11,6 +13,7 @@ from .common import (
     load_config,
     new_parser,
     quiet,
+    require_data,
     write_json,
 )
 
@@ -35,14 +38,18 @@ def add_lr_find(commands: Any) -> None:
 
 def run_lr_find(args: argparse.Namespace) -> int:
     from ..analysis.lr_finder import draw_range_test, range_test, suggest_rate
-    from ..data import require_dataset
-    from ..engine import GlobalNormClipper, Trainer
+    from ..engine import GlobalNormClipper, Precision, Trainer
     from .show import load_model
 
+    if not 0 < args.lowest < args.highest < math.inf:
+        raise RunError(
+            f"--lowest is {args.lowest:g} and --highest {args.highest:g}; the rate grows by a "
+            "factor from one to the other, so both must be above 0, and the second the higher one."
+        )
     output = default_output(args.output, "lr_find", args.config)
     with quiet():
         cfg = load_config(args.config, args.opts, args.modules)
-        require_dataset(*cfg.DATASETS.TRAIN)
+        require_data(cfg.DATASETS.TRAIN)
         model = load_model(cfg, allow_pickle=args.allow_pickle)
         found = range_test(
             model,
@@ -51,6 +58,8 @@ def run_lr_find(args: argparse.Namespace) -> int:
             lowest=args.lowest,
             highest=args.highest,
             steps=args.steps,
+            precision=Precision(cfg),
+            accumulate=cfg.SOLVER.ACCUMULATE,
             clip=GlobalNormClipper.from_config(cfg),
             report=lambda line: print(line, file=sys.stderr),
         )

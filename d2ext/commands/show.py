@@ -1,10 +1,12 @@
 """``d2ext show assign`` and ``d2ext show predict``: pictures of targets and of predictions."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any, Dict, List
 
+from .._files import RunError
 from .common import (
     add_config_arguments,
     add_output_argument,
@@ -13,6 +15,8 @@ from .common import (
     load_config,
     new_parser,
     quiet,
+    read_results,
+    require_data,
     write_json,
 )
 
@@ -61,7 +65,8 @@ def _add_predict(kinds: Any) -> None:
         kinds,
         "predict",
         "draw predictions beside the ground truth, the worst images first",
-        "d2ext show predict output/coco_instances_results.json --dataset d2ext_shapes_val",
+        "d2ext show predict output/inference/d2ext_shapes_val/coco_instances_results.json "
+        "--dataset d2ext_shapes_val",
     )
     parser.add_argument("results", metavar="RESULTS", help="detections in COCO's results format")
     parser.add_argument(
@@ -83,8 +88,15 @@ def load_model(cfg: Any, weights: str = "", allow_pickle: bool = False) -> Any:
 
     from ..engine import Checkpointer
 
-    model = build_model(cfg)
-    Checkpointer(model, allow_pickle=allow_pickle).load(weights or cfg.MODEL.WEIGHTS)
+    path = weights or cfg.MODEL.WEIGHTS
+    if path and "://" not in path and not os.path.isfile(path):
+        raise RunError(f"The weights {path} do not exist; correct --weights or MODEL.WEIGHTS.")
+    try:
+        model = build_model(cfg)
+        Checkpointer(model, allow_pickle=allow_pickle).load(path)
+    # What a model refuses its config with, and the checkpointer a file.
+    except (OSError, ValueError) as error:
+        raise RunError(str(error)) from error
     return model.eval()
 
 
@@ -109,9 +121,7 @@ def _choose_items(cfg: Any, count: int, wanted: List[str]) -> List[Dict[str, Any
     """Dataset dicts of the training set, by name or the first with objects."""
     from detectron2.data import get_detection_dataset_dicts
 
-    from ..data import require_dataset
-
-    require_dataset(*cfg.DATASETS.TRAIN)
+    require_data(cfg.DATASETS.TRAIN)
     dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=True)
     if not wanted:
         return dicts[:count]
@@ -125,29 +135,23 @@ def _draw_item(
     names: List[str], models: List[Any], configs: List[Any], item: Dict[str, Any], output: Path
 ) -> Dict[str, Any]:
     import numpy as np
-    from detectron2.data import DatasetMapper, MetadataCatalog, detection_utils
-    from detectron2.data import transforms as T
+    from detectron2.data import MetadataCatalog, detection_utils
 
     from ..analysis.assignment_picture import assign_image, draw_assignments, table_of_levels
 
     cfg = configs[0]
-    short, long = min(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN
-    mapper = DatasetMapper(
-        is_train=True,
-        augmentations=[T.ResizeShortestEdge(short, long)],  # no flip: the picture is the file
-        image_format=cfg.INPUT.FORMAT,
-    )
-    data = mapper(item)
+    shown = _sample(cfg, item)
     pixels = detection_utils.convert_image_to_rgb(
-        np.ascontiguousarray(data["image"].permute(1, 2, 0).numpy()), cfg.INPUT.FORMAT
+        np.ascontiguousarray(shown["image"].permute(1, 2, 0).numpy()), cfg.INPUT.FORMAT
     )
-    objects = data["instances"]
+    objects = shown["instances"]
     labels = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
-    shown = [labels[c] if labels else str(c) for c in objects.gt_classes.tolist()]
+    classes = [labels[c] if labels else str(c) for c in objects.gt_classes.tolist()]
     rows, tables = [], []
-    for name, model in zip(names, models):
+    for name, model, own in zip(names, models, configs):
+        data = _sample(own, item)
         for assignment in assign_image(model, data):
-            rows.append((Path(name).stem, assignment))
+            rows.append((Path(name).stem, _moved(assignment, data, shown)))
             tables.append(
                 {
                     "config": name,
@@ -159,21 +163,41 @@ def _draw_item(
                 }
             )
     path = output / f"{Path(item['file_name']).stem}.png"
-    draw_assignments(pixels, objects.gt_boxes.tensor.numpy(), shown, rows, path)
+    draw_assignments(pixels, objects.gt_boxes.tensor.numpy(), classes, rows, path)
     print(path)
-    return {"image": item["file_name"], "picture": path.name, "objects": shown, "rows": tables}
+    return {"image": item["file_name"], "picture": path.name, "objects": classes, "rows": tables}
+
+
+def _sample(cfg: Any, item: Dict[str, Any]) -> Dict[str, Any]:
+    """A model's input for an image, in the size and channel order of its own config."""
+    from detectron2.data import DatasetMapper
+    from detectron2.data import transforms as T
+
+    short, long = min(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN
+    mapper = DatasetMapper(
+        is_train=True,
+        augmentations=[T.ResizeShortestEdge(short, long)],  # no flip: the picture is the file
+        image_format=cfg.INPUT.FORMAT,
+    )
+    return mapper(item)
+
+
+def _moved(
+    assignment: Dict[str, Any], data: Dict[str, Any], shown: Dict[str, Any]
+) -> Dict[str, Any]:
+    """An assignment of the image ``data``, with its priors where they are in the one ``shown``."""
+    sizes = zip(shown["image"].shape[-2:], data["image"].shape[-2:])
+    height, width = (new / old for new, old in sizes)
+    return {**assignment, "x": assignment["x"] * width, "y": assignment["y"] * height}
 
 
 def run_predict(args: argparse.Namespace) -> int:
-    import json
-
     from ..analysis.errors import judge
     from ..analysis.prediction_sheet import draw_worst
 
     output = default_output(args.output, "show_predict", args.results)
+    results = read_results(args.results)
     data = annotation_source(args.dataset)
-    with open(args.results) as file:
-        results = json.load(file)
     verdict = judge(results, data, min_score=args.score)
     root = args.image_root or _image_root(args.dataset)
     report = draw_worst(verdict, data, root, output / "worst.png", args.images)
@@ -183,8 +207,6 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 def _image_root(dataset: str) -> str:
-    import os
-
     if os.path.isfile(dataset):
         raise SystemExit("Say where the images are with --image-root.")
     from detectron2.data import MetadataCatalog

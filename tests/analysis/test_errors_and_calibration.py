@@ -1,14 +1,18 @@
 """Kinds of error, AP and calibration against direct computations."""
 
 import contextlib
+import copy
 import io
+import logging
 
 import numpy as np
 import pytest
 
 from d2ext.analysis.calibration import calibrate, expected_error
+from d2ext.analysis.consistency import best_ious
 from d2ext.analysis.errors import average_precision, error_costs, judge, mean_ap, pairwise_iou
 from d2ext.analysis.results_report import analyze_results, class_rows
+from d2ext.evaluation.backends import _lvis_on_numpy2
 
 
 def dataset(boxes, num_classes=2, **image):
@@ -50,27 +54,85 @@ def random_case(seed, images=12, num_classes=3):
     return data, results
 
 
+def with_an_absent_image(data, results):
+    """As a file cut down to some of its images is."""
+    box = {"image_id": 999, "category_id": 1, "bbox": [0, 0, 50, 50], "area": 2500, "iscrowd": 0}
+    data["annotations"].append({**box, "id": len(data["annotations"]) + 1})
+    data["annotations"].append({**box, "id": len(data["annotations"]) + 1, "image_id": 1,
+                                "category_id": 77})  # fmt: skip
+
+
+def with_many_detections(data, results):
+    """So many of one class above all others that these are behind the first few hundred."""
+    for k in range(320):
+        results.append(detection(1, (k % 150, 150, 9, 9), 1 + (k + 1) / 1000))
+
+
+def with_equal_scores(data, results):
+    data["images"].reverse()
+    for item in results:
+        item["score"] = round(item["score"], 1)
+
+
+def with_empty_boxes(data, results):
+    for item in [*data["annotations"], *results][::9]:
+        item["bbox"] = [*item["bbox"][:3], 0]
+        item["area"] = 0
+
+
 def pycocotools_ap(data, results):
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = data
+        truth.dataset = copy.deepcopy(data)
         truth.createIndex()
-        run = COCOeval(truth, truth.loadRes(results), "bbox")
+        run = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), "bbox")
         run.evaluate()
         run.accumulate()
         run.summarize()
     return run.stats[:2] * 100
 
 
+def lvis_ap(data, results):
+    from lvis import LVIS, LVISEval, LVISResults
+
+    truth = LVIS.__new__(LVIS)  # its constructor only reads files
+    truth.logger, truth.dataset = logging.getLogger("lvis"), copy.deepcopy(data)
+    truth._create_index()
+    with _lvis_on_numpy2():
+        run = LVISEval(truth, LVISResults(truth, copy.deepcopy(results)), "bbox")
+        run.run()
+    return [100 * run.results[key] for key in ("AP", "AP50")]
+
+
+def assert_ap(data, results, expected):
+    assert np.mean(list(mean_ap(results, data).values())) == pytest.approx(expected[0], abs=1e-9)
+    assert error_costs(judge(results, data))["AP50"] == pytest.approx(expected[1], abs=1e-9)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_ap_is_that_of_pycocotools(seed):
     data, results = random_case(seed)
-    expected = pycocotools_ap(data, results)
-    assert np.mean(list(mean_ap(results, data).values())) == pytest.approx(expected[0], abs=1e-9)
-    assert error_costs(judge(results, data))["AP50"] == pytest.approx(expected[1], abs=1e-9)
+    assert_ap(data, results, pycocotools_ap(data, results))
+
+
+SPECIAL = [with_an_absent_image, with_many_detections, with_equal_scores, with_empty_boxes]
+
+
+@pytest.mark.parametrize("change", SPECIAL, ids=lambda change: change.__name__)
+def test_ap_of_special_files_is_that_of_pycocotools_and_of_lvis(change):
+    data, results = random_case(4)
+    change(data, results)
+    assert_ap(data, results, pycocotools_ap(data, results))
+    rng = np.random.default_rng(0)
+    for image in data["images"]:
+        lists = [[c for c in (1, 2, 3) if rng.random() < 0.3] for _ in range(2)]
+        image.update(zip(("neg_category_ids", "not_exhaustive_category_ids"), lists))
+    for row in [*data["categories"], *data["annotations"]]:
+        row.update(frequency="f", iscrowd=0)
+    assert_ap(data, results, lvis_ap(data, results))
 
 
 def test_one_detection_of_each_kind():
@@ -124,6 +186,10 @@ def test_crowds_and_classes_not_annotated_are_ignored():
     lvis = dataset([(1, 0, 0, 9, 9)], 3, neg_category_ids=[2], not_exhaustive_category_ids=[1])
     rows = [detection(c, (50, 50, 20, 20), 0.9) for c in (1, 2, 3)]
     assert judge(rows, lvis).kind.tolist() == ["ignored", "background", "ignored"]
+    # Nor are they a part of consistency and calibration.
+    rows += [detection(1, (0, 0, 9, 8), 0.7), detection(1, (0, 0, 9, 9), 0.6, image=2)]
+    score, iou = best_ious(rows, lvis)
+    assert score.tolist() == [0.7, 0.9] and iou.tolist() == pytest.approx([8 / 9, 0])
 
 
 def test_no_detections_at_all():
@@ -168,6 +234,8 @@ def test_calibration_against_iou():
 def test_classes_by_frequency_of_the_training_set():
     data = dataset([(1, 0, 0, 9, 9), (2, 20, 20, 9, 9)])
     train = dataset([(2, 0, 0, 9, 9), (2, 20, 20, 9, 9)])
+    for part in (data, train):  # of an image that is not there
+        part["annotations"].append({**part["annotations"][0], "id": 9, "image_id": 9})
     rows = class_rows({1: 10.0, 2: 20.0}, data, train)
     assert [(r["name"], r["images"], r["objects"], r["AP"]) for r in rows] == [
         ("c2", 1, 1, 20.0), ("c1", 0, 1, 10.0)

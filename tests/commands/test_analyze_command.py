@@ -74,3 +74,44 @@ def test_registered_data_set_without_a_json_file(tmp_path):
     assert (totals["not_found"], totals["right"]) == (missed, len(results))
     stats = read_json(tmp_path / "out" / "stats.json")
     assert stats["objects"] == missed + len(results)
+
+
+@pytest.mark.parametrize("form, limit", [("coco", 100), ("lvis", 300)])
+def test_as_many_detections_count_as_in_the_form_of_the_data_set(tmp_path, form, limit):
+    image = {"id": 1, "file_name": "a.jpg"}
+    if form == "lvis":
+        image.update(neg_category_ids=[], not_exhaustive_category_ids=[])
+    box = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}
+    data = {
+        "images": [image],
+        "categories": [{"id": 1, "name": "x"}],
+        "annotations": [{"id": 1, **box}],
+    }
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    wrong = {**box, "bbox": [50, 50, 9, 9], "score": 0.9}
+    words = ("analyze", tmp_path / "results.json", "--dataset", tmp_path / "data.json")
+    for count, found in ((limit - 1, True), (limit, False)):
+        results = [wrong] * count + [{**box, "score": 0.1}]
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        assert call(*words, "--output", tmp_path) == 0
+        assert (read_json(tmp_path / "analysis.json")["AP"] > 0) == found
+    assert call(*words, "--output", tmp_path, "--max-detections", limit + 1) == 0
+    assert read_json(tmp_path / "analysis.json")["AP"] > 0
+
+
+def test_results_of_two_runs_are_analyzed_into_two_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "categories": [{"id": 1, "name": "x"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}],
+    }
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    for run in "ab":
+        folder = tmp_path / "output" / run / "inference" / "x_val"
+        folder.mkdir(parents=True)
+        (folder / "coco_instances_results.json").write_text("[]")
+        file = (folder / "coco_instances_results.json").relative_to(tmp_path)
+        assert call("analyze", file, "--dataset", "data.json") == 0
+    written = sorted(p.name for p in (tmp_path / "output" / "analyze").iterdir())
+    assert written == [f"{run}_inference_x_val_coco_instances_results" for run in "ab"]

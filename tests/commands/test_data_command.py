@@ -99,7 +99,8 @@ def test_stats(tmp_path):
         "images": [{"id": k, "file_name": f"{k}.jpg"} for k in (1, 2, 3)],
         "categories": [{"id": 1, "name": "x"}, {"id": 2, "name": "y"}],
         "annotations": [item(1, 1, 2, 10), item(2, 1, 2, 50), item(3, 2, 2, 100),
-                        item(4, 2, 1, 32), item(5, 3, 1, 9, crowd=1)],
+                        item(4, 2, 1, 32), item(5, 3, 1, 9, crowd=1),
+                        item(6, 99, 1, 9), item(7, 99, 1, 9, crowd=1)],  # no such image
     }  # fmt: skip
     (tmp_path / "data.json").write_text(json.dumps(data))
     assert call("data", "stats", tmp_path / "data.json", "--output", tmp_path / "out") == 0

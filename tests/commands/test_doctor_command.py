@@ -31,6 +31,26 @@ def test_sound_config_passes_and_is_timed(tmp_path):
     assert report["versions"]["torch"]
 
 
+def test_steps_and_costs_are_those_of_the_training(tmp_path, monkeypatch):
+    """Micro-steps of a part of the batch, autocast, and a schedule in epochs."""
+    from d2ext.modeling.meta_arch.fcos import ExtFCOS
+
+    seen, forward = [], ExtFCOS.forward
+
+    def watched(self, batch):
+        seen.append((len(batch), torch.is_autocast_enabled("cpu")))
+        return forward(self, batch)
+
+    monkeypatch.setattr(ExtFCOS, "forward", watched)
+    solver = {"IMS_PER_BATCH": 2, "ACCUMULATE": 2, "EPOCHS": 3.0,
+              "AMP": {"ENABLED": True, "DTYPE": "bf16"}}  # fmt: skip
+    with tiny_project(tmp_path, SOLVER=solver) as (name, config):
+        code, report = examine(tmp_path, config, "--steps", 1)
+    assert code == 0 and seen == [(1, True), (1, True)]
+    # 3 epochs of 4 images in steps of 2.
+    assert " 6 steps of 2 images in 2 micro-steps;" in of(report, "steps", "ok")[0]["what"]
+
+
 def test_wrong_class_count(tmp_path):
     with tiny_project(tmp_path) as (name, config):
         code, report = examine(tmp_path, config, "--opts", "MODEL.FCOS.NUM_CLASSES", 7)

@@ -1,6 +1,7 @@
 """Every sub-command explains itself with an example, and the docs name it."""
 
 import argparse
+import json
 import shlex
 
 import pytest
@@ -67,14 +68,76 @@ def test_zoo_shows_the_authors_figures_of_the_docs(capsys):
     assert "authors" not in capsys.readouterr().out
 
 
-def test_a_wrong_name_is_one_line_and_not_a_traceback(tmp_path, capsys):
-    out = ("--output", tmp_path)
-    assert call("report", tmp_path / "nowhere", *out) == 1
-    assert capsys.readouterr().err.count("\n") == 1
-    assert call("show", "assign", "Demo/fcos_shape", *out) == 1
-    assert "the nearest are Demo/fcos_shapes.yaml" in capsys.readouterr().err
-    words = (tmp_path / "none.json", "--dataset", tmp_path / "none.json")
-    assert call("doctor", "Demo/fcos_shape", *out) == 1
-    assert "the nearest are Demo/fcos_shapes.yaml" in capsys.readouterr().out
-    assert call("analyze", *words, *out) == 1
-    assert "none.json' is no file" in capsys.readouterr().err
+FILES = {
+    "broken.yaml": "MODEL: [",
+    "section.yaml": "MODEL: 3",
+    "broken.json": "[{",
+    "no_results.json": "{}",
+    "no_box.json": '[{"image_id": 1, "category_id": 1, "score": 0.5}]',
+    "results.json": "[]",
+    # A test set, and entries that lack what every one has.
+    "test.json": json.dumps({"images": [{"id": 1}], "categories": [{"id": 1, "name": "x"}]}),
+    "entry.json": json.dumps(
+        {"images": [{"id": 1}], "categories": [{"id": 1}], "annotations": [{"id": 1}]}
+    ),
+    "weights.pth": "none",
+}
+DEMO = "Demo/fcos_shapes"
+DATA = "results.json --dataset"
+CONFIG_MISTAKES = {
+    f"{DEMO} --opts MODEL.FCOS.NUM_CLASES 3": "Did you mean MODEL.FCOS.NUM_CLASSES",
+    f"{DEMO} --opts SOLVER.MAX_ITER -3": "SOLVER.MAX_ITER is -3; it must be an integer",
+    f"{DEMO} --opts SOLVER.BASE_LR": "Overrides come as KEY VALUE pairs",
+    f"{DEMO} --opts DATASETS.TRAIN ('nope',)": "The data set 'nope' is not registered",
+    f"{DEMO} --opts MODEL.WEIGHTS nope.pth": "The weights nope.pth do not exist",
+    f"{DEMO} --opts MODEL.WEIGHTS weights.pth": "weights.pth is no file that torch.save wrote",
+    f"{DEMO} --import no_such_module": "--import no_such_module fails: No module named",
+    "broken.yaml": "'broken.yaml' is not plain YAML",
+    "section.yaml": "section.yaml cannot be read as a config",
+    "Demo/fcos_shape": "the nearest are Demo/fcos_shapes.yaml",
+}
+MISTAKES = {
+    "data check d2ext_shapes_tran": "did you mean d2ext_shapes_train",
+    "data stats d2ext_shapes_tran": "did you mean d2ext_shapes_train",
+    "data stats test.json": "test.json has no 'annotations'",
+    f"analyze {DATA} test.json": "test.json has no 'annotations'",
+    f"show predict {DATA} test.json --image-root .": "test.json has no 'annotations'",
+    f"analyze {DATA} entry.json": "category id 1 has no 'name'",
+    f"analyze {DATA} none.json": "'none.json' is no file",
+    f"lr-find {DEMO} --lowest 0": "--lowest is 0",
+    f"lr-find {DEMO} --lowest 1 --highest 0.1": "--lowest is 1 and --highest 0.1",
+    "report nowhere": "nowhere",
+    **{
+        f"{command} {words}": answer
+        for command in ("show assign", "lr-find")
+        for words, answer in CONFIG_MISTAKES.items()
+    },
+    **{
+        f"{command} {words} --dataset test.json": answer
+        for command in ("analyze", "show predict")
+        for words, answer in {
+            "broken.json": "broken.json is not JSON",
+            "no_results.json": "no_results.json holds no list of detections",
+            "no_box.json": "no_box.json: entry 0 of the list has no usable image_id",
+            "nowhere.json": "nowhere.json cannot be read (No such file or directory)",
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_answered_in_one_line_and_without_a_traceback(
+    tmp_path, monkeypatch, capsys, mistake
+):
+    monkeypatch.chdir(tmp_path)
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    assert call(*mistake.split(" "), "--output", "out") == 1
+    said = capsys.readouterr().err
+    assert MISTAKES[mistake] in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", ["Demo/fcos_shape", f"{DEMO} --import no_such_module"])
+def test_the_doctor_counts_a_mistake_as_a_finding(tmp_path, capsys, words):
+    assert call("doctor", *words.split(" "), "--output", tmp_path) == 1
+    assert CONFIG_MISTAKES[words] in capsys.readouterr().out

@@ -7,6 +7,7 @@ from commands_kit import call, read_json, tiny_project
 from PIL import Image
 
 from d2ext.analysis.lr_finder import range_test, suggest_rate
+from d2ext.engine import Precision
 
 
 class Bowl(torch.nn.Module):
@@ -45,6 +46,33 @@ def test_losses_are_those_of_gradient_descent():
         x -= rate * x
     np.testing.assert_allclose(found["loss"], expected, rtol=1e-5)
     np.testing.assert_allclose(found["smooth"], found["loss"])
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_step_is_as_large_as_that_of_a_training(accumulate):
+    """SOLVER.ACCUMULATE: the loader gives a part of IMS_PER_BATCH, so that a step takes several."""
+    taken, model = [], Bowl()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = (taken.append(k) or k for k in range(100))
+    how = {"accumulate": accumulate, "precision": Precision(dtype="bf16")}
+    forward, model.forward = model.forward, lambda batch: autocasts(forward(batch))
+    found = range_test(model, optimizer, batches, steps=4, smoothing=0.0, report=str, **how)
+    assert len(taken) == 4 * accumulate
+    # The mean of equal batches: the same losses as with one of them.
+    np.testing.assert_allclose(found["loss"], run_steps(4), rtol=1e-5)
+
+
+def autocasts(losses):
+    assert torch.is_autocast_enabled("cpu")
+    return losses
+
+
+def run_steps(steps):
+    x, losses = 10.0, []
+    for rate in np.geomspace(1e-6, 1.0, steps):
+        losses.append(0.5 * x * x)
+        x -= rate * x
+    return losses
 
 
 def test_groups_keep_their_proportion():

@@ -29,6 +29,33 @@ def test_assign_two_configs(tmp_path):
         assert all(len(level) == len(entry["objects"]) for level in entry["rows"][0]["levels"])
 
 
+def test_every_model_sees_the_image_as_its_own_config_has_it(tmp_path, monkeypatch):
+    """Also where the first config, whose picture is drawn, has another size and channel order."""
+    from d2ext.analysis import assignment_picture
+
+    seen, drawn = [], []
+    monkeypatch.setattr(
+        assignment_picture, "assign_image",
+        lambda model, item: seen.append(item["image"]) or assign_image(model, item),
+    )  # fmt: skip
+    monkeypatch.setattr(
+        assignment_picture, "draw_assignments",
+        lambda image, boxes, names, rows, path: drawn.append((image, [r for _, r in rows])),
+    )  # fmt: skip
+    with tiny_project(tmp_path) as (name, small):
+        large = {"FORMAT": "RGB", "MIN_SIZE_TRAIN": [192]}
+        other = write_config(tmp_path, name, "atss_shapes", INPUT=large)
+        assert call("show", "assign", small, other, "--output", tmp_path / "out") == 0
+    (bgr, rgb), ((pixels, (first, second)),) = seen, drawn
+    assert (min(bgr.shape[1:]), min(rgb.shape[1:])) == (96, 192)
+    np.testing.assert_array_equal(pixels, bgr.flip(0).permute(1, 2, 0).numpy())
+    means = [image.double().mean((1, 2)) for image in (bgr.flip(0), rgb)]
+    torch.testing.assert_close(*means, rtol=0.02, atol=0)  # as the resized channels are in order
+    assert sum(second["priors"]) == 4 * sum(first["priors"])
+    # What is drawn of the second lies in the first one's picture.
+    assert 96 / 3 < max(second["x"].max(), second["y"].max()) < max(pixels.shape)
+
+
 @pytest.mark.parametrize("base", ["fcos_shapes", "atss_shapes", "retinanet_shapes"])
 def test_labels_are_those_of_the_model(tmp_path, base):
     from detectron2.data import DatasetCatalog, DatasetMapper
@@ -90,6 +117,10 @@ def test_predictions_are_marked_and_ranked(tmp_path):
         DatasetCatalog.get(name)
         with open(meta.json_file) as f:
             data = json.load(f)
+        absent = {**data["annotations"][0], "id": 9001, "image_id": 777}
+        more = {**data, "annotations": [*data["annotations"], absent]}
+        with open(meta.json_file, "w") as f:  # as a file cut down to some of its images
+            json.dump(more, f)
         results, objects = planted(data)
         (tmp_path / "results.json").write_text(json.dumps(results))
         words = ("show", "predict", tmp_path / "results.json", "--dataset", name)
