@@ -4,7 +4,7 @@ import contextlib
 import os
 from typing import Any, Iterator, Optional
 
-__all__ = ["RunError", "WriteError", "atomic_write", "reason_of", "writing"]
+__all__ = ["RunError", "WriteError", "atomic_write", "reason_of", "sentence_of", "writing"]
 
 
 class RunError(Exception):
@@ -37,6 +37,12 @@ def reason_of(error: BaseException) -> str:
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def sentence_of(error: BaseException) -> str:
+    """What an error says; as text a KeyError would have quotes around it."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return text or type(error).__name__
 
 
 @contextlib.contextmanager

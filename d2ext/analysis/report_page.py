@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tupl
 
 import numpy as np
 
-from .run_data import Run, differences, evaluated_figure, is_loss
+from .run_data import Run, differences, evaluated_figure, is_evaluated, is_loss
 
 __all__ = ["make_page", "numbers_of_runs"]
 
@@ -258,7 +258,7 @@ def _draw_speed(runs: List[Run]) -> Optional[str]:
 
 
 def _draw_evaluation(runs: List[Run]) -> Optional[str]:
-    names = list(dict.fromkeys(name for run in runs for name in run.evaluated()))
+    names = _all_names(runs, is_evaluated)
     if all(len(run.series(n)[0]) < 2 for run in runs for n in names):
         return None  # the table says it all
     return _curves(runs, names[:12])

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
-__all__ = ["Run", "differences", "evaluated_figure", "is_loss", "load_run"]
+__all__ = ["Run", "differences", "evaluated_figure", "is_evaluated", "is_loss", "load_run"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,12 @@ def evaluated_figure(name: str) -> Optional[Tuple[str, str]]:
         if word in _TASKS:
             return "/".join(words[: k + 1]), "/".join(words[k + 1 :])
     return ("ema", "/".join(words[1:])) if words[0] == "ema" and len(words) > 1 else None
+
+
+def is_evaluated(name: str) -> bool:
+    """Whether a name is a figure of an evaluation, and not that of a single class."""
+    figure = evaluated_figure(name)
+    return figure is not None and "-" not in figure[1]
 
 
 def is_loss(name: str) -> bool:
@@ -72,8 +78,7 @@ class Run:
 
     def evaluated(self) -> List[str]:
         """Names of the evaluation's figures but those of single classes."""
-        found = [(name, evaluated_figure(name)) for name in self.names()]
-        return [name for name, figure in found if figure and "-" not in figure[1]]
+        return list(filter(is_evaluated, self.names()))
 
     def class_ap(self) -> Dict[str, float]:
         """The last AP of each class by name; with the data set behind it if there are several."""

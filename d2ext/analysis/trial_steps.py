@@ -34,7 +34,7 @@ def take_step(
     Returns:
         the losses by name, their means over the micro-steps
     """
-    from d2ext.data.packed_batch import PackedBatch
+    from d2ext.data.packed_batch import batch_on
     from d2ext.engine import Precision
 
     precision = precision or Precision()
@@ -42,9 +42,7 @@ def take_step(
     means: Dict[str, torch.Tensor] = {}
     optimizer.zero_grad(set_to_none=True)
     for _ in range(accumulate):
-        batch = next(batches)
-        if isinstance(batch, PackedBatch) and device.type != "cpu":
-            batch = batch.to(device)
+        batch = batch_on(next(batches), device)
         with precision.autocast():
             losses = model(batch)
         losses = losses if isinstance(losses, dict) else {"total_loss": losses}

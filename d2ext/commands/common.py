@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from .._files import RunError, reason_of
+from .._files import RunError, reason_of, sentence_of
 
 __all__ = [
     "add_config_arguments",
@@ -138,7 +138,7 @@ def load_config(
         ) from error
     # What d2ext, Detectron2 and yacs refuse keys, values and files with.
     except (KeyError, ValueError, AssertionError, OSError) as error:
-        raise RunError(_sentence_of(error)) from error
+        raise RunError(sentence_of(error)) from error
     if check:
         choose_device(cfg)
     return cfg
@@ -151,13 +151,7 @@ def require_data(names: Sequence[str]) -> None:
     try:
         require_dataset(*names)
     except (KeyError, FileNotFoundError) as error:
-        raise RunError(_sentence_of(error)) from error
-
-
-def _sentence_of(error: BaseException) -> str:
-    # As text a KeyError has quotes around it.
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return text or type(error).__name__
+        raise RunError(sentence_of(error)) from error
 
 
 def annotation_source(name: str) -> Dict[str, Any]:

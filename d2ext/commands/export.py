@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict
 
+from .._files import sentence_of
 from .common import add_pickle_argument
 
 __all__ = ["add_export", "run_export"]
@@ -57,7 +58,7 @@ def run_export(args: argparse.Namespace) -> int:
             return _export_two_stage(predictor, output, args)
         return _export_dense(predictor, output, args)
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        print(error.args[0] if isinstance(error, KeyError) else error, file=sys.stderr)
+        print(sentence_of(error), file=sys.stderr)
         return 1
 
 

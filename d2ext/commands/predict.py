@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
+from .._files import sentence_of
 from .common import add_pickle_argument
 
 __all__ = ["add_predict", "coco_records", "find_inputs", "run_predict"]
@@ -108,7 +109,7 @@ def run_predict(args: argparse.Namespace) -> int:
         for path in videos:
             _predict_video(predictor, path, report)
     except (OSError, KeyError, ValueError) as error:
-        print(error.args[0] if isinstance(error, KeyError) else error, file=sys.stderr)
+        print(sentence_of(error), file=sys.stderr)
         return 1
     file = report.write()
     print(

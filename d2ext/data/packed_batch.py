@@ -14,7 +14,7 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, RotatedBoxes
 from torch.utils.data import get_worker_info
 
-__all__ = ["PackedBatch"]
+__all__ = ["PackedBatch", "batch_on"]
 
 _ALIGNMENT = 64  # bytes; a view of any number format may begin there
 _STRUCTURES = (Boxes, RotatedBoxes, BitMasks, Keypoints)  # each holds one tensor
@@ -94,6 +94,13 @@ class PackedBatch(list):
 
     def __deepcopy__(self, memo: Any) -> List[Any]:
         return copy.deepcopy(self.unpack(), memo)
+
+
+def batch_on(batch: Any, device: torch.device) -> Any:
+    """A batch as a model on a device is to get it: a packed one there, any other as it is."""
+    if isinstance(batch, PackedBatch) and device.type != "cpu":
+        return batch.to(device)
+    return batch
 
 
 def _new_block(size: int) -> torch.Tensor:

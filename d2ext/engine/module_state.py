@@ -96,12 +96,14 @@ def _numbers(model: nn.Module) -> Dict[Tuple[str, str], Any]:
 
 def buffers_of(model: nn.Module) -> Dict[str, torch.Tensor]:
     """Copies on the CPU of the buffers that a checkpoint holds."""
+    state = model.state_dict()
+    return {name: state[name].detach().cpu().clone() for name in buffer_names(model)}
+
+
+def buffer_names(model: nn.Module) -> List[str]:
+    """The names of the buffers that a checkpoint holds."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return {
-        name: value.detach().cpu().clone()
-        for name, value in model.state_dict().items()
-        if name not in parameters
-    }
+    return [name for name in model.state_dict() if name not in parameters]
 
 
 @torch.no_grad()

@@ -81,7 +81,7 @@ class Stopping(TrainerAttributes):
 
     @property
     def stopped_by_signal(self) -> bool:
-        """Whether the run ends for now and is to be resumed."""
+        """Whether the run ends before its last step, to be resumed."""
         return self._stop_agreed[0] and not self.finished
 
     @property

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from d2ext.data import PackedBatch
+from d2ext.data.packed_batch import batch_on
 from d2ext.modeling.reduce import Deferred, deferring
 
 from .builders import Builders
@@ -243,10 +243,8 @@ class Trainer(TrainerState, Builders, TrainerBase):
 
     def _micro_step(self, batch: Any) -> Optional[Dict[str, torch.Tensor]]:
         """Forward and backward; None if the whole step is left out."""
-        inputs = batch
-        if isinstance(batch, PackedBatch) and self.device.type != "cpu":
-            # Here, because DistributedDataParallel and the model would move it tensor by tensor.
-            inputs = batch.to(self.device)
+        # Here, because DistributedDataParallel and the model would move it tensor by tensor.
+        inputs = batch_on(batch, self.device)
         with self.precision.autocast():
             losses = self.model(inputs)
         if isinstance(losses, torch.Tensor):

@@ -368,7 +368,7 @@ class DynamicWeightAverage(LossWeighting):
         previous, self.previous = self.previous, means
         if previous is None or min(previous) <= 0:
             return False
-        rates = [now / before for now, before in zip(means, previous)]
+        rates = [new / old for new, old in zip(means, previous)]
         # A loss that has grown out of nearly nothing has an infinite rate, which says no weight.
         if not all(map(math.isfinite, rates)):
             return False

@@ -151,6 +151,7 @@ runs:
         ("lvis", "'study_data' is evaluated as lvis; take consistency out of measure"),
         ("pascal_voc", "is evaluated as pascal_voc"),
         (None, "'study_data' has none; give its metadata a json_file"),
+        ("mine", "'study_data' asks for the evaluator 'mine'"),
     ],
 )
 def test_consistency_that_cannot_be_measured_is_reported_at_once(tmp_path, kind, message):

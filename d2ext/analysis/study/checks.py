@@ -5,6 +5,8 @@ from typing import Any, List, Sequence
 
 import yaml
 
+from d2ext._files import sentence_of
+
 from ..run_data import evaluated_figure
 from .definition import Study
 
@@ -27,17 +29,19 @@ def check_study(study: Study) -> List[str]:
             _check_config(cfg, study.measure)
         # yacs raises AssertionErrors, and YAML has errors of its own.
         except (OSError, KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
-            text = error.args[0] if isinstance(error, KeyError) and error.args else error
-            problems.append(f"{run.name}: {text}")
+            problems.append(f"{run.name}: {sentence_of(error)}")
     return problems or _never_kept(study, list(configs.values()))
 
 
 def _check_config(cfg: Any, measure: Sequence[str]) -> None:
     from d2ext.data import require_dataset
     from d2ext.engine import Trainer
+    from d2ext.evaluation import evaluator_types
 
     require_dataset(*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     Trainer.check_config(cfg)
+    for name in cfg.DATASETS.TEST:
+        evaluator_types(name)  # refuses what has no evaluator, as the trainer will
     if "consistency" in measure:
         _require_consistency(cfg)
 
@@ -46,10 +50,12 @@ def _require_consistency(cfg: Any) -> None:
     """Scores and IoUs are compared in COCO's files of detections and annotations alone."""
     from detectron2.data import MetadataCatalog
 
+    from d2ext.evaluation import evaluator_types
+
     if not cfg.DATASETS.TEST:
         raise ValueError("measure: consistency needs a data set in DATASETS.TEST; name one.")
     name = cfg.DATASETS.TEST[0]
-    kinds = _evaluators(name)
+    kinds = evaluator_types(name)
     if "coco" not in kinds:
         raise ValueError(
             f"measure: consistency needs data that is evaluated as coco, and '{name}' is evaluated "
@@ -60,13 +66,6 @@ def _require_consistency(cfg: Any) -> None:
             f"measure: consistency needs annotations in a JSON file of COCO's form, and '{name}' "
             "has none; give its metadata a json_file, or take consistency out of measure."
         )
-
-
-def _evaluators(name: str) -> List[str]:
-    from detectron2.data import MetadataCatalog
-
-    kinds = MetadataCatalog.get(name).get("evaluator_type", "coco")
-    return [kinds] if isinstance(kinds, str) else list(kinds)
 
 
 def _never_kept(study: Study, configs: Sequence[Any]) -> List[str]:
@@ -91,6 +90,7 @@ def _never_kept(study: Study, configs: Sequence[Any]) -> List[str]:
 
 def _known_figures(cfg: Any) -> List[str]:
     """All box and mask figures that evaluating this config can give, but those of classes."""
+    from d2ext.evaluation import evaluator_types
     from d2ext.evaluation.metrics import metric_names
 
     names = {
@@ -105,6 +105,6 @@ def _known_figures(cfg: Any) -> List[str]:
         for average in averages
         for data in cfg.DATASETS.TEST
         for task in ("bbox", "segm")
-        for kind in _evaluators(data)
+        for kind in evaluator_types(data)
         for name in names.get(kind, ())
     ]

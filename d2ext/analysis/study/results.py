@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from d2ext._files import atomic_write, writing
 
-from ..run_data import evaluated_figure
+from ..run_data import evaluated_figure, is_evaluated
 from .definition import Run, Study
 from .versions import versions as versions_now
 
@@ -206,7 +206,7 @@ def learning_curves(metrics: Path) -> Dict[str, List[Sequence[float]]]:
     curves: Dict[str, Dict[int, float]] = {}
     for iteration, figures in _evaluations(metrics):
         for key, value in figures.items():
-            if "-" not in evaluated_figure(key)[1]:
+            if is_evaluated(key):
                 # A resumed run may repeat an evaluation: the last counts.
                 curves.setdefault(key, {})[iteration] = value
     return {key: sorted(points.items()) for key, points in curves.items() if len(points) > 1}

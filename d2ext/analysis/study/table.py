@@ -4,7 +4,7 @@ import math
 import statistics
 from typing import Any, Dict, List, Optional, Sequence, Set
 
-from ..run_data import evaluated_figure
+from ..run_data import evaluated_figure, is_evaluated
 
 __all__ = [
     "compare",
@@ -63,7 +63,7 @@ def default_figures(results: List[Dict[str, Any]]) -> List[str]:
             chosen = _usual_figures(known, task, wanted)
             if chosen:
                 return chosen
-    summaries = [n for n in names if "-" not in (evaluated_figure(n) or ("", "-"))[1]]
+    summaries = list(filter(is_evaluated, names))
     return (summaries or names)[:3]
 
 

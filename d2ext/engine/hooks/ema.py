@@ -7,6 +7,7 @@ import torch
 from detectron2.utils import comm
 from torch import nn
 
+from ..module_state import buffer_names
 from .base import HookBase
 
 __all__ = ["ModelEMA"]
@@ -113,9 +114,7 @@ class ModelEMA(HookBase):
 
     def rank_state_dict(self) -> Dict[str, Any]:
         """The averages of buffers, on the CPU: they are sent to rank 0."""
-        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        buffers = {k: v.cpu() for k, v in self.average.items() if k not in parameters}
-        return {"average": buffers}
+        return {"average": {k: self.average[k].cpu() for k in buffer_names(self.model)}}
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         self.updates = state_dict.get("updates", self.updates)  # not in the part of a rank
