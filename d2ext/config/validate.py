@@ -8,12 +8,12 @@ from . import (
     dense,
     dual_weighting,
     engine,
-    equalized_focal,
     harmonic,
     loss_weights,
     roi_heads,
     sampling_free,
 )
+from .keys import all_sections
 from .rules import Relation, Rule, shown
 from .upstream_relations import RELATIONS as UPSTREAM_RELATIONS
 from .upstream_rules import SECTIONS, Section
@@ -24,14 +24,16 @@ _AREAS = (
     dense,
     roi_heads,
     dual_weighting,
-    equalized_focal,
     sampling_free,
     harmonic,
     loss_weights,
     engine,
 )
 
-OWN_RULES: Dict[str, Rule] = {key: rule for area in _AREAS for key, rule in area.RULES.items()}
+OWN_RULES: Dict[str, Rule] = {
+    **{key: rule for area in _AREAS for key, rule in area.RULES.items()},
+    **{key: rule for section in all_sections() for key, rule in section.rules().items()},
+}
 """The rule of every key of d2ext; a last word ``*`` stands for all keys of a section."""
 
 _RELATIONS: List[Relation] = [

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from d2ext.config import construct
 from d2ext.ops.sigmoid_losses import equalization_v2_loss, equalization_v2_weights
 
 from .gradient_balanced import GradientBalancedLoss
@@ -57,9 +58,7 @@ class EQLv2Loss(GradientBalancedLoss):
     @classmethod
     def from_node(cls, *, cfg: Any, num_classes: int, alpha: float, gamma: float):
         """Make the loss from ``cfg.MODEL.EQLV2``; the head's focal parameters are not used."""
-        node = cfg.MODEL.EQLV2
-        factors = {"gamma": node.GAMMA, "mu": node.MU, "alpha": node.ALPHA}
-        return cls(num_classes, objectness=node.OBJECTNESS, **factors)
+        return construct(cls, cfg, "MODEL.EQLV2", num_classes=num_classes)
 
     def compute(self, logits, labels, quality, ratio):
         total, pos, neg = equalization_v2_loss(

@@ -8,6 +8,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence
 
 import torch
 
+from d2ext.config import construct
 from d2ext.ops.sigmoid_losses import (
     equalized_focal_loss,
     equalized_quality_focal_loss,
@@ -64,14 +65,7 @@ class EqualizedFocalLoss(GradientBalancedLoss):
     @classmethod
     def from_node(cls, *, cfg: Any, num_classes: int, alpha: float, gamma: float):
         """Make the loss from ``cfg.MODEL.EFL``; the focal parameters of the head are not used."""
-        node = cfg.MODEL.EFL
-        return cls(
-            num_classes,
-            alpha=node.ALPHA,
-            gamma_b=node.GAMMA_B,
-            scale=node.SCALE,
-            loss_weight=node.LOSS_WEIGHT,
-        )
+        return construct(cls, cfg, "MODEL.EFL", num_classes=num_classes)
 
     def compute(self, logits, labels, quality, ratio):
         factors = {"gamma_b": self.gamma_b, "scale": self.scale}

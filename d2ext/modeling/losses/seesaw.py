@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from d2ext.config import construct
+
 from ..reduce import reduce_sum
 from .cls_losses import ClsLoss
 from .registry import CLS_LOSS_REGISTRY
@@ -64,8 +66,7 @@ class SeesawLoss(ClsLoss):
     @classmethod
     def from_node(cls, *, cfg: Any, num_classes: int, alpha: float, gamma: float):
         """Make the loss from ``cfg.MODEL.SEESAW``; the head's focal parameters are not used."""
-        node = cfg.MODEL.SEESAW
-        return cls(num_classes, p=node.P, q=node.Q, min_score=node.MIN_SCORE)
+        return construct(cls, cfg, "MODEL.SEESAW", num_classes=num_classes)
 
     def forward(self, logits, labels, normalizer=1.0, quality=None):
         # A forward pass inside a backward pass is activation checkpointing repeating itself.
