@@ -9,6 +9,8 @@ from typing import Dict, List, Optional
 
 import numpy as np
 
+from d2ext.ops.frequency import FREQUENCY_GROUPS
+
 from .backends import PrecisionRecall
 
 __all__ = ["log_metrics", "metric_names", "per_class_metrics", "summary_metrics"]
@@ -16,7 +18,8 @@ __all__ = ["log_metrics", "metric_names", "per_class_metrics", "summary_metrics"
 logger = logging.getLogger(__name__)
 
 _AREAS = {"": 0, "s": 1, "m": 2, "l": 3}
-_FREQUENCIES = ("r", "c", "f")
+# As LVIS abbreviates them.
+_FREQUENCIES = tuple(name[0] for name in FREQUENCY_GROUPS)
 # Beyond this many classes the table is longer than anyone reads in a log; the dictionary has all.
 _MAX_TABLE_CLASSES = 200
 

@@ -18,7 +18,8 @@ from pycocotools.coco import COCO
 from d2ext.data import tiny_dataset
 from d2ext.data.builtin import BUILTIN_SHAPES, register_shapes
 from d2ext.data.shapes import SceneConfig, ShapesSpec, long_tail_classes, scene, write_dataset
-from d2ext.data.shapes.plans import frequency_group, plan_images
+from d2ext.data.shapes.plans import plan_images
+from d2ext.ops.frequency import frequency_group
 
 FORMS = ("coco", "lvis", "voc")
 
@@ -148,10 +149,10 @@ def test_voc_tree_has_what_the_evaluator_reads():
 def test_long_tail_has_all_groups_of_lvis_and_a_balanced_validation_set():
     spec = BUILTIN_SHAPES["d2ext_shapes_lt"]
     train, val = spec.image_counts("train"), spec.image_counts("val")
-    groups = collections.Counter(frequency_group(count) for count in train)
+    groups = collections.Counter(frequency_group(count)[0] for count in train)
     assert len(train) == 60 and min(groups[g] for g in "rcf") >= 10
     assert min(train) >= 2
-    rare = [v for t, v in zip(train, val) if frequency_group(t) == "r"]
+    rare = [v for t, v in zip(train, val) if frequency_group(t) == "rare"]
     assert min(rare) >= 10
     # The alphabet has nothing to do with frequency.
     names = [cls.name for cls in spec.classes]
@@ -191,7 +192,7 @@ def test_long_tailed_files_match_the_registered_counts(tmp_path):
         groups = [
             c["frequency"] for c in LVIS(MetadataCatalog.get(names[1]).json_file).load_cats(None)
         ]
-        assert groups == [frequency_group(count) for count in expected]
+        assert groups == [frequency_group(count)[0] for count in expected]
     finally:
         for name in names:
             DatasetCatalog.remove(name)

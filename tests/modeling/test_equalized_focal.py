@@ -16,8 +16,8 @@ from d2ext.modeling.losses import (
     CLS_LOSS_REGISTRY,
     EqualizedFocalLoss,
     build_cls_loss,
-    frequency_groups,
 )
+from d2ext.ops.frequency import frequency_groups
 from d2ext.ops.sigmoid_losses import quality_focal_loss, sigmoid_focal_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "efl"

@@ -9,8 +9,9 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 
+from d2ext.ops.frequency import frequency_group
+
 from .classes import ShapeClass
-from .plans import frequency_group
 from .scene import SceneObject
 
 __all__ = ["DrawnImage", "image_path", "write_coco", "write_lvis", "write_voc"]
@@ -159,7 +160,7 @@ def _lvis_categories(annotations, classes, groups) -> List[dict]:
                 "synonyms": [cls.name],
                 "synset": f"{cls.name}.n.01",
                 "def": f"a {cls.fill} {cls.outline} in {cls.color}",
-                "frequency": groups[index] if groups else frequency_group(image_count),
+                "frequency": groups[index] if groups else frequency_group(image_count)[0],
                 "image_count": image_count,
                 "instance_count": instances_of[index + 1],
             }

@@ -16,9 +16,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from d2ext.ops.frequency import frequency_group
+
 from .classes import ShapeClass
 from .formats import DrawnImage, image_path, write_coco, write_lvis, write_voc
-from .plans import balanced_image_counts, frequency_group, plan_images, zipf_image_counts
+from .plans import balanced_image_counts, plan_images, zipf_image_counts
 from .scene import SceneConfig, draw_scene
 
 __all__ = ["ShapesSpec", "write_dataset"]
@@ -118,7 +120,7 @@ def _write_split(spec: ShapesSpec, root: str, position: int, split: str, images)
         if spec.ranks and not groups:
             # As in LVIS, validation has the groups of training.
             counts = spec.image_counts(spec.splits[0][0])
-            groups = tuple(frequency_group(count) for count in counts)
+            groups = tuple(frequency_group(count)[0] for count in counts)
         rng = np.random.default_rng([spec.seed, position, 1])
         write_lvis(root, split, images, spec.classes, rng, groups)
     else:

@@ -7,7 +7,7 @@ from typing import Dict, List, Sequence
 
 import numpy as np
 
-__all__ = ["balanced_image_counts", "frequency_group", "plan_images", "zipf_image_counts"]
+__all__ = ["balanced_image_counts", "plan_images", "zipf_image_counts"]
 
 # Zipf's law in Mandelbrot's form, (rank + offset)^-exponent: with these, sixty classes in 1500
 # images spread over all three groups of LVIS (12 frequent, 30 common, 18 rare).
@@ -28,11 +28,6 @@ def balanced_image_counts(num_classes: int, num_images: int) -> List[int]:
     """
     zipf = np.array(zipf_image_counts(num_classes, num_images), dtype=np.float64)
     return np.maximum(np.round(0.2 * num_images * (zipf / zipf[0]) ** 0.35), 1).astype(int).tolist()
-
-
-def frequency_group(image_count: int) -> str:
-    """LVIS's group of a class: "r" up to 10 training images, "c" up to 100, "f" above."""
-    return "r" if image_count <= 10 else "c" if image_count <= 100 else "f"
 
 
 def plan_images(

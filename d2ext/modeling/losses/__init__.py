@@ -7,7 +7,7 @@ from .criterion import CoupledTerms, Criterion
 from .eqlv2 import EQLv2Loss
 from .equalized_focal import EqualizedFocalLoss, EqualizedQualityFocalLoss
 from .ghm import GHMCLoss
-from .gradient_balanced import GradientBalancedLoss, frequency_groups
+from .gradient_balanced import GradientBalancedLoss
 from .guided import GuidedScale, build_guide, sampling_free_on
 from .harmonic import HarmonicCoupling, HarmonicIoULoss, build_harmonic_coupling
 from .normalizers import NORMALIZER_REGISTRY, EMANormalizer, PositiveNormalizer
@@ -49,6 +49,5 @@ __all__ = [
     "build_criterion",
     "build_guide",
     "build_harmonic_coupling",
-    "frequency_groups",
     "sampling_free_on",
 ]

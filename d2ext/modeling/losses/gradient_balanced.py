@@ -14,7 +14,7 @@ from d2ext.ops import host
 from ..reduce import reduce_later
 from .cls_losses import ClsLoss
 
-__all__ = ["GradientBalancedLoss", "frequency_groups"]
+__all__ = ["GradientBalancedLoss"]
 
 logger = logging.getLogger(__name__)
 
@@ -240,23 +240,3 @@ class GradientBalancedLoss(ClsLoss):
             if now.dtype in (torch.float16, torch.bfloat16):
                 setattr(self, name, before.to(now.device))
         return self
-
-
-def frequency_groups(
-    image_counts: Sequence[int], *, rare: int = 10, common: int = 100
-) -> Dict[str, Sequence[int]]:
-    """Class indices of LVIS' frequency groups.
-
-    Args:
-        image_counts: number of training images with each class.
-        rare: classes in at most so many images are rare.
-        common: classes in more, but at most so many, are common; the others are frequent.
-
-    Returns:
-        Indices by group name: "rare", "common" and "frequent".
-    """
-    groups: Dict[str, list] = {"rare": [], "common": [], "frequent": []}
-    for index, count in enumerate(image_counts):
-        name = "rare" if count <= rare else "common" if count <= common else "frequent"
-        groups[name].append(index)
-    return groups

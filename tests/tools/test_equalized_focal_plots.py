@@ -1,9 +1,8 @@
 """The curves of the equalized focal loss against its closed form."""
 
 import torch
+from figures.equalized_focal_plots import equalized_focal_curve, main
 from PIL import Image
-
-from d2ext.analysis.equalized_focal_plots import equalized_focal_curve, main
 
 
 def test_curves_are_the_papers_formula():

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-
-from d2ext.analysis.alwa_dynamics import (
+from figures.alwa_dynamics import (
     SCENARIOS,
     draw_dynamics,
     main,

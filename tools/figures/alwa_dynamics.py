@@ -1,6 +1,6 @@
 """What adaptive loss weights do over a training: simulated losses, and a plot of the weights.
 
-    python -m d2ext.analysis.alwa_dynamics --output docs/images/alwa_dynamics.png
+    python tools/figures/alwa_dynamics.py --output docs/images/alwa_dynamics.png
 
 The losses are random numbers with the courses that real ones have; no detector is trained. Shapes:
 T iterations.
@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from d2ext.analysis.figures import BLACK, ORANGE, SKY, VERMILION, new_figure, save_figure
 from d2ext.ops.loss_weights import AdaptiveLossWeight
 
 __all__ = ["SCENARIOS", "draw_dynamics", "simulate_losses", "summarize", "weights_over_time"]
@@ -31,8 +32,7 @@ _RULES: Dict[str, Dict[str, Any]] = {
     "raw, minimum 0.1, start at 400": {"stats_on": "raw", "min_weight": 0.1, "start_iter": 400},
 }
 
-# Colours of Okabe and Ito, told apart also with impaired colour vision.
-_COLOURS = ("#D55E00", "#E69F00", "#56B4E9", "#000000")
+_COLOURS = (VERMILION, ORANGE, SKY, BLACK)
 
 
 def simulate_losses(
@@ -116,12 +116,8 @@ def draw_dynamics(output: Path, variant: int = 2, interval: int = 100, seed: int
         interval: of ALWA.
         seed: of the simulated losses.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 6.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 2, sharex=True, sharey=True).ravel()
+    figure, grid = new_figure((11, 6.5), 2, 2, dpi=110, sharex=True, sharey=True)
+    axes = grid.ravel()
     widths = (5.0, 3.2, 2.0, 0.9)  # thinner on top, so that equal lines stay visible
     for axis, (scenario, title) in zip(axes, SCENARIOS.items()):
         cls, box = simulate_losses(scenario, seed=seed)
@@ -141,10 +137,7 @@ def draw_dynamics(output: Path, variant: int = 2, interval: int = 100, seed: int
         f"ALWA-{variant}, interval {interval}, on simulated losses (no detector is trained)",
         fontsize=11,
     )
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=110)
-    return output
+    return save_figure(figure, output)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

@@ -1,6 +1,6 @@
 """Loss and slope of the equalized focal loss for classes in and out of balance, as a picture.
 
-    python -m d2ext.analysis.equalized_focal_plots --output docs/images/equalized_focal_loss.png
+    python tools/figures/equalized_focal_plots.py --output docs/images/equalized_focal_loss.png
 
 Symbols of the paper: g_j the ratio of positive to negative gradient of a class, gamma_j its
 focusing factor. No detector is trained: the curves are the operation that trains, and its gradient.
@@ -12,6 +12,7 @@ from typing import Optional, Sequence, Tuple
 
 import torch
 
+from d2ext.analysis.figures import CYCLE, new_figure, save_figure
 from d2ext.ops.sigmoid_losses import equalized_focal_loss
 
 __all__ = ["draw_equalized_focal", "equalized_focal_curve"]
@@ -56,26 +57,19 @@ def equalized_focal_curve(
 
 def draw_equalized_focal(output: Path, ratios: Sequence[float] = (1.0, 0.5, 0.0)) -> Path:
     """Draw two panels, negatives and positives: the loss's slope over the score, for each ratio."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure, panels = new_figure((11, 4.2), 1, 2, sharey=True)
     probability = torch.linspace(0.005, 0.995, 199)
-    for axes, positive in zip(figure.subplots(1, 2, sharey=True), (False, True)):
-        for ratio in ratios:
+    for axes, positive in zip(panels, (False, True)):
+        for ratio, color in zip(ratios, CYCLE):
             _, slope = equalized_focal_curve(probability, ratio, positive=positive)
             label = f"g = {ratio:g}, gamma = {2 + 8 * (1 - ratio):g}"
-            axes.plot(probability, slope, label=label)
+            axes.plot(probability, slope, color=color, label=label)
         axes.set_xlabel("score of the class")
         axes.set_title("a positive" if positive else "a negative")
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("size of the gradient at the logit")
     figure.axes[0].legend(title="class in balance (g = 1) to out of it")
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=100)
-    return output
+    return save_figure(figure, output)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

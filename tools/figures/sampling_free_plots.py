@@ -1,6 +1,6 @@
 """Initial class loss and gradient of a sigmoid classifier over its first score, as a picture.
 
-    python -m d2ext.analysis.sampling_free_plots --output docs/images/sampling_free_initial_loss.png
+    python tools/figures/sampling_free_plots.py --output docs/images/sampling_free_initial_loss.png
 
 Symbols of the paper: N samples, N_f of them foreground, C classes, pi the score of every class at
 the start. No detector is trained: these are the formulas.
@@ -12,6 +12,7 @@ from typing import Dict, List, Optional, Sequence
 
 import numpy as np
 
+from d2ext.analysis.figures import BLACK, BLUE, GREEN, VERMILION, new_figure, save_figure
 from d2ext.ops.sampling_free import (
     initial_gradient_mass,
     initial_loss,
@@ -68,26 +69,21 @@ def draw_initial_loss(
         samples_per_foreground: N / N_f.
         num_classes: C.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = initial_table(np.logspace(-10, np.log10(0.5), 400), samples_per_foreground, num_classes)
     table = {key: np.array([row[key] for row in rows]) for key in rows[0]}
     best = optimal_prior(1, samples_per_foreground, num_classes)
 
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, sharex=True)
+    figure, (left, right) = new_figure((11, 4.6), 1, 2, dpi=110, sharex=True)
     pi = table["prior"]
-    left.loglog(pi, table["loss"], color="#000000", lw=2.2, label="together")
-    left.loglog(pi, table["foreground_loss"], color="#D55E00", ls="--", label="foreground")
-    left.loglog(pi, table["background_loss"], color="#0072B2", ls=":", lw=2, label="background")
+    left.loglog(pi, table["loss"], color=BLACK, lw=2.2, label="together")
+    left.loglog(pi, table["foreground_loss"], color=VERMILION, ls="--", label="foreground")
+    left.loglog(pi, table["background_loss"], color=BLUE, ls=":", lw=2, label="background")
     left.set_ylim(0.1, 2e5)
     left.set_ylabel("class loss per foreground sample")
     background = (table["gradient_mass"] + table["gradient"]) / 2
-    right.loglog(pi, table["gradient_mass"], color="#000000", lw=2.2, label="together")
-    right.loglog(pi, 1 - pi, color="#D55E00", ls="--", label="foreground")
-    right.loglog(pi, background, color="#0072B2", ls=":", lw=2, label="background")
+    right.loglog(pi, table["gradient_mass"], color=BLACK, lw=2.2, label="together")
+    right.loglog(pi, 1 - pi, color=VERMILION, ls="--", label="foreground")
+    right.loglog(pi, background, color=BLUE, ls=":", lw=2, label="background")
     right.set_ylim(0.1, 2e5)
     right.set_ylabel("sum of |d loss / d logit| per foreground sample")
     for axis, column in ((left, "loss"), (right, "gradient_mass")):
@@ -100,17 +96,14 @@ def draw_initial_loss(
         f"{num_classes} classes (the formulas; no detector is trained)",
         fontsize=11,
     )
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=110)
-    return output
+    return save_figure(figure, output)
 
 
 def _mark(axis, priors: Sequence[float], column: str, ratio: float, num_classes: int) -> None:
     """A dot and a number at each of a few first scores; the last one is the optimum."""
     for row in initial_table(priors, ratio, num_classes):
         is_best = row["prior"] == priors[-1]
-        axis.plot(row["prior"], row[column], "o", color="#009E73" if is_best else "#000000", ms=6)
+        axis.plot(row["prior"], row[column], "o", color=GREEN if is_best else BLACK, ms=6)
         name = f"pi* = {row['prior']:.3g}" if is_best else f"pi = {row['prior']:g}"
         value = row[column]
         axis.annotate(
@@ -122,7 +115,7 @@ def _mark(axis, priors: Sequence[float], column: str, ratio: float, num_classes:
             va="bottom" if is_best else "center",
             fontsize=9,
         )
-    axis.axvline(priors[-1], color="#009E73", lw=0.8)
+    axis.axvline(priors[-1], color=GREEN, lw=0.8)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 import pytest
-
-from d2ext.analysis.harmonic_plots import descend, draw_gradients, harmonic_iou_curve
+from figures.harmonic_plots import descend, draw_gradients, harmonic_iou_curve
 
 
 def test_literal_descent_moves_a_good_box_away_first_and_detached_does_not():

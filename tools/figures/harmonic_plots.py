@@ -1,6 +1,6 @@
 """Pictures of the harmonic loss' gradients, from the operations that train.
 
-    python -m d2ext.analysis.harmonic_plots --output harmonic_gradients.png
+    python tools/figures/harmonic_plots.py --output harmonic_gradients.png
 
 Shapes: K pairs of a class and a box loss, T steps.
 """
@@ -13,12 +13,11 @@ from typing import Any, Optional, Sequence, Tuple
 import numpy as np
 import torch
 
+from d2ext.analysis.figures import BLACK, BLUE, GREEN, GREY, VERMILION, new_figure, save_figure
 from d2ext.ops.harmonic import harmonic_factors, harmonic_iou_loss, literal_slopes
 
 __all__ = ["descend", "draw_gradients", "harmonic_iou_curve"]
 
-# Colours of Okabe and Ito, told apart also with impaired colour vision.
-_BLUE, _ORANGE, _GREEN, _VERMILION, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 # Class losses at the start of training: uniform softmax scores, and a sigmoid's prior of 0.01.
 _STARTS = (
     ("20 classes, softmax", math.log(21)),
@@ -75,15 +74,10 @@ def draw_gradients(output: Path) -> Path:
     Args:
         output: the PNG file.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10.5, 8), layout="constrained")
-    FigureCanvasAgg(figure)
-    (signs, paths), (values, slopes) = figure.subplots(2, 2)
+    figure, ((signs, paths), (values, slopes)) = new_figure((10.5, 8), 2, 2, dpi=90)
     _draw_signs(signs)
     _draw_paths(paths)
-    for gamma, colour in zip((0.0, 0.5, 0.8, 1.0), (_GREY, _BLUE, _VERMILION, _GREEN)):
+    for gamma, colour in zip((0.0, 0.5, 0.8, 1.0), (GREY, BLUE, VERMILION, GREEN)):
         iou, loss, slope = harmonic_iou_curve(gamma)
         label = _LABEL_OF_GAMMA.get(gamma, f"{gamma}")
         values.plot(iou, loss, color=colour, label=label)
@@ -95,24 +89,21 @@ def draw_gradients(output: Path) -> Path:
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         axis.legend(title="gamma", fontsize=9)
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=90)
-    return output
+    return save_figure(figure, output)
 
 
 def _draw_signs(axis: Any) -> None:
     cls, loc = np.meshgrid(np.linspace(0, _MAX_CLS, 301), np.linspace(0, _MAX_LOC, 301))
     m_c, m_l = literal_slopes(torch.tensor(cls), torch.tensor(loc))
     for slope, colour, text, place in (
-        (m_l.numpy(), _VERMILION, "box pushed away\nfrom its object", (4.4, 0.35)),
-        (m_c.numpy(), _BLUE, "score\npushed\ndown", (0.36, 2.5)),
+        (m_l.numpy(), VERMILION, "box pushed away\nfrom its object", (4.4, 0.35)),
+        (m_c.numpy(), BLUE, "score\npushed\ndown", (0.36, 2.5)),
     ):
         axis.contourf(cls, loc, slope, levels=[-1e9, 0], colors=[colour], alpha=0.3)
         axis.contour(cls, loc, slope, levels=[0], colors=[colour], linewidths=1.5)
         axis.text(*place, text, ha="center", va="center", fontsize=9)
     for name, start in _STARTS:
-        axis.axvline(start, color=_GREY, lw=1, ls="--")
+        axis.axvline(start, color=GREY, lw=1, ls="--")
         axis.text(start + 0.06, _MAX_LOC - 0.08, name, rotation=90, va="top", fontsize=8)
     axis.set_title("(a) literal formula: where a gradient has the wrong sign", fontsize=10,
                    loc="left")  # fmt: skip
@@ -123,13 +114,13 @@ def _draw_paths(axis: Any) -> None:
     cls = [math.log(21), math.log(81), 5.5, 5.5, 2.0, 0.1, 0.4]
     loc = [0.4, 0.8, 0.3, 1.6, 2.6, 2.2, 2.8]
     for detach, colour, style, label in (
-        (True, _BLUE, "-", "betas detached (default)"),
-        (False, _VERMILION, "--", "literal formula"),
+        (True, BLUE, "-", "betas detached (default)"),
+        (False, VERMILION, "--", "literal formula"),
     ):
         x, y = descend(cls, loc, detach=detach)
         lines = axis.plot(x, y, color=colour, ls=style, lw=1.4)
         lines[0].set_label(label)
-    axis.plot(cls, loc, "o", color="black", ms=4, label="start")
+    axis.plot(cls, loc, "o", color=BLACK, ms=4, label="start")
     axis.legend(fontsize=9, loc="upper right")
     axis.set_title("(b) gradient descent on (CE, L)", fontsize=10, loc="left")
     _name_axes(axis)

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 from detectron2.data.detection_utils import read_image
-
-from d2ext.analysis.sampling_free_plots import draw_initial_loss, initial_table
+from figures.sampling_free_plots import draw_initial_loss, initial_table
 
 
 def test_table_of_the_paper():

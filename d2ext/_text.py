@@ -1,0 +1,26 @@
+"""Names that come from other people's files, made safe to show."""
+
+import unicodedata
+
+__all__ = ["plain", "printable"]
+
+# Control and format characters, surrogates, private ones, and separators of lines.
+_HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+
+
+def printable(text: object, limit: int = 200) -> str:
+    """A name for a terminal or a log: on one line, without control characters, not too long.
+
+    A class may be called "\\x1b[2J" and a file "a\\nERROR": printed raw they would clear the screen
+    or forge a line of the log.
+    """
+    shown = "".join(
+        ch.encode("unicode_escape").decode() if unicodedata.category(ch) in _HIDDEN else ch
+        for ch in str(text)
+    )
+    return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
+
+
+def plain(text: object, limit: int = 48) -> str:
+    """A name for matplotlib, which would set what stands between two "$" as mathematics."""
+    return printable(text, limit).replace("$", r"\$")

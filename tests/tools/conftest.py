@@ -1,0 +1,6 @@
+"""The tests of the tools import them as the tools import each other."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
