@@ -54,7 +54,8 @@ class Key(NamedTuple):
         meaning: one line, for the documentation.
         argument: the constructor argument that it feeds. None: the name in lower case, with an
             underscore for a dot; "": none.
-        part: which of several parts takes it, where a section feeds more than one.
+        part: which of several parts takes it, where a section feeds more than one; or several,
+            with spaces between.
     """
 
     name: str
@@ -92,10 +93,16 @@ class Section:
         """The rule of each key, by its full name."""
         return {f"{self.name}.{key.name}": key.rule for key in self.keys}
 
+    def feeding(self, part: str) -> Iterator[Key]:
+        """The keys that one part takes."""
+        for key in self.keys:
+            if key.feeds and (part == key.part or part in key.part.split()):
+                yield key
+
     def key_of(self, argument: str, part: Optional[str] = None) -> Optional[str]:
         """The full name of the key that feeds an argument, or None."""
-        for key in self.keys:
-            if key.feeds == argument and part in (None, key.part):
+        for key in self.keys if part is None else self.feeding(part):
+            if key.feeds == argument:
                 return f"{self.name}.{key.name}"
         return None
 
@@ -103,7 +110,7 @@ class Section:
 @functools.cache
 def all_sections() -> Tuple[Section, ...]:
     """Every section that is declared in this folder."""
-    return tuple(section for area in _areas() for section in getattr(area, "SECTIONS", ()))
+    return tuple(section for area in _areas() for section in area.SECTIONS)
 
 
 def all_relations() -> List[Relation]:
@@ -143,12 +150,11 @@ def arguments(cfg: Any, section: str, part: str = "") -> Dict[str, Any]:
     """
     found = {}
     for declared in _sections_named(section):
-        for key in declared.keys:
-            if key.feeds and key.part == part:
-                value = cfg
-                for word in f"{section}.{key.name}".split("."):
-                    value = value[word]
-                found[key.feeds] = list(value) if isinstance(value, list) else value
+        for key in declared.feeding(part):
+            value = cfg
+            for word in f"{section}.{key.name}".split("."):
+                value = value[word]
+            found[key.feeds] = list(value) if isinstance(value, list) else value
     return found
 
 

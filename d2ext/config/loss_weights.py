@@ -1,63 +1,17 @@
-"""Keys of loss weights: static ones, and those that follow the losses (ALWA and others)."""
+"""Keys of loss weights: static ones, and those that follow the losses (ALWA and others).
+
+ALWA in the paper's symbols: over every C iterations X and Y are computed from the class and the
+box loss; where X > Y the class weight becomes Y / X. The box weight is constant.
+"""
 
 import re
 
-from detectron2.config import CfgNode as CN
-
+from .keys import Key, Section
 from .rules import BOOLEAN, Relation, Rule, integer, listing, number, one_of
 
-__all__ = ["add_loss_weights_config"]
+__all__ = ["RELATIONS", "SECTIONS"]
 
-
-def add_loss_weights_config(cfg: CN) -> None:
-    """Add ``SOLVER.LOSS_WEIGHTS`` and ``SOLVER.ALWA`` to ``cfg``, in place.
-
-    ALWA in the paper's symbols: over every C iterations X and Y are computed from the class and the
-    box loss; where X > Y the class weight becomes Y / X. The box weight is constant.
-    """
-    # Static weights by pattern of the loss name: {"loss_box_reg*": 2.0, "loss_mask": 0.5}. A loss
-    # that several patterns fit gets the product. A pattern that fits no loss is an error.
-    cfg.SOLVER.LOSS_WEIGHTS = CN(new_allowed=True)
-
-    cfg.SOLVER.ALWA = CN()
-    cfg.SOLVER.ALWA.ENABLED = False
-    # "alwa", or one of the methods it can be compared with: "uncertainty" (Kendall et al.), "dwa"
-    # (dynamic weight averaging). They share GROUPS, INTERVAL, START_ITER and SYNC.
-    cfg.SOLVER.ALWA.METHOD = "alwa"
-    # 1: X and Y are mean + standard deviation. 2: the standard deviation (the authors' default).
-    cfg.SOLVER.ALWA.VARIANT = 2
-    # C, in forward passes: with SOLVER.ACCUMULATE = n a step has n of them.
-    cfg.SOLVER.ALWA.INTERVAL = 100
-    # Pairs of losses with a weight of their own each. ["auto"] is what the authors' code weights:
-    # the RPN if there is one, else the dense head. ["all"]: every known pair the model has. Or any
-    # of "rpn", "dense", "fcos", "dw", "roi" (each cascade stage on its own), or your own,
-    # "name=class_loss+class_loss/box_loss".
-    cfg.SOLVER.ALWA.GROUPS = ["auto"]
-    # Weights before the first update; the box weight stays at INIT_BOX.
-    cfg.SOLVER.ALWA.INIT_CLS = 1.0
-    cfg.SOLVER.ALWA.INIT_BOX = 1.0
-    # Measure X and Y on the "weighted" losses (the authors' code) or on the "raw" ones. Recommended
-    # for new work: "raw" with MIN_WEIGHT 0.1 and a START_ITER; "weighted" swings, and locks at a
-    # small weight more easily.
-    cfg.SOLVER.ALWA.STATS_ON = "weighted"
-    # Y / X "replace"s the weight (the authors' code), or "multiply": the weight is multiplied.
-    cfg.SOLVER.ALWA.COMPOSE = "replace"
-    # Limits of the class weight after an update.
-    cfg.SOLVER.ALWA.MIN_WEIGHT = 0.0
-    cfg.SOLVER.ALWA.MAX_WEIGHT = 1.0
-    # Forward passes before the first window, e.g. the learning rate's warm-up.
-    cfg.SOLVER.ALWA.START_ITER = 0
-    # "mean": statistics of the mean loss over ranks, one weight for all. "none": each rank has its
-    # own statistics and weights, as in the authors' code.
-    cfg.SOLVER.ALWA.SYNC = "mean"
-
-    # METHOD "uncertainty": step size of s = log(sigma^2), and the limit of the weights.
-    cfg.SOLVER.ALWA.UNCERTAINTY_LR = 0.01
-    cfg.SOLVER.ALWA.UNCERTAINTY_MAX_WEIGHT = 10.0
-    # METHOD "dwa": T.
-    cfg.SOLVER.ALWA.DWA_TEMPERATURE = 2.0
-
-
+_METHODS = "alwa uncertainty dwa"
 _GROUP_WORDS = ("auto", "all", "rpn", "dense", "fcos", "dw", "roi")
 _GROUP = Rule(
     f"one of {', '.join(_GROUP_WORDS)}, or 'name=class_loss+class_loss/box_loss'",
@@ -66,26 +20,50 @@ _GROUP = Rule(
     ),
 )
 
-RULES = {
-    # Any pattern may stand for the star.
-    "SOLVER.LOSS_WEIGHTS.*": number(0),
-    "SOLVER.ALWA.ENABLED": BOOLEAN,
-    "SOLVER.ALWA.METHOD": one_of("alwa", "uncertainty", "dwa"),
-    "SOLVER.ALWA.VARIANT": one_of(1, 2),
-    "SOLVER.ALWA.INTERVAL": integer(1),
-    "SOLVER.ALWA.GROUPS": listing(_GROUP, least=1),
-    "SOLVER.ALWA.INIT_CLS": number(above=0),
-    "SOLVER.ALWA.INIT_BOX": number(above=0),
-    "SOLVER.ALWA.STATS_ON": one_of("weighted", "raw"),
-    "SOLVER.ALWA.COMPOSE": one_of("replace", "multiply"),
-    "SOLVER.ALWA.MIN_WEIGHT": number(0),
-    "SOLVER.ALWA.MAX_WEIGHT": number(0),
-    "SOLVER.ALWA.START_ITER": integer(0),
-    "SOLVER.ALWA.SYNC": one_of("mean", "none"),
-    "SOLVER.ALWA.UNCERTAINTY_LR": number(above=0),
-    "SOLVER.ALWA.UNCERTAINTY_MAX_WEIGHT": number(above=0),
-    "SOLVER.ALWA.DWA_TEMPERATURE": number(above=0),
-}
+SECTIONS = [
+    # {"loss_box_reg*": 2.0, "loss_mask": 0.5}: a loss that several patterns fit gets the product, a
+    # pattern that fits no loss is an error.
+    Section(
+        "SOLVER",
+        Key("LOSS_WEIGHTS.*", None, number(0), "static weight of the losses of this name pattern"),
+    ),
+    Section(
+        "SOLVER.ALWA",
+        Key("ENABLED", False, BOOLEAN, "use it", argument=""),
+        # All share GROUPS, INTERVAL, START_ITER and SYNC.
+        Key("METHOD", "alwa", one_of("alwa", "uncertainty", "dwa"),
+            "or what it can be compared with: Kendall et al., dynamic weight averaging",
+            argument=""),
+        Key("VARIANT", 2, one_of(1, 2),
+            "X and Y are mean + standard deviation, or the standard deviation", part="alwa"),
+        # With SOLVER.ACCUMULATE = n a step has n forward passes.
+        Key("INTERVAL", 100, integer(1), "C, in forward passes", part=_METHODS),
+        # ["auto"] is what the authors' code weights: the RPN if there is one, else the dense head.
+        # ["all"]: every known pair the model has. "roi" takes each cascade stage on its own.
+        Key("GROUPS", ["auto"], listing(_GROUP, least=1),
+            "pairs of losses with a weight of their own each", argument=""),
+        Key("INIT_CLS", 1.0, number(above=0), "class weight before the first update", part="alwa"),
+        Key("INIT_BOX", 1.0, number(above=0), "box weight, which stays", part="alwa"),
+        # Recommended for new work: "raw" with MIN_WEIGHT 0.1 and a START_ITER; "weighted" swings,
+        # and locks at a small weight more easily.
+        Key("STATS_ON", "weighted", one_of("weighted", "raw"),
+            "measure X and Y after weighting (the authors' code), or before", part="alwa"),
+        Key("COMPOSE", "replace", one_of("replace", "multiply"),
+            "Y / X becomes the weight (the authors' code), or multiplies it", part="alwa"),
+        Key("MIN_WEIGHT", 0.0, number(0), "least class weight after an update", part="alwa"),
+        Key("MAX_WEIGHT", 1.0, number(0), "largest class weight after an update", part="alwa"),
+        # E.g. the learning rate's warm-up.
+        Key("START_ITER", 0, integer(0), "forward passes before the first window", part=_METHODS),
+        # "none": each rank has its own statistics and weights.
+        Key("SYNC", "mean", one_of("mean", "none"),
+            "statistics of the mean over ranks, or of each rank (the authors' code)", argument=""),
+        Key("UNCERTAINTY_LR", 0.01, number(above=0),
+            "`uncertainty`: step size of s = log(sigma^2)", "lr", part="uncertainty"),
+        Key("UNCERTAINTY_MAX_WEIGHT", 10.0, number(above=0), "`uncertainty`: largest weight",
+            "max_weight", part="uncertainty"),
+        Key("DWA_TEMPERATURE", 2.0, number(above=0), "`dwa`: T", "temperature", part="dwa"),
+    ),
+]  # fmt: skip
 
 RELATIONS = [
     Relation(

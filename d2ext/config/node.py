@@ -8,9 +8,19 @@ from detectron2.config import CfgNode as _UpstreamCfgNode
 from iopath.common.file_io import g_pathmgr
 from yacs.config import CfgNode as _YacsCfgNode
 
+from .keys import add_keys
 from .rules import shown
 
-__all__ = ["CfgNode", "nearest_keys"]
+__all__ = ["CfgNode", "get_cfg", "nearest_keys"]
+
+
+def get_cfg() -> "CfgNode":
+    """Detectron2's default config with every key of d2ext added."""
+    from detectron2.config import get_cfg as get_upstream_cfg
+
+    cfg = CfgNode(get_upstream_cfg())
+    add_keys(cfg)
+    return cfg
 
 
 def nearest_keys(key: str, known: List[str], count: int = 3) -> List[str]:

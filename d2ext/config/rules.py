@@ -12,6 +12,7 @@ __all__ = [
     "ANY",
     "BOOLEAN",
     "COUNT",
+    "FEATURES",
     "NAME",
     "NORM",
     "PROBABILITY",
@@ -228,5 +229,6 @@ NAME = Rule("a text that is not empty", lambda v: isinstance(v, str) and bool(v)
 COUNT = integer(1)
 SHARE = number(0, 1)
 PROBABILITY = number(above=0, below=1)
+FEATURES = listing(NAME, least=1, distinct=True)
 NORM = one_of("", "GN", "BN", "SyncBN", "FrozenBN", "LN", "nnSyncBN", "naiveSyncBN",
               "naiveSyncBN_N")  # fmt: skip

@@ -10,6 +10,7 @@ from .rules import (
     ANY,
     BOOLEAN,
     COUNT,
+    FEATURES,
     NAME,
     NORM,
     PROBABILITY,
@@ -93,7 +94,6 @@ _PERIOD = integer(0)
 _IOUS = listing(number(above=0, high=1), least=1, ascending=True)
 _LABELS = listing(one_of(0, -1, 1), least=2)
 _BOX_WEIGHTS = listing(number(above=0), length=4)
-_FEATURES = listing(NAME, least=1, distinct=True)
 _POOLER = one_of("ROIAlignV2", "ROIAlign", "ROIPool", "ROIAlignRotated")
 _UPSTREAM_BOX_LOSS = one_of("smooth_l1", "giou", "diou", "ciou")
 _BOX_LOSS = registered("d2ext.modeling.losses.registry:BOX_LOSS_REGISTRY")
@@ -222,7 +222,7 @@ _ANCHORS = {
 
 _RETINANET = {
     "MODEL.RETINANET.NUM_CLASSES": COUNT,
-    "MODEL.RETINANET.IN_FEATURES": _FEATURES,
+    "MODEL.RETINANET.IN_FEATURES": FEATURES,
     "MODEL.RETINANET.NUM_CONVS": COUNT,
     "MODEL.RETINANET.IOU_THRESHOLDS": _IOUS,
     "MODEL.RETINANET.IOU_LABELS": _LABELS,
@@ -247,7 +247,7 @@ _RCNN = {
 _RPN = {
     "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": number(0),
     "MODEL.RPN.HEAD_NAME": registered("detectron2.modeling:RPN_HEAD_REGISTRY"),
-    "MODEL.RPN.IN_FEATURES": _FEATURES,
+    "MODEL.RPN.IN_FEATURES": FEATURES,
     "MODEL.RPN.BOUNDARY_THRESH": number(-1),
     "MODEL.RPN.IOU_THRESHOLDS": _IOUS,
     "MODEL.RPN.IOU_LABELS": _LABELS,
@@ -267,7 +267,7 @@ _RPN = {
 
 _ROI_HEADS = {
     "MODEL.ROI_HEADS.NUM_CLASSES": COUNT,
-    "MODEL.ROI_HEADS.IN_FEATURES": _FEATURES,
+    "MODEL.ROI_HEADS.IN_FEATURES": FEATURES,
     "MODEL.ROI_HEADS.IOU_THRESHOLDS": _IOUS,
     "MODEL.ROI_HEADS.IOU_LABELS": _LABELS,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": COUNT,

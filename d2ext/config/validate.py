@@ -4,42 +4,19 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 from yacs.config import CfgNode as _YacsCfgNode
 
-from . import (
-    dense,
-    dual_weighting,
-    engine,
-    harmonic,
-    loss_weights,
-    roi_heads,
-    sampling_free,
-)
-from .keys import all_sections
+from .keys import all_relations, all_sections
 from .rules import Relation, Rule, shown
 from .upstream_relations import RELATIONS as UPSTREAM_RELATIONS
 from .upstream_rules import SECTIONS, Section
 
 __all__ = ["OWN_RULES", "rule_of", "validate", "violations"]
 
-_AREAS = (
-    dense,
-    roi_heads,
-    dual_weighting,
-    sampling_free,
-    harmonic,
-    loss_weights,
-    engine,
-)
-
 OWN_RULES: Dict[str, Rule] = {
-    **{key: rule for area in _AREAS for key, rule in area.RULES.items()},
-    **{key: rule for section in all_sections() for key, rule in section.rules().items()},
+    key: rule for section in all_sections() for key, rule in section.rules().items()
 }
 """The rule of every key of d2ext; a last word ``*`` stands for all keys of a section."""
 
-_RELATIONS: List[Relation] = [
-    *(relation for area in _AREAS for relation in getattr(area, "RELATIONS", ())),
-    *UPSTREAM_RELATIONS,
-]
+_RELATIONS: List[Relation] = [*all_relations(), *UPSTREAM_RELATIONS]
 _OWN = Section(lambda cfg: True, OWN_RULES)
 _MISSING = object()
 

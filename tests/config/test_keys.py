@@ -1,5 +1,9 @@
 """A key is declared once, and defaults, rules, arguments and refusals follow from it."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from d2ext import get_cfg
@@ -7,6 +11,8 @@ from d2ext.config import arguments, construct, names_keys
 from d2ext.config.keys import Key, Section, all_sections
 from d2ext.config.rules import number
 from d2ext.modeling.losses import EqualizedFocalLoss
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_section_feeds_a_constructor():
@@ -60,3 +66,22 @@ def test_declarations_are_complete():
             assert key.name.endswith("*") or key.rule.accepts(key.default), name
     with pytest.raises(ValueError, match="MODEL.A.B is declared twice"):
         Section("MODEL.A", *[Key("B", 1.0, number(), "a number")] * 2)
+
+
+def test_declarations_import_where_torch_and_detectron2_are_absent():
+    code = f"""
+import sys, types
+package = types.ModuleType("d2ext")
+package.__path__ = [{str(ROOT / "d2ext")!r}]
+sys.modules["d2ext"] = package
+for name in ("torch", "detectron2", "fvcore"):
+    sys.modules[name] = None
+from d2ext.config import keys, rules
+from d2ext.config.validate import OWN_RULES, validate
+assert OWN_RULES["MODEL.EFL.SCALE"].accepts(4.0)
+from yacs.config import CfgNode
+cfg = CfgNode()
+keys.add_keys(cfg)
+assert keys.arguments(cfg, "MODEL.EFL")["scale"] == 8.0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
