@@ -22,6 +22,7 @@ from omegaconf.errors import ConfigTypeError
 
 from d2ext.data import require_dataset
 from d2ext.data.checks import checked_datasets
+from d2ext.modeling.losses.criterion import set_log_period
 from d2ext.modeling.sampling_free import find_optimal_bias
 from d2ext.ops.loss_weights import AdaptiveLossWeight
 
@@ -84,6 +85,7 @@ def train_lazy(args: argparse.Namespace) -> Optional[int]:
 def build_lazy_trainer(cfg: Any, model: torch.nn.Module) -> Trainer:
     """The trainer of a LazyConfig, with its hooks, for a model that is on its device."""
     train = cfg.train
+    set_log_period(model, train.log_period)
     cfg.optimizer.params.model = model
     trainer = Trainer(
         model=model,

@@ -84,7 +84,7 @@ class StepRecorder:
         """Hand in a step; returns the steps that can be read now. Every rank must call it.
 
         ``deferred`` are tensors to be summed over ranks in the same message; see
-        :func:`d2ext.modeling.reduce.deferring`.
+        :func:`d2ext.ops.reduce.deferring`.
         """
         records = self.flush()
         if self.world_size == 1:

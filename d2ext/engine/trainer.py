@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2ext.data.packed_batch import batch_on
-from d2ext.modeling.reduce import Deferred, deferring
+from d2ext.ops.reduce import Deferred, deferring
 
 from .builders import Builders
 from .checkpoint import Checkpointer

@@ -9,8 +9,7 @@ from typing import Any, Set
 
 from torch import nn
 
-from .losses.cls_losses import ClsLoss
-from .losses.criterion import Criterion
+from d2ext.losses import ClsLoss, Criterion
 
 __all__ = ["check_methods_in_use"]
 

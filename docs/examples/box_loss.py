@@ -5,9 +5,8 @@
         MODEL.DENSE.BOX_LOSS alpha_iou
 """
 
-from d2ext.modeling.losses.box_losses import BoxLoss
-from d2ext.modeling.losses.positives import Positives
-from d2ext.modeling.losses.registry import BOX_LOSS_REGISTRY
+from d2ext.losses import BoxLoss, Positives
+from d2ext.modeling.losses import BOX_LOSS_REGISTRY
 
 
 @BOX_LOSS_REGISTRY.register("alpha_iou")

@@ -8,8 +8,8 @@
 import torch
 from torch.nn import functional as F
 
-from d2ext.modeling.losses.cls_losses import ClsLoss
-from d2ext.modeling.losses.registry import CLS_LOSS_REGISTRY
+from d2ext.losses import ClsLoss
+from d2ext.modeling.losses import CLS_LOSS_REGISTRY
 
 
 @CLS_LOSS_REGISTRY.register("capped_focal")
@@ -21,8 +21,8 @@ class CappedFocalLoss(ClsLoss):
         self.alpha, self.gamma, self.cap = alpha, gamma, cap
 
     @classmethod
-    def from_node(cls, *, cfg, num_classes, alpha, gamma):
-        return cls(alpha, gamma)
+    def from_config(cls, cfg, *, num_classes, alpha, gamma):
+        return {"alpha": alpha, "gamma": gamma}
 
     def forward(self, logits, labels, normalizer=1.0, quality=None):
         rows = self.per_row(logits, labels)

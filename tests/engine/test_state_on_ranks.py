@@ -93,7 +93,7 @@ def weights(make):
 
 
 def guide(**options):
-    return GuidedScale(log_period=0, **options)
+    return GuidedScale(**options)
 
 
 # (the head, hooks), both given the scale of counts: 1, or W in the process that sees all rows.

@@ -25,6 +25,7 @@ from d2ext.modeling.losses import (
     SoftmaxLoss,
     build_box_loss,
     build_criterion,
+    build_harmonic_coupling,
 )
 from d2ext.ops.harmonic import harmonic_iou_loss, literal_slopes
 from d2ext.ops.sigmoid_losses import sigmoid_loss_per_row
@@ -391,10 +392,10 @@ def test_each_cascade_stage_is_coupled_by_itself():
     words = [*ON, *WIDE, "MODEL.MASK_ON", False]
     cfg = small_cfg("configs/COCO/cascade_mask_rcnn_R_50_FPN_1x.yaml", words)
     model = build(cfg)
-    couplings = [p.criterion.coupling for p in model.roi_heads.box_predictor]
-    assert len({id(c) for c in couplings}) == 3
-    for coupling in couplings:
-        coupling.log_period = 1
+    criteria = [p.criterion for p in model.roi_heads.box_predictor]
+    assert len({id(c.coupling) for c in criteria}) == 3
+    for criterion in criteria:
+        criterion.log_period = 1
     model.train()
     with EventStorage() as storage:
         losses = model(make_batch(size=64))
@@ -414,8 +415,12 @@ def test_state_dict_and_inference_are_untouched():
 
 
 def test_what_is_logged():
-    coupling = HarmonicCoupling(place="roi", log_period=3)
-    criterion = Criterion(cls_loss=SoftmaxLoss(), box_loss=SmoothL1Loss(), coupling=coupling)
+    criterion = Criterion(
+        cls_loss=SoftmaxLoss(),
+        box_loss=SmoothL1Loss(),
+        coupling=HarmonicCoupling(place="roi"),
+        log_period=3,
+    )
     logits, labels, positives = samples(softmax=True)
     rows = positives.index
     with EventStorage() as storage:
@@ -453,8 +458,12 @@ def test_negative_slopes_are_counted():
     priors = torch.tensor([[0.0, 0.0, 10.0, 10.0]]).repeat(2, 1)
     deltas = torch.tensor([[0.0, 0.0, 0.0, 0.0], [4.0, 4.0, 4.0, 4.0]])
     positives = Positives(torch.arange(2), deltas, priors, priors, Shift())
-    coupling = HarmonicCoupling(log_period=1, **ALONE)
-    criterion = Criterion(cls_loss=SoftmaxLoss(), box_loss=SmoothL1Loss(), coupling=coupling)
+    criterion = Criterion(
+        cls_loss=SoftmaxLoss(),
+        box_loss=SmoothL1Loss(),
+        coupling=HarmonicCoupling(**ALONE),
+        log_period=1,
+    )
     with EventStorage() as storage:
         criterion(logits, labels, positives, **DIVISORS)
     assert storage.latest()["harmonic/dense/negative_box_slope"][0] == 0.5
@@ -465,15 +474,11 @@ def test_negative_slopes_are_counted():
     "overrides, match",
     [
         (["MODEL.DENSE.CLS_LOSS", "qfl"], "QualityFocalLoss does not have; choose .*COUPLE"),
-        (["MODEL.HARMONIC.GAMMA", -0.1], "gamma of the harmonic IoU loss must be 0"),
-        (["MODEL.HARMONIC.GAMMA", float("inf")], "gamma of the harmonic IoU loss must be 0"),
-        (["MODEL.HARMONIC.BETA_C_SOURCE", "focal"], "BETA_C_SOURCE must be loss or bce or gt_prob"),
-        (["MODEL.HARMONIC.BETA_R_SOURCE", "hiou"], "BETA_R_SOURCE must be loc or base"),
-        (["MODEL.HARMONIC.TC.MARGIN_MODE", "soft"], "TC.MARGIN_MODE must be subtract or hard"),
-        (["MODEL.HARMONIC.TC.SCORE", "mean"], "TC.SCORE must be gt or max"),
-        (["MODEL.HARMONIC.TC.MARGIN", 1.5], "TC.MARGIN must be in"),
-        (["MODEL.HARMONIC.TC.WEIGHT", -1.0], "TC.WEIGHT must be 0"),
-        (["MODEL.HARMONIC.ALPHA_HIOU", -1.0], "ALPHA_HIOU must be 0"),
+        (["MODEL.HARMONIC.GAMMA", -0.1], r"HARMONIC\.GAMMA is -0\.1; it must be"),
+        (
+            ["MODEL.HARMONIC.TC.SCORE", "mean"],
+            r"TC\.SCORE is 'mean'; it must be one of",
+        ),
         (["MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator"], "rotated boxes"),
     ],
 )
@@ -484,6 +489,29 @@ def test_refusals(overrides, match):
             cfg, place="dense", cls_loss=cfg.MODEL.DENSE.CLS_LOSS, box_loss="smooth_l1",
             num_classes=3,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "argument, value, match",
+    [
+        ("gamma", -0.1, "gamma of the harmonic IoU loss must be 0"),
+        ("gamma", float("inf"), "gamma of the harmonic IoU loss must be 0"),
+        ("beta_c_source", "focal", "beta_c_source must be loss or bce or gt_prob"),
+        ("beta_r_source", "hiou", "beta_r_source must be loc or base"),
+        ("tc_margin_mode", "soft", "tc_margin_mode must be subtract or hard"),
+        ("tc_score", "mean", "tc_score must be gt or max"),
+        ("tc_margin", 1.5, "tc_margin must be in"),
+        ("tc_weight", -1.0, "tc_weight must be 0"),
+        ("alpha_hiou", -1.0, "alpha_hiou must be 0"),
+    ],
+)
+def test_the_constructor_complains_in_its_own_words(argument, value, match):
+    with pytest.raises(ValueError, match=match):
+        HarmonicCoupling(**{argument: value})
+    key = argument.upper().replace("TC_", "TC.")
+    cfg = small_cfg(RETINANET, [*ON, f"MODEL.HARMONIC.{key}", value])
+    with pytest.raises(ValueError, match=rf"MODEL\.HARMONIC\.{key} is {value!r}; it must be"):
+        build_harmonic_coupling(cfg, place="dense", cls_loss=FocalLoss(), box_loss=SmoothL1Loss())
 
 
 def test_rotated_boxes_are_refused_everywhere():

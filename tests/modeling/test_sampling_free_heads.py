@@ -12,7 +12,7 @@ from model_kit import build, make_batch, small_cfg, train_step
 
 from d2ext import get_cfg
 from d2ext.modeling.feature_sizes import FeatureSizes
-from d2ext.modeling.losses import GuidedScale
+from d2ext.modeling.losses import BoxLoss, ClsLoss, Criterion, GuidedScale
 from d2ext.modeling.roi_heads.unsampled import MaskRows
 from d2ext.modeling.sampling_free import (
     PriorMeasurement,
@@ -65,11 +65,15 @@ def test_any_divisor_of_the_class_loss_cancels(place):
 
 
 def test_raw_loss_and_ratio_are_logged_now_and_then():
-    guide = GuidedScale(place="dense", log_period=3)
+    criterion = Criterion(
+        cls_loss=ClsLoss(), box_loss=BoxLoss(), guide=GuidedScale(place="dense"), log_period=3
+    )
+    criterion.box_loss.forward = lambda positives: torch.tensor([1.0])
     with EventStorage() as storage:
         for step in range(4):
             storage.iter = step
-            guide({"cls": torch.tensor(2.0 + step), "box": torch.tensor(1.0)})
+            criterion.cls_loss.forward = lambda *args, step=step: torch.tensor(2.0 + step)
+            criterion(torch.zeros(1, 1), None, None, cls_normalizer=1, box_normalizer=1)
         latest = storage.latest()
     assert latest == {"guided/dense/cls_raw": (4.0, 2), "guided/dense/ratio": (0.25, 2)}
 

@@ -12,7 +12,7 @@ from detectron2.data.common import ToIterableDataset
 from torch import nn
 from torch.utils.data import DataLoader
 
-from d2ext.modeling.losses import GradientBalancedLoss
+from d2ext.losses import GradientBalancedLoss
 from d2ext.ops.frequency import frequency_groups
 
 from .base import HOOK_REGISTRY, HookBase

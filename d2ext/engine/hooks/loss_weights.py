@@ -15,13 +15,13 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 from d2ext.config import validate
-from d2ext.modeling.reduce import reduce_later
 from d2ext.ops.loss_weights import (
     AdaptiveLossWeight,
     DynamicWeightAverage,
     LossWeighting,
     UncertaintyWeight,
 )
+from d2ext.ops.reduce import reduce_later
 
 from .base import HookBase
 from .loss_groups import LossGroup, check_static_weights, find_groups, static_weights

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
-from d2ext.modeling.losses.guided import GuidedScale
+from d2ext.losses import GuidedScale
 from d2ext.modeling.sampling_free import (
     OptimalBias,
     PriorMeasurement,

@@ -2,9 +2,10 @@
 
 from typing import Any, Optional, Sequence
 
-from .box_losses import BoxLoss
-from .cls_losses import ClsLoss
+from d2ext.losses import BoxLoss, ClsLoss
+
 from .criterion import Criterion
+from .from_config import from_config
 from .guided import build_guide
 from .harmonic import build_harmonic_coupling
 from .registry import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
@@ -37,8 +38,8 @@ def build_cls_loss(
             f"{_KEYS.get(place, 'The class loss')} cannot be '{name}' because {reason}; "
             f"choose one of {', '.join(allowed)}."
         )
-    loss = CLS_LOSS_REGISTRY.get(name).from_node(
-        cfg=cfg, num_classes=num_classes, alpha=alpha, gamma=gamma
+    loss = from_config(
+        CLS_LOSS_REGISTRY.get(name), cfg, num_classes=num_classes, alpha=alpha, gamma=gamma
     )
     if loss.objectness and place != "roi":
         raise ValueError(
@@ -51,7 +52,7 @@ def build_cls_loss(
 
 def build_box_loss(cfg: Any, name: str, *, smooth_l1_beta: float = 0.0) -> BoxLoss:
     """The box loss called ``name``."""
-    return BOX_LOSS_REGISTRY.get(name).from_node(cfg=cfg, smooth_l1_beta=smooth_l1_beta)
+    return from_config(BOX_LOSS_REGISTRY.get(name), cfg, smooth_l1_beta=smooth_l1_beta)
 
 
 def build_criterion(
@@ -86,11 +87,11 @@ def build_criterion(
         coupling = build_harmonic_coupling(cfg, place=place, cls_loss=cls_part, box_loss=box_part)
     if guide is None:
         guide = build_guide(cfg, place=place, guides=guides)
-    criterion = Criterion(
+    return Criterion(
         cls_loss=cls_part,
         box_loss=box_part,
         coupling=coupling,
         guide=guide,
+        place=place,
+        log_period=cfg.ENGINE.LOG_PERIOD,
     )
-    criterion.place = place
-    return criterion

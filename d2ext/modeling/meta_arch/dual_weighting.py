@@ -14,21 +14,18 @@ from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.box_regression import Box2BoxTransformLinear
 from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
 from d2ext.ops.dual_weighting import DualWeightingConstants, dual_weighting_losses
 from d2ext.ops.precision import full_precision
+from d2ext.ops.reduce import reduce_mean
 
-from ..reduce import reduce_mean
+from ..losses.criterion import put_record, record_is_due
 from .dense import best_of_level
 from .dual_weighting_head import DualWeightingHead
 from .fcos import select_features
 
 __all__ = ["DualWeightingFCOS"]
-
-# Steps between two records of numbers that live on the device: reading them makes the host wait.
-RECORD_PERIOD = 20
 
 
 @META_ARCH_REGISTRY.register()
@@ -54,12 +51,14 @@ class DualWeightingFCOS(FCOS):
         max_detections_per_image: int = 100,
         pixel_mean: Tuple[float, ...],
         pixel_std: Tuple[float, ...],
+        log_period: int = 20,
     ):
         """
         Args:
             head: gives class logits, distances in pixels and objectness logits of each level.
             constants: all constants of the weights and losses; the authors' by default.
             test_score_thresh: compared with class score times objectness.
+            log_period: iterations between two records of the losses' divisors; 0: none.
 
             The other arguments are those of Detectron2's ``FCOS``.
         """
@@ -77,6 +76,7 @@ class DualWeightingFCOS(FCOS):
             pixel_std=pixel_std,
         )
         self.constants = constants or DualWeightingConstants()
+        self.log_period = log_period
 
     @classmethod
     def from_config(cls, cfg) -> Dict[str, Any]:
@@ -124,6 +124,7 @@ class DualWeightingFCOS(FCOS):
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "log_period": cfg.ENGINE.LOG_PERIOD,
         }
 
     def weighting_inputs(
@@ -174,27 +175,15 @@ class DualWeightingFCOS(FCOS):
         # The mean over ranks comes before the floor of 1, and in one message.
         sums = torch.stack((out["num_gt"], out["neg_norm"]))
         divisors = reduce_mean(sums).clamp(min=1)
-        self._record(divisors)
+        if record_is_due(self.log_period):
+            # loss_cls_neg rises and falls with its divisor, so it says little without it.
+            put_record({"dw/num_gt": divisors[0], "dw/neg_norm": divisors[1]})
         num_gt, neg_norm = divisors.unbind()
         return {
             "loss_cls_pos": out["loss_cls_pos"] / num_gt,
             "loss_cls_neg": out["loss_cls_neg"] / neg_norm,
             "loss_loc": out["loss_loc"] / num_gt,
         }
-
-    def _record(self, divisors: torch.Tensor) -> None:
-        """Put what the losses are divided by, (2,), into the event storage.
-
-        ``loss_cls_neg`` rises and falls with its divisor, so it says little without it.
-        """
-        if not has_event_storage():
-            return
-        storage = get_event_storage()
-        # Just before the writers write, so that a record has one line with all its numbers.
-        if (storage.iter + 1) % RECORD_PERIOD:
-            return
-        for name, value in zip(("num_gt", "neg_norm"), divisors.tolist()):
-            storage.put_scalar(f"dw/{name}", value, smoothing_hint=False)
 
     def forward_inference(
         self,

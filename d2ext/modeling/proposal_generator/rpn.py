@@ -15,9 +15,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from ..assigners import IoUAssigner
-from ..losses.build import build_criterion
-from ..losses.criterion import Criterion
-from ..losses.positives import Positives
+from ..losses import Criterion, Positives, build_criterion
 from ..roi_heads.ohem import hardest_of_rows, loss_of_samples
 from ..sampling_free import OptimalBias, SamplingFreeOptions
 from ..targets import PackedTargets, Priors, pack_targets

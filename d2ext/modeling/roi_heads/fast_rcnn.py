@@ -17,10 +17,9 @@ from detectron2.modeling.roi_heads.fast_rcnn import (
 from detectron2.structures import Instances
 from torch import nn
 
-from ..losses.build import build_criterion
-from ..losses.criterion import Criterion
-from ..losses.gradient_balanced import GradientBalancedLoss
-from ..losses.positives import Positives
+from d2ext.losses import GradientBalancedLoss
+
+from ..losses import Criterion, Positives, build_criterion
 from ..sampling_free import SamplingFreeOptions, set_prior_bias, set_softmax_bias
 from .ohem import hard_proposals, loss_of_samples
 

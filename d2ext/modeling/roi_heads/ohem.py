@@ -8,8 +8,8 @@ from typing import Sequence
 import torch
 from torchvision.ops import batched_nms
 
-from ..losses.criterion import Criterion
-from ..losses.positives import Positives
+from d2ext.losses import Criterion, Positives
+from d2ext.ops.precision import full_precision
 
 __all__ = ["hard_proposals", "hardest_of_rows", "loss_of_samples"]
 
@@ -27,8 +27,7 @@ def loss_of_samples(
         positives: boxes of the rows whose label is a class.
     """
     with torch.autocast(device_type=logits.device.type, enabled=False):
-        if logits.dtype in (torch.half, torch.bfloat16):
-            logits = logits.float()
+        logits = full_precision(logits)
         loss = criterion.cls_loss.per_row(logits, labels)
         box = criterion.box_loss(positives)
         box = box if box.dim() == 1 else box.sum(dim=1)

@@ -4,11 +4,10 @@ Shapes: M samples (anchors, points or proposals of all images), C classes. Label
 0..C-1 classes, C background, -1 ignored.
 """
 
-from typing import Any, Dict, Mapping, Optional, Sequence
+from typing import Dict, Mapping, Optional, Sequence
 
 import torch
 
-from d2ext.config import construct
 from d2ext.ops.sigmoid_losses import (
     equalized_focal_loss,
     equalized_quality_focal_loss,
@@ -16,12 +15,10 @@ from d2ext.ops.sigmoid_losses import (
 )
 
 from .gradient_balanced import GradientBalancedLoss
-from .registry import CLS_LOSS_REGISTRY
 
 __all__ = ["EqualizedFocalLoss", "EqualizedQualityFocalLoss"]
 
 
-@CLS_LOSS_REGISTRY.register("efl")
 class EqualizedFocalLoss(GradientBalancedLoss):
     """Focal loss whose focusing and weight follow each class's balance of gradients.
 
@@ -62,11 +59,6 @@ class EqualizedFocalLoss(GradientBalancedLoss):
         self.scale = scale
         self.needs_quality = quality
 
-    @classmethod
-    def from_node(cls, *, cfg: Any, num_classes: int, alpha: float, gamma: float):
-        """Make the loss from ``cfg.MODEL.EFL``; the focal parameters of the head are not used."""
-        return construct(cls, cfg, "MODEL.EFL", num_classes=num_classes)
-
     def compute(self, logits, labels, quality, ratio):
         factors = {"gamma_b": self.gamma_b, "scale": self.scale}
         if self.needs_quality:
@@ -104,7 +96,6 @@ class EqualizedFocalLoss(GradientBalancedLoss):
         return text + f", loss_weight={self.loss_weight}, quality={self.needs_quality}"
 
 
-@CLS_LOSS_REGISTRY.register("eqfl")
 class EqualizedQualityFocalLoss(EqualizedFocalLoss):
     """:class:`EqualizedFocalLoss` in its quality variant."""
 

@@ -10,8 +10,8 @@ from typing import Dict, Mapping, Optional, Sequence, Tuple, Union
 import torch
 
 from d2ext.ops import host
+from d2ext.ops.reduce import reduce_later
 
-from ..reduce import reduce_later
 from .cls_losses import ClsLoss
 
 __all__ = ["GradientBalancedLoss"]

@@ -3,21 +3,17 @@
 Shapes: M proposals, C classes. Labels are Detectron2's: 0..C-1 classes, C background, -1 ignored.
 """
 
-from typing import Any
-
 import torch
 from torch.nn import functional as F
 
-from d2ext.config import construct
+from d2ext.ops.precision import full_precision
 from d2ext.ops.sigmoid_losses import equalization_v2_loss, equalization_v2_weights
 
 from .gradient_balanced import GradientBalancedLoss
-from .registry import CLS_LOSS_REGISTRY
 
 __all__ = ["EQLv2Loss"]
 
 
-@CLS_LOSS_REGISTRY.register("eqlv2")
 class EQLv2Loss(GradientBalancedLoss):
     """BCE that weighs down the negatives, and up the positives, of classes short of positives.
 
@@ -55,11 +51,6 @@ class EQLv2Loss(GradientBalancedLoss):
         self.alpha = alpha
         self.objectness = objectness
 
-    @classmethod
-    def from_node(cls, *, cfg: Any, num_classes: int, alpha: float, gamma: float):
-        """Make the loss from ``cfg.MODEL.EQLV2``; the head's focal parameters are not used."""
-        return construct(cls, cfg, "MODEL.EQLV2", num_classes=num_classes)
-
     def compute(self, logits, labels, quality, ratio):
         total, pos, neg = equalization_v2_loss(
             logits, labels, self._columns(ratio), **self._factors()
@@ -68,7 +59,7 @@ class EQLv2Loss(GradientBalancedLoss):
 
     def compute_rows(self, logits, labels, quality, ratio):
         pos, neg = equalization_v2_weights(self._columns(ratio), **self._factors())
-        z = logits if logits.dtype == torch.float64 else logits.float()
+        z = full_precision(logits)
         width = z.shape[1]
         # One column more than there are, for the rows that are positive in none of them.
         target = F.one_hot(labels.clamp(min=0), self.num_classes + 1)[:, :width].to(z.dtype)

@@ -4,7 +4,7 @@ Shapes: M samples (anchors, points or proposals of all images), C classes, K of 
 positive. Labels are Detectron2's: 0..C-1 classes, C background, -1 ignored.
 """
 
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import torch
 from torch import nn
@@ -16,8 +16,6 @@ from d2ext.ops.sigmoid_losses import (
     sigmoid_focal_loss,
     sigmoid_loss_per_row,
 )
-
-from .registry import CLS_LOSS_REGISTRY
 
 __all__ = ["BCELoss", "ClsLoss", "FocalLoss", "QualityFocalLoss", "SoftmaxLoss"]
 
@@ -39,11 +37,6 @@ class ClsLoss(nn.Module):
     needs_quality = False
     objectness = False
 
-    @classmethod
-    def from_node(cls, *, cfg: Any, num_classes: int, alpha: float, gamma: float) -> "ClsLoss":
-        """Make the loss from a config and the focal parameters of the head it is for."""
-        return cls()
-
     def forward(
         self,
         logits: torch.Tensor,
@@ -64,7 +57,6 @@ class ClsLoss(nn.Module):
         )
 
 
-@CLS_LOSS_REGISTRY.register("focal")
 class FocalLoss(ClsLoss):
     """Sigmoid focal loss (Lin et al., 2017).
 
@@ -80,10 +72,6 @@ class FocalLoss(ClsLoss):
         self.alpha = alpha
         self.gamma = gamma
 
-    @classmethod
-    def from_node(cls, *, cfg, num_classes, alpha, gamma):
-        return cls(alpha=alpha, gamma=gamma)
-
     def forward(self, logits, labels, normalizer=1.0, quality=None):
         return sigmoid_focal_loss(logits, labels, alpha=self.alpha, gamma=self.gamma) / normalizer
 
@@ -96,7 +84,6 @@ class FocalLoss(ClsLoss):
         return f"alpha={self.alpha}, gamma={self.gamma}"
 
 
-@CLS_LOSS_REGISTRY.register("bce")
 class BCELoss(ClsLoss):
     """Plain sigmoid cross entropy over all classes of every valid sample."""
 
@@ -107,7 +94,6 @@ class BCELoss(ClsLoss):
         return sigmoid_loss_per_row(logits, labels, kind="bce")
 
 
-@CLS_LOSS_REGISTRY.register("qfl")
 class QualityFocalLoss(ClsLoss):
     """Quality focal loss (Li et al., 2020): a positive's target is its IoU instead of 1."""
 
@@ -119,10 +105,6 @@ class QualityFocalLoss(ClsLoss):
             raise ValueError(f"The gamma of the focal loss must be 0 or more, not {gamma}.")
         self.gamma = gamma
 
-    @classmethod
-    def from_node(cls, *, cfg, num_classes, alpha, gamma):
-        return cls(gamma=gamma)
-
     def forward(self, logits, labels, normalizer=1.0, quality=None):
         return quality_focal_loss(logits, labels, quality, gamma=self.gamma) / normalizer
 
@@ -130,7 +112,6 @@ class QualityFocalLoss(ClsLoss):
         return f"gamma={self.gamma}"
 
 
-@CLS_LOSS_REGISTRY.register("softmax")
 class SoftmaxLoss(ClsLoss):
     """Softmax cross entropy over C classes and the background, which is the last column."""
 

@@ -3,15 +3,12 @@
 Shapes: K positive samples.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from d2ext.ops import boxes as ops
 
 from .positives import Positives
-from .registry import BOX_LOSS_REGISTRY
 
 __all__ = ["BoxLoss", "CIoULoss", "DIoULoss", "GIoULoss", "IoULoss", "SmoothL1Loss"]
 
@@ -21,18 +18,18 @@ class BoxLoss(nn.Module):
 
     A box loss sees the positive samples and returns one number for each, (K,), or one for each
     coordinate, (K, 4). It neither sums nor normalises: couplings need the single values.
+
+    Attributes:
+        overlap: True if it measures how far the boxes overlap, so that another such loss beside it
+            would count the overlap twice.
     """
 
-    @classmethod
-    def from_node(cls, *, cfg: Any = None, smooth_l1_beta: float = 0.0) -> "BoxLoss":
-        """Make the loss from a config; most need nothing of it."""
-        return cls()
+    overlap = False
 
     def forward(self, positives: Positives) -> torch.Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define forward(positives).")
 
 
-@BOX_LOSS_REGISTRY.register("smooth_l1")
 class SmoothL1Loss(BoxLoss):
     """Smooth L1 between predicted and target deltas; L1 for ``beta`` 0. Returns (K, 4)."""
 
@@ -42,10 +39,6 @@ class SmoothL1Loss(BoxLoss):
             raise ValueError(f"The beta of smooth L1 must be 0 (plain L1) or more, not {beta}.")
         self.beta = beta
 
-    @classmethod
-    def from_node(cls, *, cfg=None, smooth_l1_beta: float = 0.0):
-        return cls(beta=smooth_l1_beta)
-
     def forward(self, positives: Positives) -> torch.Tensor:
         return ops.smooth_l1_loss(positives.deltas, positives.target_deltas, self.beta)
 
@@ -53,33 +46,37 @@ class SmoothL1Loss(BoxLoss):
         return f"beta={self.beta}"
 
 
-@BOX_LOSS_REGISTRY.register("iou")
 class IoULoss(BoxLoss):
     """``1 - IoU`` of decoded and true boxes. Returns (K,)."""
+
+    overlap = True
 
     def forward(self, positives: Positives) -> torch.Tensor:
         return ops.iou_loss(positives.decoded, positives.boxes)
 
 
-@BOX_LOSS_REGISTRY.register("giou")
 class GIoULoss(BoxLoss):
     """Generalised IoU loss of decoded and true boxes. Returns (K,)."""
+
+    overlap = True
 
     def forward(self, positives: Positives) -> torch.Tensor:
         return ops.giou_loss(positives.decoded, positives.boxes)
 
 
-@BOX_LOSS_REGISTRY.register("diou")
 class DIoULoss(BoxLoss):
     """Distance-IoU loss of decoded and true boxes. Returns (K,)."""
+
+    overlap = True
 
     def forward(self, positives: Positives) -> torch.Tensor:
         return ops.diou_loss(positives.decoded, positives.boxes)
 
 
-@BOX_LOSS_REGISTRY.register("ciou")
 class CIoULoss(BoxLoss):
     """Complete-IoU loss of decoded and true boxes. Returns (K,)."""
+
+    overlap = True
 
     def forward(self, positives: Positives) -> torch.Tensor:
         return ops.ciou_loss(positives.decoded, positives.boxes)

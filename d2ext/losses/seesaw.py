@@ -5,21 +5,18 @@ Detectron2's: 0..C-1 classes, C background, -1 ignored.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from d2ext.config import construct
+from d2ext.ops.precision import full_precision
+from d2ext.ops.reduce import reduce_sum
 
-from ..reduce import reduce_sum
 from .cls_losses import ClsLoss
-from .registry import CLS_LOSS_REGISTRY
 
 __all__ = ["SeesawLoss"]
 
 
-@CLS_LOSS_REGISTRY.register("seesaw")
 class SeesawLoss(ClsLoss):
     """Softmax cross entropy that spares the rarer classes, unless they are wrongly preferred.
 
@@ -63,11 +60,6 @@ class SeesawLoss(ClsLoss):
         self.loss_weight = loss_weight
         self.register_buffer("num_seen", torch.zeros(num_classes, dtype=torch.long))
 
-    @classmethod
-    def from_node(cls, *, cfg: Any, num_classes: int, alpha: float, gamma: float):
-        """Make the loss from ``cfg.MODEL.SEESAW``; the head's focal parameters are not used."""
-        return construct(cls, cfg, "MODEL.SEESAW", num_classes=num_classes)
-
     def forward(self, logits, labels, normalizer=1.0, quality=None):
         # A forward pass inside a backward pass is activation checkpointing repeating itself.
         if self.training and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
@@ -87,7 +79,7 @@ class SeesawLoss(ClsLoss):
                 f"{self.num_classes + 1} in all, not {logits.shape[1]}."
             )
         with torch.autocast(device_type=logits.device.type, enabled=False):
-            z = logits if logits.dtype == torch.float64 else logits.float()
+            z = full_precision(logits)
             # Multiplying e^z_j by S_ij is adding log S_ij to z_j, which is 0 for j = i.
             shift = self._log_factors(z.detach(), labels)
             return F.cross_entropy(z + shift, labels, reduction="none", ignore_index=-1)

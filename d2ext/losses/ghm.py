@@ -6,17 +6,16 @@ Shapes: M samples of all images, C classes, B unit regions of the gradient's siz
 from typing import Optional, Union
 
 import torch
-from detectron2.utils import comm
 from torch.nn import functional as F
 
-from ..reduce import reduce_sum
+from d2ext.ops.precision import full_precision
+from d2ext.ops.reduce import reduce_sum, world_size
+
 from .cls_losses import ClsLoss
-from .registry import CLS_LOSS_REGISTRY
 
 __all__ = ["GHMCLoss"]
 
 
-@CLS_LOSS_REGISTRY.register("ghmc")
 class GHMCLoss(ClsLoss):
     """Binary cross entropy, each of its terms divided by how many have a gradient of its size.
 
@@ -42,22 +41,16 @@ class GHMCLoss(ClsLoss):
         super().__init__()
         if bins < 1 or not 0 <= momentum < 1:
             raise ValueError(
-                f"MODEL.GHM.BINS must be 1 or more and MODEL.GHM.MOMENTUM in [0, 1), not {bins} "
-                f"and {momentum}."
+                f"bins must be 1 or more and momentum in [0, 1), not {bins} and {momentum}."
             )
         if divide_by not in ("occupied", "all"):
-            raise ValueError(f"MODEL.GHM.DIVIDE_BY must be occupied or all, not '{divide_by}'.")
+            raise ValueError(f"divide_by must be occupied or all, not '{divide_by}'.")
         self.bins = bins
         self.momentum = momentum
         self.divide_by = divide_by
         if momentum:
             # float64: a region has 1e7 terms and more, which float32 cannot count one by one.
             self.register_buffer("count", torch.zeros(bins, dtype=torch.float64))
-
-    @classmethod
-    def from_node(cls, *, cfg, num_classes, alpha, gamma):
-        node = cfg.MODEL.GHM
-        return cls(bins=node.BINS, momentum=node.MOMENTUM, divide_by=node.DIVIDE_BY)
 
     def forward(
         self,
@@ -73,7 +66,7 @@ class GHMCLoss(ClsLoss):
             normalizer, quality: not used.
         """
         with torch.autocast(device_type=logits.device.type, enabled=False):
-            logits = logits.float() if logits.dtype in (torch.half, torch.bfloat16) else logits
+            logits = full_precision(logits)
             num_classes = logits.shape[1]
             column = torch.where(labels < 0, num_classes, labels)[:, None]
             target = logits.new_zeros(len(logits), num_classes + 1).scatter_(1, column, 1.0)
@@ -94,12 +87,12 @@ class GHMCLoss(ClsLoss):
         region.masked_fill_((labels < 0)[:, None], self.bins)
         now = torch.bincount(region.flatten(), minlength=self.bins + 1)[: self.bins].double()
         # A validation pass reduces nothing: ranks may have unequal numbers of those.
-        now = reduce_sum(now) if learning else now * comm.get_world_size()
+        now = reduce_sum(now) if learning else now * world_size()
         occupied = now > 0
         count = self._moving(now, occupied, learning)
         regions = occupied.sum().clamp(min=1) if self.divide_by == "occupied" else self.bins
         # The gradients of the ranks are averaged, the loss is a sum over the terms of all.
-        weight = torch.where(occupied, comm.get_world_size() / (count * regions), 0.0)
+        weight = torch.where(occupied, world_size() / (count * regions), 0.0)
         weight = torch.cat([weight, weight.new_zeros(1)]).to(logits.dtype)
         return weight[region]
 

@@ -1,0 +1,48 @@
+"""Class losses, box losses and couplings that own state, and the criterion that composes them.
+
+They need torch and nothing else, so that they work in any framework: docs/losses_elsewhere.md.
+"""
+
+from .box_losses import BoxLoss, CIoULoss, DIoULoss, GIoULoss, IoULoss, SmoothL1Loss
+from .cls_losses import BCELoss, ClsLoss, FocalLoss, QualityFocalLoss, SoftmaxLoss
+from .criterion import CoupledTerms, Criterion
+from .eqlv2 import EQLv2Loss
+from .equalized_focal import EqualizedFocalLoss, EqualizedQualityFocalLoss
+from .ghm import GHMCLoss
+from .gradient_balanced import GradientBalancedLoss
+from .guided import GuidedScale
+from .harmonic import HarmonicCoupling, HarmonicIoULoss
+from .normalizers import EMANormalizer, Normalizer, PositiveNormalizer
+from .positives import Positives
+from .recording import Recording
+from .seesaw import SeesawLoss
+
+__all__ = [
+    "BCELoss",
+    "BoxLoss",
+    "CIoULoss",
+    "ClsLoss",
+    "CoupledTerms",
+    "Criterion",
+    "DIoULoss",
+    "EMANormalizer",
+    "EQLv2Loss",
+    "EqualizedFocalLoss",
+    "EqualizedQualityFocalLoss",
+    "FocalLoss",
+    "GHMCLoss",
+    "GIoULoss",
+    "GradientBalancedLoss",
+    "GuidedScale",
+    "HarmonicCoupling",
+    "HarmonicIoULoss",
+    "IoULoss",
+    "Normalizer",
+    "PositiveNormalizer",
+    "Positives",
+    "QualityFocalLoss",
+    "Recording",
+    "SeesawLoss",
+    "SmoothL1Loss",
+    "SoftmaxLoss",
+]

@@ -1,0 +1,65 @@
+"""The positive samples of a head, and what is computed from them at most once.
+
+Shapes: M samples (anchors, points or proposals of all images), K of them positive.
+"""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from d2ext.ops.boxes import pair_iou
+from d2ext.ops.precision import full_precision
+
+__all__ = ["Positives"]
+
+
+class Positives:
+    """Predicted and true boxes of the positive samples.
+
+    Decoded boxes and IoUs are made when first asked for: with smooth L1 and no coupling nobody
+    asks, and a plain detector pays nothing for the possibility.
+
+    Args:
+        index: (K,) rows of the head's logits that are positive, ascending.
+        deltas: (K, 4) predicted box deltas, with graph.
+        priors: (K, 4) anchors or proposals.
+        boxes: (K, 4) matched ground-truth boxes.
+        transform: relates the three: something with ``get_deltas(priors, boxes)`` and
+            ``apply_deltas(deltas, priors)``, such as Detectron2's box2box transforms.
+    """
+
+    def __init__(
+        self,
+        index: torch.Tensor,
+        deltas: torch.Tensor,
+        priors: torch.Tensor,
+        boxes: torch.Tensor,
+        transform: Any,
+    ):
+        self.index = index
+        self.deltas = full_precision(deltas)
+        self.priors = priors
+        self.boxes = boxes
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return self.index.shape[0]
+
+    @cached_property
+    def target_deltas(self) -> torch.Tensor:
+        """(K, 4) deltas that would decode to the ground truth."""
+        return self.transform.get_deltas(self.priors, self.boxes)
+
+    @cached_property
+    def decoded(self) -> torch.Tensor:
+        """(K, 4) predicted boxes, with graph."""
+        # The first to ask may do so under no_grad (a quality target), the next wants gradients.
+        with torch.set_grad_enabled(self.deltas.requires_grad):
+            return self.transform.apply_deltas(self.deltas, self.priors)
+
+    @cached_property
+    def iou(self) -> torch.Tensor:
+        """(K,) IoU of predicted and true boxes, with graph."""
+        with torch.set_grad_enabled(self.deltas.requires_grad):
+            return pair_iou(self.decoded, self.boxes)
