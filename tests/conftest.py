@@ -3,12 +3,17 @@
 import os
 import random
 import shutil
+import sys
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# The tools are no package that is installed, and are tested all the same.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 
 # On small tensors more threads cost more than they give, and several test processes share the CPU.
 torch.set_num_threads(1)
@@ -112,7 +117,7 @@ def seeded():
 @pytest.fixture(autouse=True)
 def own_log_files():
     """The log files that a test opens end with it; later lines, and forked runs, have their own."""
-    from d2ext.faults.runs import all_loggers, forget_log_files
+    from campaigns.runs import all_loggers, forget_log_files
 
     before = {logger: list(logger.handlers) for logger in all_loggers()}
     yield
@@ -152,7 +157,7 @@ def tiny(tmp_path_factory):
 
     Processes that tests start share it.
     """
-    from d2ext.faults.toy import draw_tiny
+    from campaigns.toy import draw_tiny
 
     with draw_tiny(tmp_path_factory.mktemp("tiny")) as root:
         yield root

@@ -11,9 +11,10 @@ import traceback
 from datetime import timedelta
 from pathlib import Path
 
+from campaigns.runs import forget_logs
+
 from d2ext.engine import launch
 from d2ext.engine.launch import free_port
-from d2ext.faults.runs import forget_logs
 
 __all__ = ["PATIENCE", "call", "call_python", "fork", "forked", "run_ranks", "wait_for_all"]
 

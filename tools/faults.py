@@ -34,9 +34,9 @@ def main():
         parser.error("Name at least one of --kills, --damages, --disks and --soak.")
 
     import torch
+    from campaigns.toy import draw_tiny
 
     from d2ext.engine import OutputLock
-    from d2ext.faults.toy import draw_tiny
 
     torch.set_num_threads(1)
     output = args.output.resolve()
@@ -46,27 +46,27 @@ def main():
 
 
 def kills(data, output, args):
-    from d2ext.faults.kills import KillCampaign
+    from campaigns.kills import KillCampaign
 
     return not args.kills or campaign(KillCampaign, "kills", args.kills, data, output, args.seed)
 
 
 def damages(data, output, args):
-    from d2ext.faults.damage import DamageCampaign
+    from campaigns.damage import DamageCampaign
 
     count = args.damages
     return not count or campaign(DamageCampaign, "damages", count, data, output, args.seed)
 
 
 def disks(data, output, args):
-    from d2ext.faults.disk import DiskCampaign
+    from campaigns.disk import DiskCampaign
 
     return not args.disks or campaign(DiskCampaign, "disks", args.disks, data, output, args.seed)
 
 
 def campaign(kind, name, count, data, output, seed):
     """Run one campaign to its end and print its table; returns whether nothing was lost."""
-    from d2ext.faults.record import Record
+    from campaigns.record import Record
 
     attacks = kind(data, output / name, Record(output / "faults.jsonl", name, seed), seed)
     fine = attacks.run(count, report=lambda text: print(text, flush=True))
@@ -75,7 +75,7 @@ def campaign(kind, name, count, data, output, seed):
 
 
 def soak(data, output, args):
-    from d2ext.faults.soak import soak, soak_problems, soak_table
+    from campaigns.soak import soak, soak_problems, soak_table
 
     if not args.soak:
         return True

@@ -74,7 +74,7 @@ def parse():
 
 def make_runner(args, study, folder):
     """The local runner or the launcher of Slurm jobs."""
-    from d2ext.analysis.study import Runner, SlurmLauncher
+    from studies import Runner, SlurmLauncher
 
     modules = [word for name in (*study.modules, *args.modules) for word in ("--import", name)]
     command = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), *modules]
@@ -86,7 +86,7 @@ def make_runner(args, study, folder):
 
 def show(args, study, results, folder):
     """Print the table, and write what was asked for."""
-    from d2ext.analysis.study import (
+    from studies import (
         default_figures,
         draw_study,
         fill_tables,
@@ -122,7 +122,8 @@ def show(args, study, results, folder):
 
 def load(args):
     """The study, with its modules imported and its configs checked."""
-    from d2ext.analysis.study import check_study, load_study
+    from studies import check_study, load_study
+
     from d2ext.engine import import_modules
 
     sys.path.insert(0, "")  # modules of the current folder, as in the runs
@@ -139,7 +140,8 @@ def load(args):
 
 def call(args):
     """Do what the command line says; returns the exit code, or the sentence that ends it."""
-    from d2ext.analysis.study import Busy, Results
+    from studies import Busy, Results
+
     from d2ext.engine import RunError
 
     study = load(args)

@@ -2,23 +2,13 @@
 
 import json
 import signal
-import sys
 from pathlib import Path
 
 import pytest
+from engine_kit import differences, load, metrics, start_subprocess, state_of, train
 from process_kit import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "engine"))
-
-from engine_kit import (  # noqa: E402
-    differences,
-    load,
-    metrics,
-    start_subprocess,
-    state_of,
-    train,
-)
 
 SMALL = (
     "DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "('tiny_val',)",

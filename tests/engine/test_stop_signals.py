@@ -4,10 +4,9 @@ import signal
 import time
 
 import pytest
+from campaigns.runs import arguments_of, environment_of
 from engine_kit import ROOT, Run, differences, load, metrics, start_ranks, state_of, train
 from process_kit import call_python
-
-from d2ext.faults.runs import arguments_of, environment_of
 
 LONG = ("SOLVER.MAX_ITER", 100000, "SOLVER.STEPS", "()")
 SHORT = ("SOLVER.MAX_ITER", 8)

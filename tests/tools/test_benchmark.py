@@ -10,11 +10,6 @@ from process_kit import call_python
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True)
-def tools_on_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-
-
 @pytest.fixture
 def runner():
     return importlib.import_module("benchmarks.runner")

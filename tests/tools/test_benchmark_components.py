@@ -1,18 +1,12 @@
 """The components of the benchmark compare two ways to one and the same result."""
 
 import importlib
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 QUICK = SimpleNamespace(device="cpu", quick=True)
-
-
-@pytest.fixture(autouse=True)
-def tools_on_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "tools"))
 
 
 @pytest.fixture

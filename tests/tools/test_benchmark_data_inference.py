@@ -1,18 +1,15 @@
 """The benchmark's parts on data and inference: both sides do the same work."""
 
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
 import torch
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
 ARGS = Namespace(device="cpu", quick=True)
 
 
 @pytest.fixture
-def components(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
+def components():
     from benchmarks import data, inference
 
     return {"data": data, "inference": inference}

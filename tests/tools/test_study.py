@@ -6,11 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from study_kit import CONFIG, FAKE, STUDY
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests/analysis"))
-
-from study_kit import CONFIG, FAKE, STUDY  # noqa: E402
 
 
 @pytest.fixture
@@ -106,7 +104,7 @@ def test_what_the_command_line_cannot_mean_is_said_before_anything_runs(call, tm
 
 
 def test_only_who_meets_another_is_told_to_wait(call, tmp_path, monkeypatch):
-    from d2ext.analysis.study import locked
+    from studies import locked
 
     folder = tmp_path / "output/studies/s"
     folder.mkdir(parents=True)
@@ -120,7 +118,7 @@ def test_only_who_meets_another_is_told_to_wait(call, tmp_path, monkeypatch):
 
 
 def test_ctrl_c_ends_without_a_traceback(call, monkeypatch):
-    from d2ext.analysis.study import Runner
+    from studies import Runner
 
     def stopped(self):
         raise KeyboardInterrupt

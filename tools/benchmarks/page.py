@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, List
 
-from d2ext.analysis.study import fill_tables, marked_tables
+from studies import fill_tables, marked_tables
 
 __all__ = ["describe", "fill"]
 

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from study_kit import CONFIG, study_of
-
-from d2ext.analysis.study import (
+from studies import (
     Results,
     check_study,
     default_figures,
@@ -15,6 +13,7 @@ from d2ext.analysis.study import (
     markdown_table,
     marked_tables,
 )
+from study_kit import CONFIG, study_of
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = sorted((ROOT / "docs/studies").glob("*.yaml"))

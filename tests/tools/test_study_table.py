@@ -4,11 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from studies import compare, default_figures, draw_study, markdown_table
+from studies.plot import mean_curves
+from studies.table import half_width, headings
 from study_kit import record
-
-from d2ext.analysis.study import compare, default_figures, draw_study, markdown_table
-from d2ext.analysis.study.plot import mean_curves
-from d2ext.analysis.study.table import half_width, headings
 
 VALUES = {"a": (10.0, 20.0, 30.0), "b": (11.0, 22.0, 33.0)}
 RESULTS = [record(name, seed, v) for name, row in VALUES.items() for seed, v in enumerate(row)]

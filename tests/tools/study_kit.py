@@ -2,7 +2,7 @@
 
 import sys
 
-from d2ext.analysis.study import Runner, load_study
+from studies import Runner, load_study
 
 CONFIG = "configs/Demo/fcos_shapes.yaml"
 STUDY = """

@@ -9,10 +9,9 @@ import subprocess
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from studies import Results, Study, version_notes
+from studies.versions import code_commit
 from study_kit import figures, runner_of
-
-from d2ext.analysis.study import Results, Study, version_notes
-from d2ext.analysis.study.versions import code_commit
 
 
 @pytest.fixture
@@ -135,7 +134,7 @@ def test_the_commit_of_the_code_is_kept(make, tmp_path, monkeypatch):
     (code / "other.py").write_text("")
     assert code_commit(code) == f"{commit}+changes"
     began = iter(["one", "two+changes", "one", "one"])
-    monkeypatch.setattr("d2ext.analysis.study.versions.code_commit", lambda folder: next(began))
+    monkeypatch.setattr("studies.versions.code_commit", lambda folder: next(began))
     results = make().run()
     assert [record["versions"]["commit"] for record in results][:2] == ["one", "two+changes"]
     assert version_notes(results) == [

@@ -7,17 +7,16 @@ import signal
 import sys
 
 import pytest
+from campaigns.damage import DamageCampaign
+from campaigns.disk import DiskCampaign
+from campaigns.kills import EVERYTHING, KINDS, KillCampaign
+from campaigns.record import Record
+from campaigns.runs import arguments_of, environment_of
+from campaigns.soak import soak, soak_problems
+from campaigns.watch import growth
 from engine_kit import ROOT, differences, metrics, start_ranks, state_of
 from process_kit import call, call_python
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-from d2ext.faults.damage import DamageCampaign
-from d2ext.faults.disk import DiskCampaign
-from d2ext.faults.kills import EVERYTHING, KINDS, KillCampaign
-from d2ext.faults.record import Record
-from d2ext.faults.runs import arguments_of, environment_of
-from d2ext.faults.soak import soak, soak_problems
-from d2ext.faults.watch import growth
 
 
 @pytest.mark.slow

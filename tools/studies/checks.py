@@ -6,8 +6,8 @@ from typing import Any, List, Sequence
 import yaml
 
 from d2ext._files import sentence_of
+from d2ext.analysis.run_data import evaluated_figure
 
-from ..run_data import evaluated_figure
 from .definition import Study
 
 __all__ = ["check_study"]

@@ -16,7 +16,6 @@ from typing import Any, Dict, List, Optional, Sequence
 from detectron2.utils import logger as upstream_logger
 from detectron2.utils.collect_env import collect_env_info
 
-import d2ext
 from d2ext.engine.launch import free_port
 
 from .sabotage import VARIABLE
@@ -33,8 +32,8 @@ __all__ = [
     "train",
 ]
 
-ROOT = Path(d2ext.__file__).resolve().parents[1]
-"""The checkout, which has ``train_net.py``; an installed package has none."""
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout, which has ``train_net.py``."""
 
 
 def arguments_of(output_dir: Any, words: Sequence[Any]) -> List[str]:
@@ -45,11 +44,11 @@ def arguments_of(output_dir: Any, words: Sequence[Any]) -> List[str]:
     if "--config-file" in words:
         options = ["OUTPUT_DIR", str(output_dir)]
     hooks = ["ENGINE.HOOKS", "['Sabotage', 'Watch']"]
-    return ["--import", "d2ext.faults.toy", *words[:count], *options, *hooks, *words[count:]]
+    return ["--import", "campaigns.toy", *words[:count], *options, *hooks, *words[count:]]
 
 
 def environment_of(data: Any, sabotage: str) -> Dict[str, str]:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
     return {
         "TINY_ROOT": str(data),
         "OMP_NUM_THREADS": "1",
@@ -92,7 +91,7 @@ class Run:
         data: the folder of the tiny data set.
         output_dir: OUTPUT_DIR; what the run prints goes beside it, into ``{output_dir}.log``.
         words: further words of the command line, flags first.
-        sabotage: see :mod:`d2ext.faults.sabotage`.
+        sabotage: see :mod:`campaigns.sabotage`.
         env: further environment variables.
         pipe: print through a pipe, which no limit on the size of files reaches.
     """

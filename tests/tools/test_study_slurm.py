@@ -6,9 +6,8 @@ import subprocess
 import sys
 
 import pytest
+from studies import SlurmLauncher
 from study_kit import fake_command, figures, study_of
-
-from d2ext.analysis.study import SlurmLauncher
 
 # Keeps a job's script until the test runs it. REFUSE is what a wrong partition gives.
 SBATCH = """#!{python}

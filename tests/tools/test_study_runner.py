@@ -11,11 +11,11 @@ import threading
 
 import pytest
 from process_kit import PATIENCE, fork
+from studies import Busy, locked
+from studies.runner import run_folder
 from study_kit import figures, runner_of
 
 from d2ext._files import WriteError
-from d2ext.analysis.study import Busy, locked
-from d2ext.analysis.study.runner import run_folder
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_a_full_disk_ends_the_study_in_a_sentence(make, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     runner = make(retry=2)
-    monkeypatch.setattr("d2ext.analysis.study.results.open", full, raising=False)
+    monkeypatch.setattr("studies.results.open", full, raising=False)
     with pytest.raises(WriteError, match="results.jsonl .No space left on device.; free some"):
         runner.run()
     assert len(list((tmp_path / "out").glob("*_seed*"))) == 1

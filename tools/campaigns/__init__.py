@@ -1,5 +1,5 @@
 """Faults on purpose: runs that are killed, disks that are full, files that are damaged.
 
 ``tools/faults.py`` attacks a training of a toy detector, and the tests do the same with small
-numbers. What it found is in docs/reliability.md. Nothing here is imported by ``d2ext`` itself.
+numbers. What it found is in docs/reliability.md.
 """

@@ -1,11 +1,11 @@
 """What the engine's tests share: configs of the toy detector, runs of train_net.py, ranks."""
 
+from campaigns.compare import differences, load, metrics, state_of
+from campaigns.runs import ROOT, Run, start_ranks, start_subprocess, train
+from campaigns.toy import toy_options
 from process_kit import run_ranks
 
 from d2ext import get_cfg
-from d2ext.faults.compare import differences, load, metrics, state_of
-from d2ext.faults.runs import ROOT, Run, start_ranks, start_subprocess, train
-from d2ext.faults.toy import toy_options
 
 __all__ = [
     "ROOT",
