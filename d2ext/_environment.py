@@ -6,16 +6,12 @@ import importlib.util
 import os
 import platform
 import re
-import sys
-import warnings
 from pathlib import Path
 from typing import Dict, Optional
 
 __all__ = [
     "find_module",
-    "import_detectron2_quietly",
     "requirement_problem",
-    "started_as_command",
     "versions",
 ]
 
@@ -54,33 +50,6 @@ def requirement_problem() -> Optional[str]:
         if find_module(name) is None:
             return f"d2ext needs {name}, which is not installed; run '{remedy(name)}' first."
     return None
-
-
-def started_as_command() -> bool:
-    """Whether Python was started as ``python -m d2ext...`` or through the ``d2ext`` script.
-
-    Python imports the package before it runs the command, and the command that reports what is
-    missing must not fail for that very reason. While ``-m`` looks for its module, ``sys.argv[0]``
-    is documented to be "-m".
-    """
-    program = sys.argv[0] if sys.argv else ""
-    if program == "-m":
-        words = getattr(sys, "orig_argv", ["d2ext"])  # Python 3.10 and later
-        return any(word.split(".")[0] in ("d2ext", "-md2ext") for word in words)
-    return Path(program).stem == "d2ext"
-
-
-def import_detectron2_quietly() -> None:
-    """Import Detectron2's models without the warnings that recent PyTorch gives for them.
-
-    They and fvcore compile small functions with ``torch.jit.script`` on import, which nobody who
-    uses d2ext can change. torch comes first, outside: the filters it sets itself have to last.
-    """
-    import torch  # noqa: F401
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".torch\.jit\.script. is deprecated")
-        import detectron2.modeling  # noqa: F401
 
 
 def versions() -> Dict[str, str]:

@@ -54,7 +54,7 @@ def run_without(tmp_path):
     ],
 )
 def test_import_names_what_is_missing_and_the_command_that_mends_it(run_without, hidden, remedy):
-    done = run_without(hidden, "-c", "import d2ext")
+    done = run_without(hidden, "-c", "from d2ext import get_cfg")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last == (
@@ -62,8 +62,38 @@ def test_import_names_what_is_missing_and_the_command_that_mends_it(run_without,
     )
 
 
+LIGHT = """
+import sys
+import d2ext
+assert not {"torch", "numpy", "yaml"} & set(sys.modules), "a light import"
+from d2ext.ops import boxes, dual_weighting, harmonic, loss_weights, sampling_free, sigmoid_losses
+print(d2ext.__version__)
+"""
+
+
+def test_the_package_needs_only_python_and_its_mathematics_only_torch(run_without):
+    done = run_without(["torchvision", "detectron2", "fvcore", "pycocotools", "yaml"], "-c", LIGHT)
+    assert (done.stdout, done.stderr) == (f"{__version__}\n", "")
+
+
+REGISTERS = """
+import sys
+from d2ext import {name}
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
+assert "ExtFCOS" in META_ARCH_REGISTRY and "d2ext_shapes_train" in DatasetCatalog.list()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["get_cfg", "add_d2ext_config", "engine"])
+def test_what_is_asked_for_by_name_comes_registered(run_without, name):
+    done = run_without([], "-c", REGISTERS.format(name=name))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_remedy_works_from_another_folder(run_without, tmp_path):
-    done = run_without(["detectron2"], "-c", "import d2ext", cwd=tmp_path)
+    done = run_without(["detectron2"], "-c", "from d2ext.config import get_cfg", cwd=tmp_path)
     command = re.search(r"run '(.*?)' first", done.stderr).group(1)
     assert Path(command.split(" ", 1)[1]).samefile(ROOT / "tools" / "install_detectron2.py")
 
@@ -101,12 +131,11 @@ def test_import_prints_nothing(run_without):
 
 def test_another_program_gets_the_error_not_half_a_package(run_without, tmp_path):
     (tmp_path / "program").mkdir()
-    (tmp_path / "program" / "__init__.py").write_text("import d2ext\n")
+    (tmp_path / "program" / "__init__.py").write_text("import d2ext.engine\n")
     (tmp_path / "program" / "__main__.py").write_text("print('started')\n")
     done = run_without(["detectron2"], "-m", "program", cwd=tmp_path)
-    if sys.version_info >= (3, 10):  # before, Python does not tell what follows -m
-        assert done.returncode == 1
-        assert "d2ext needs detectron2" in done.stderr
+    assert done.returncode == 1
+    assert "d2ext needs detectron2" in done.stderr
 
 
 def test_versions_of_what_is_installed():

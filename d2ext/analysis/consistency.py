@@ -159,7 +159,7 @@ def annotation_file(name: str) -> str:
         return name
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    import d2ext  # noqa: F401  (registers the data sets)
+    from .. import data  # noqa: F401  (registers the data sets)
 
     if name not in DatasetCatalog or "json_file" not in MetadataCatalog.get(name).as_dict():
         raise FileNotFoundError(

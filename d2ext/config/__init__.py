@@ -25,6 +25,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in ("CfgNode", "get_cfg"):
+        from .. import _detectron2, register_all  # noqa: F401  (which says what is missing)
+
+        if name == "get_cfg":  # what its values name
+            register_all()
         from . import node
 
         return getattr(node, name)

@@ -1,5 +1,6 @@
 """The built-in data sets and what helps with others; the fast mapper and its batches."""
 
+from .. import _detectron2  # noqa: F401  (first: it may be missing)
 from .builtin import register_builtin_shapes
 from .fast_mapper import FastMapper, why_not_fast
 from .packed_batch import PackedBatch

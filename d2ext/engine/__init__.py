@@ -1,5 +1,6 @@
 """The trainer, its hooks, its checkpoints, and how its processes start."""
 
+from .. import _detectron2  # noqa: F401  (first: it may be missing)
 from .batch_file import load_batch, save_batch
 from .build_data import build_mapper, build_train_loader
 from .checkpoint import Checkpointer
