@@ -2,7 +2,7 @@
 
 from detectron2.modeling.backbone import ResNet
 
-from .resnet import EvalBatchNorm2d
+from .backbones.resnet import EvalBatchNorm2d
 
 __all__ = ["eval_bn_resnet"]
 

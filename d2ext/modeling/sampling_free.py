@@ -21,7 +21,7 @@ from d2ext.config import validate
 from d2ext.ops.reduce import reduce_sum
 from d2ext.ops.sampling_free import optimal_prior, softmax_prior_bias
 
-from .feature_sizes import FeatureSizes, fake_features
+from .backbones.feature_sizes import FeatureSizes, fake_features
 from .losses.guided import sampling_free_on
 
 __all__ = [

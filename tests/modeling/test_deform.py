@@ -7,8 +7,8 @@ from detectron2.solver import build_optimizer
 from torch import nn
 
 from d2ext.config import get_cfg
-from d2ext.modeling.deform import DeformBottleneckBlock, ModulatedDeformConv
-from d2ext.modeling.resnet import EvalBatchNorm2d, build_ext_resnet_backbone
+from d2ext.modeling.backbones.deform import DeformBottleneckBlock, ModulatedDeformConv
+from d2ext.modeling.backbones.resnet import EvalBatchNorm2d, build_ext_resnet_backbone
 
 
 def resnet(**overrides):

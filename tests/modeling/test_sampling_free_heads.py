@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 from model_kit import build, make_batch, small_cfg, train_step
 
 from d2ext import get_cfg
-from d2ext.modeling.feature_sizes import FeatureSizes
+from d2ext.modeling.backbones.feature_sizes import FeatureSizes
 from d2ext.modeling.losses import BoxLoss, ClsLoss, Criterion, GuidedScale
 from d2ext.modeling.roi_heads.unsampled import MaskRows
 from d2ext.modeling.sampling_free import (

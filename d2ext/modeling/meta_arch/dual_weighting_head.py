@@ -13,7 +13,7 @@ from torch import nn
 
 from d2ext.ops.box_refinement import refine_boxes
 
-from ..deform import ModulatedDeformConv
+from ..backbones.deform import ModulatedDeformConv
 
 __all__ = ["DualWeightingHead"]
 
