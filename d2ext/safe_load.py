@@ -34,6 +34,8 @@ def load_tensors(path: str, *, allow_pickle: bool = False) -> Any:
         path: the file.
         allow_pickle: read other Python objects, too, which may run any code; a warning says so.
     """
+    if path.endswith(".safetensors"):
+        return _load_safetensors(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -47,6 +49,22 @@ def load_tensors(path: str, *, allow_pickle: bool = False) -> Any:
             ) from error
     _warn(path)
     return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def _load_safetensors(path: str) -> Any:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ValueError(
+            f"{path} needs the package safetensors; install it with 'pip install safetensors'."
+        ) from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no complete safetensors file ({error}); copy it again.") from (
+            error
+        )
 
 
 def _is_torch_file(path: str) -> bool:

@@ -9,7 +9,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from d2ext import get_cfg
-from d2ext.modeling import backbone, resnet
+from d2ext.modeling.backbones import pyramids, resnet
 
 DENSE_NODES = ("RETINANET", "FCOS", "ATSS", "DW")
 # Of the stem of a ResNet-18 that is that narrow in all its stages, where Detectron2's has to be 64
@@ -25,7 +25,7 @@ def _build_narrow_resnet(cfg, input_shape, upstream=fpn.build_resnet_backbone):
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = NARROW
-    return backbone._slim_resnet(cfg, input_shape)
+    return pyramids._slim_resnet(cfg, input_shape)
 
 
 for _module in (fpn, resnet, detectron2.modeling):

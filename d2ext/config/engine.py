@@ -57,7 +57,7 @@ _COMPILE = Section(
 _SOLVER = Section(
     "SOLVER",
     # Both take BASE_LR, WEIGHT_DECAY and their per-layer keys.
-    Key("OPTIMIZER", "SGD", registered("d2ext.engine.optimizer:OPTIMIZERS", "SGD"),
+    Key("OPTIMIZER", "SGD", registered("d2ext.engine.optimizer:OPTIMIZERS"),
         "SGD (Detectron2's) or AdamW", ""),
     # SOLVER.IMS_PER_BATCH stays the number of images in one *step*, over all ranks and
     # micro-steps: raising ACCUMULATE saves memory and changes no learning rate.

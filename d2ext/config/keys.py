@@ -32,6 +32,7 @@ __all__ = [
 AREAS = (
     "dense",
     "roi_heads",
+    "backbones",
     "dual_weighting",
     "equalized_focal",
     "sampling_free",

@@ -14,7 +14,13 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from fvcore.common.checkpoint import _IncompatibleKeys
 
-from d2ext._files import WriteError, atomic_write, reason_of
+from d2ext._files import RunError, WriteError, atomic_write, reason_of
+from d2ext.modeling.backbones.pretrained import (
+    backbone_weights,
+    in_timm_names,
+    is_weights_name,
+    local_file,
+)
 from d2ext.safe_load import UnsafeFileError, load_arrays, load_tensors
 
 from .errors import DamagedCheckpointError, is_lost_worker
@@ -61,6 +67,7 @@ class Checkpointer(DetectionCheckpointer):
         self.max_to_keep = max_to_keep
         self.allow_pickle = allow_pickle
         self.last_incompatible: Optional[_IncompatibleKeys] = None
+        self._named = ""  # what is being loaded, if it is no file
         self._numbered: List[str] = []  # those that this run has written, the newest last
 
     def save(self, name: str, *, tag: bool = True, **extra: Any) -> None:
@@ -207,8 +214,40 @@ class Checkpointer(DetectionCheckpointer):
             with contextlib.suppress(OSError):
                 os.remove(os.path.join(self.save_dir, self._numbered.pop(0)))
 
+    def load(self, path: str, *args: Any, **kwargs: Any) -> Dict[str, Any]:
+        """As in Detectron2; ``d2ext://`` and ``timm://`` names are weights of a backbone alone."""
+        self._named = path if path and is_weights_name(path) else ""
+        return super().load(local_file(path) if self._named else path, *args, **kwargs)
+
     def _load_file(self, filename: str) -> Dict[str, Any]:
-        """As in Detectron2, but no file runs code: see :mod:`d2ext.safe_load`."""
+        """As in Detectron2, but no file runs code: see :mod:`d2ext.safe_load`.
+
+        Weights of a backbone alone, in the names of timm or torchvision, are renamed.
+        """
+        data = self._read_file(filename)
+        if self._named.startswith("d2ext://"):
+            data["model"] = in_timm_names(self._named, data["model"])
+        if "__author__" in data:
+            return data
+        model = getattr(self.model, "module", self.model)
+        weights = backbone_weights(model, data["model"].get("state_dict", data["model"]))
+        if weights is None:
+            if self._named:
+                raise RunError(
+                    f"{self._named} fits no part of this model; set MODEL.BACKBONE.NAME to "
+                    "build_timm_fpn_backbone and MODEL.TIMM.NAME to the network that the weights "
+                    "are of."
+                )
+            return data
+        logger.info(f"{self._named or filename}: {weights.report}")
+        if weights.expects is not None and not weights.expects.fits(model):
+            logger.warning(
+                f"{filename} was trained on {weights.expects}; set INPUT.FORMAT, MODEL.PIXEL_MEAN "
+                "and MODEL.PIXEL_STD to that, or the backbone sees images that it does not know."
+            )
+        return {**data, "model": weights.state}
+
+    def _read_file(self, filename: str) -> Dict[str, Any]:
         if filename.endswith(".pkl"):
             with open(filename, "rb") as stream:
                 data = load_arrays(stream, filename, allow_pickle=self.allow_pickle)

@@ -1,10 +1,10 @@
 """Optimisers by name; Detectron2's builder knows SGD only."""
 
+import re
 from typing import Any, Callable, Dict, List
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.solver import build_optimizer as build_upstream_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 
@@ -17,7 +17,20 @@ def _adamw(params: List[Dict[str, Any]], cfg: CfgNode) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
 
 
+def _sgd(params: List[Dict[str, Any]], cfg: CfgNode) -> torch.optim.Optimizer:
+    solver = cfg.SOLVER
+    return torch.optim.SGD(
+        params,
+        lr=solver.BASE_LR,
+        momentum=solver.MOMENTUM,
+        nesterov=solver.NESTEROV,
+        weight_decay=solver.WEIGHT_DECAY,
+        foreach=True,
+    )
+
+
 OPTIMIZERS: Dict[str, Callable[[List[Dict[str, Any]], CfgNode], torch.optim.Optimizer]] = {
+    "SGD": _sgd,
     "AdamW": _adamw,
 }
 
@@ -25,18 +38,58 @@ OPTIMIZERS: Dict[str, Callable[[List[Dict[str, Any]], CfgNode], torch.optim.Opti
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """The optimiser called ``SOLVER.OPTIMIZER``, over Detectron2's parameter groups.
 
-    ``SGD`` is Detectron2's own. All others take the same learning rates, weight decays and
-    per-parameter clipping from the same keys.
+    All take learning rates, weight decays and per-parameter clipping from the same keys.
     """
-    name = cfg.SOLVER.OPTIMIZER
-    if name == "SGD":
-        return build_upstream_optimizer(cfg, model)
     validate(cfg, "SOLVER.OPTIMIZER")
+    solver = cfg.SOLVER
+    decay = solver.BACKBONE_LAYER_DECAY
     params = get_default_optimizer_params(
         model,
-        base_lr=cfg.SOLVER.BASE_LR,
-        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        base_lr=solver.BASE_LR,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=backbone_layer_decay(model, decay) if decay < 1 else None,
     )
-    return maybe_add_gradient_clipping(cfg, OPTIMIZERS[name](params, cfg))
+    return maybe_add_gradient_clipping(cfg, OPTIMIZERS[solver.OPTIMIZER](params, cfg))
+
+
+def backbone_layer_decay(model: nn.Module, decay: float) -> Callable[[str], float]:
+    """The factor of a parameter's learning rate, by its name: 1 for the last layer of the backbone
+    and everything after it, ``decay`` for the layer before, and so on down to the stem.
+
+    A layer is what the network numbers ("res4.3", "blocks.2.1", "stages.1.blocks.0"); what it does
+    not number (stem, embeddings) belongs to the layer that comes next in its order.
+
+    Args:
+        model: a detector whose backbone is ``backbone.bottom_up`` or ``backbone.net``, or
+            ``backbone`` itself.
+        decay: factor from a layer to the one before it.
+    """
+    backbone = getattr(model, "backbone", None)
+    prefix = "backbone."
+    for name in ("bottom_up", "net"):
+        if hasattr(backbone, name):
+            backbone, prefix = getattr(backbone, name), f"backbone.{name}."
+            break
+    if backbone is None:
+        raise ValueError(
+            "SOLVER.BACKBONE_LAYER_DECAY needs a model with a backbone; set it to 1.0."
+        )
+    layers: Dict[str, int] = {}
+    waiting: List[str] = []
+    numbers: List[str] = []
+    for name, _ in backbone.named_parameters():
+        layer = re.match(r"(?:.*?\.)?(?:blocks|layer\d|res\d)(?:\.\d+)+", name)
+        waiting.append(name)
+        if layer is not None:
+            if layer.group() not in numbers:
+                numbers.append(layer.group())
+            layers.update(dict.fromkeys(waiting, len(numbers) - 1))
+            waiting = []
+    last = max(len(numbers) - 1, 0)
+    return lambda name: (
+        decay ** (last - layers.get(name[len(prefix) :], last))
+        if (name.startswith(prefix))
+        else 1.0
+    )

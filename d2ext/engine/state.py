@@ -6,6 +6,8 @@ from typing import Any, Dict, List, Optional
 from detectron2.engine import HookBase as UpstreamHookBase
 from detectron2.utils import comm
 
+from d2ext.modeling.backbones.pretrained import starting_weights
+
 from .checkpoint import plain
 from .description import describe_run
 from .errors import WriteError
@@ -160,7 +162,7 @@ class TrainerState(Stopping):
         self._report(path)
 
     def _start_from_weights(self, wanted_resume: bool) -> None:
-        weights = self.cfg.MODEL.WEIGHTS if self.cfg is not None else ""
+        weights = starting_weights(self.cfg) if self.cfg is not None else ""
         self.restarted = wanted_resume
         if wanted_resume:
             logger.warning(f"No checkpoint to resume from in '{self.output_dir}'; starting anew.")

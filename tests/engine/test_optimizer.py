@@ -35,5 +35,5 @@ def test_adamw_follows_the_keys():
 def test_unknown_name_is_refused():
     cfg = get_cfg()
     cfg.SOLVER.OPTIMIZER = "Adam"
-    with pytest.raises(ValueError, match="is 'Adam'; it must be one of 'SGD' and 'AdamW'"):
+    with pytest.raises(ValueError, match="is 'Adam'; it must be one of 'AdamW' and 'SGD'"):
         build_optimizer(cfg, model())
