@@ -96,7 +96,7 @@ BAD = [
     ("SOLVER.BASE_LR", math.inf, "a number"),
     ("SOLVER.BASE_LR", None, "a number"),
     ("SOLVER.CHECKPOINT_PERIOD", -1, "an integer of at least 0"),
-    ("SOLVER.OPTIMIZER", "Adam", "one of 'SGD'.*'AdamW'"),
+    ("SOLVER.OPTIMIZER", "Adam", "one of 'AdamW'.*'SGD'"),
     ("SOLVER.ALWA.GROUPS", [], "a list of at least 1"),
     ("SOLVER.ALWA.GROUPS", ["rpm"], "one of auto, all, rpn"),
     ("ENGINE.HOOKS", ["NoSuchHook"], "a list.*--import"),
