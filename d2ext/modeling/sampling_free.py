@@ -17,7 +17,7 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import nn
 
-from d2ext.config import validate
+from d2ext.config import arguments, validate
 from d2ext.ops.reduce import reduce_sum
 from d2ext.ops.sampling_free import optimal_prior, softmax_prior_bias
 
@@ -66,13 +66,7 @@ class SamplingFreeOptions(NamedTuple):
                 "MODEL.SAMPLING_FREE.SCORE_THRESH class_adaptive needs the number of objects of "
                 "each class; set PRIOR to 0, so that it is counted, or SCORE_THRESH to fg_ratio."
             )
-        return cls(
-            prior=node.PRIOR,
-            prior_per_class=node.PRIOR_PER_CLASS,
-            score_thresh=node.SCORE_THRESH,
-            reg_norm=node.REG_NORM,
-            ignore_as_negative=node.IGNORE_AS_NEGATIVE,
-        )
+        return cls(**arguments(cfg, "MODEL.SAMPLING_FREE"))
 
 
 class PriorMeasurement(NamedTuple):

@@ -363,7 +363,7 @@ def test_keys_reach_the_parts():
         ({"MODEL.DENSE.NORMALIZER_SYNC": "off"}, "MODEL.DENSE.NORMALIZER_SYNC"),
         ({"MODEL.HARMONIC.ENABLED": True}, "MODEL.HARMONIC.ENABLED"),
         ({"MODEL.DW.IN_FEATURES": ["p3", "p9"]}, "p9"),
-        ({"MODEL.DW.T_METRIC": "giou"}, "t_metric"),
+        ({"MODEL.DW.T_METRIC": "giou"}, "MODEL.DW.T_METRIC"),
     ],
 )
 def test_senseless_combinations_are_refused(keys, word):

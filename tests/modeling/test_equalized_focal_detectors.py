@@ -185,7 +185,7 @@ def test_refusals():
         build_cls_loss(small_cfg(), "eqfl", place="rpn", num_classes=1)
     with pytest.raises(ValueError, match="MODEL.EQLV2.OBJECTNESS to False"):
         build(dense_cfg(DENSE[0], "eqlv2", "MODEL.EQLV2.OBJECTNESS", True))
-    with pytest.raises(ValueError, match="gamma_b must be above 0"):
+    with pytest.raises(ValueError, match="MODEL.EFL.GAMMA_B must be above 0"):
         build(dense_cfg(DENSE[0], "efl", "MODEL.EFL.GAMMA_B", 0.0))
     with pytest.raises(ValueError, match="MODEL.DENSE.CLS_LOSS"):
         name = "DualWeighting/dw_R_50_FPN_1x.yaml"

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
-from d2ext.config import validate
+from d2ext.config import construct, validate
 from d2ext.ops.loss_weights import (
     AdaptiveLossWeight,
     DynamicWeightAverage,
@@ -29,6 +29,13 @@ from .loss_groups import LossGroup, check_static_weights, find_groups, static_we
 __all__ = ["LossWeights", "build_loss_weights", "build_weighting"]
 
 logger = logging.getLogger(__name__)
+
+#: The state machine of each SOLVER.ALWA.METHOD.
+_METHODS = {
+    "alwa": AdaptiveLossWeight,
+    "uncertainty": UncertaintyWeight,
+    "dwa": DynamicWeightAverage,
+}
 
 
 class LossWeights(HookBase):
@@ -233,33 +240,12 @@ class LossWeights(HookBase):
 def build_weighting(cfg: CfgNode) -> LossWeighting:
     """The state machine that ``SOLVER.ALWA`` describes."""
     node = cfg.SOLVER.ALWA
-    if node.METHOD == "alwa":
-        if node.STATS_ON == "raw" and node.COMPOSE == "multiply":
-            raise ValueError(
-                "SOLVER.ALWA.STATS_ON raw with COMPOSE multiply shrinks the weight by Y/X again in "
-                "every window, down to 0; use COMPOSE replace."
-            )
-        return AdaptiveLossWeight(
-            variant=node.VARIANT,
-            interval=node.INTERVAL,
-            stats_on=node.STATS_ON,
-            compose=node.COMPOSE,
-            min_weight=node.MIN_WEIGHT,
-            max_weight=node.MAX_WEIGHT,
-            start_iter=node.START_ITER,
-            init_cls=node.INIT_CLS,
-            init_box=node.INIT_BOX,
+    if node.METHOD == "alwa" and node.STATS_ON == "raw" and node.COMPOSE == "multiply":
+        raise ValueError(
+            "SOLVER.ALWA.STATS_ON raw with COMPOSE multiply shrinks the weight by Y/X again in "
+            "every window, down to 0; use COMPOSE replace."
         )
-    if node.METHOD == "uncertainty":
-        return UncertaintyWeight(
-            interval=node.INTERVAL,
-            lr=node.UNCERTAINTY_LR,
-            start_iter=node.START_ITER,
-            max_weight=node.UNCERTAINTY_MAX_WEIGHT,
-        )
-    return DynamicWeightAverage(
-        interval=node.INTERVAL, temperature=node.DWA_TEMPERATURE, start_iter=node.START_ITER
-    )
+    return construct(_METHODS[node.METHOD], cfg, "SOLVER.ALWA", part=node.METHOD)
 
 
 def build_loss_weights(cfg: CfgNode) -> Optional[LossWeights]:

@@ -47,8 +47,7 @@ def _quality_focal(cls, cfg, *, num_classes, alpha, gamma):
 
 def _ghmc(cls, cfg, *, num_classes, alpha, gamma):
     validate(cfg, "MODEL.GHM")
-    node = cfg.MODEL.GHM
-    return cls(bins=node.BINS, momentum=node.MOMENTUM, divide_by=node.DIVIDE_BY)
+    return construct(cls, cfg, "MODEL.GHM")
 
 
 def _smooth_l1(cls, cfg, *, smooth_l1_beta):

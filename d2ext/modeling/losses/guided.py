@@ -2,7 +2,7 @@
 
 from typing import Any, Optional, Sequence
 
-from d2ext.config import validate
+from d2ext.config import construct, validate
 from d2ext.losses import GuidedScale
 
 __all__ = ["GuidedScale", "build_guide", "sampling_free_on"]
@@ -34,12 +34,13 @@ def build_guide(cfg: Any, *, place: str, guides: Sequence[str] = ("box",)) -> Op
         return None
     # The 2021 code freezes the ratio of dense heads only.
     mode = node.GUIDE if place == "dense" else "per_step"
-    return GuidedScale(
+    return construct(
+        GuidedScale,
+        cfg,
+        "MODEL.SAMPLING_FREE",
+        part=f"guide_{place}",
         guides=guides if node.GUIDE_CENTERNESS else guides[:1],
-        weight=node.CLS_SCALE[place.upper()],
         mode=mode,
-        warmup=node.GUIDE_WARMUP,
         learn_sigma=node.LEARN_SIGMA and place == "dense",
-        sync=node.SYNC_RATIO,
         place=place,
     )

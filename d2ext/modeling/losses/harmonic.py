@@ -3,7 +3,7 @@
 import logging
 from typing import Any, Optional, Tuple
 
-from d2ext.config import validate
+from d2ext.config import construct, validate
 from d2ext.losses import BoxLoss, ClsLoss, HarmonicCoupling, HarmonicIoULoss
 
 __all__ = ["HarmonicCoupling", "HarmonicIoULoss", "build_harmonic_coupling"]
@@ -27,22 +27,7 @@ def build_harmonic_coupling(
     if not (node.ENABLED and node[f"ON_{place.upper()}"]):
         return None
     validate(cfg, "MODEL.HARMONIC")
-    coupling = HarmonicCoupling(
-        place=place,
-        couple=node.COUPLE,
-        detach_betas=node.DETACH_BETAS,
-        beta_r_source=node.BETA_R_SOURCE,
-        beta_c_source=node.BETA_C_SOURCE,
-        alpha_hiou=node.ALPHA_HIOU,
-        gamma=node.GAMMA,
-        tc_weight=node.TC.WEIGHT,
-        tc_margin=node.TC.MARGIN,
-        tc_margin_mode=node.TC.MARGIN_MODE,
-        tc_score=node.TC.SCORE,
-        tc_detach_entropy=node.TC.DETACH_ENTROPY,
-        tc_detach_iou=node.TC.DETACH_IOU,
-        tc_detach_score=node.TC.DETACH_SCORE,
-    )
+    coupling = construct(HarmonicCoupling, cfg, "MODEL.HARMONIC", place=place)
     if coupling.is_off:
         return None
     if coupling.couple and type(cls_loss).per_row is ClsLoss.per_row:

@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.nn import functional as F
 
-from d2ext.config import validate
+from d2ext.config import arguments, construct, names_keys, validate
 
 from ..assigners import ATSSAssigner
 from ..losses.criterion import Criterion
@@ -38,6 +38,7 @@ class ATSS(ExtDenseMixin, DenseDetector):
     centerness or IoU, whose target also weighs the box loss.
     """
 
+    @names_keys("MODEL.ATSS")
     @configurable
     def __init__(
         self,
@@ -84,11 +85,11 @@ class ATSS(ExtDenseMixin, DenseDetector):
             backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
         )
         for key, value, allowed in (
-            ("QUALITY", quality, ("centerness", "iou")),
-            ("SCORE", score, ("sqrt", "product")),
+            ("quality", quality, ("centerness", "iou")),
+            ("score", score, ("sqrt", "product")),
         ):
             if value not in allowed:
-                raise ValueError(f"MODEL.ATSS.{key} must be {' or '.join(allowed)}, not '{value}'.")
+                raise ValueError(f"{key} must be {' or '.join(allowed)}, not '{value}'.")
         self.num_classes = num_classes
         self.anchor_generator = anchor_generator
         self.point_generator = point_generator
@@ -115,26 +116,24 @@ class ATSS(ExtDenseMixin, DenseDetector):
         shapes = select_features(backbone, node.IN_FEATURES, "MODEL.ATSS.IN_FEATURES")
         strides = [shape.stride for shape in shapes]
         return {
-            **dense_arguments(cfg, node, guides=("box", "quality")),
+            **dense_arguments(cfg, "MODEL.ATSS", guides=("box", "quality")),
             "backbone": backbone,
-            "head": QualityHead(
+            "head": construct(
+                QualityHead,
+                cfg,
+                "MODEL.ATSS",
+                part="head",
                 input_shape=shapes,
                 num_classes=node.NUM_CLASSES,
                 num_anchors=len(node.ANCHOR_SCALES),
                 conv_dims=[shapes[0].channels] * node.NUM_CONVS,
-                prior_prob=node.PRIOR_PROB,
-                norm=node.NORM,
-                level_scales=node.LEVEL_SCALES,
-                conv_bias=node.CONV_BIAS,
             ),
             **cls._geometry(node, strides),
             "assigner": ATSSAssigner(
-                topk=node.TOPK * len(node.ANCHOR_SCALES), clamp_centers=node.CLAMP_CENTERS
+                topk=node.TOPK * len(node.ANCHOR_SCALES),
+                **arguments(cfg, "MODEL.ATSS", "assigner"),
             ),
             "normalizer": build_dense_normalizer(cfg, kind="positives", sync=True, initial=100),
-            "quality": node.QUALITY,
-            "box_loss_weight": node.BBOX_REG_LOSS_WEIGHT,
-            "score": node.SCORE,
             "input_format": cfg.INPUT.FORMAT,
         }
 

@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from d2ext.config import validate
+from d2ext.config import arguments, validate
 
 from ..assigners import Priors
 from ..losses.box_losses import SmoothL1Loss
@@ -63,30 +63,26 @@ def dense_slots(
     }
 
 
-def dense_arguments(cfg: Any, node: Any, guides: Sequence[str]) -> Dict[str, Any]:
-    """Arguments that FCOS and ATSS take from their sections of the config by the same names.
+def dense_arguments(cfg: Any, section: str, guides: Sequence[str]) -> Dict[str, Any]:
+    """Arguments that FCOS and ATSS take from the config alike, and those of their sections.
 
     Args:
         cfg: the config.
-        node: the detector's section, ``cfg.MODEL.FCOS`` or ``cfg.MODEL.ATSS``.
+        section: the detector's, "MODEL.FCOS" or "MODEL.ATSS".
         guides: losses that guide the class loss if there is no sampling.
     """
+    own = arguments(cfg, section)
     slots = dense_slots(
         cfg,
         box_loss="giou",
-        alpha=node.FOCAL_LOSS_ALPHA,
-        gamma=node.FOCAL_LOSS_GAMMA,
-        num_classes=node.NUM_CLASSES,
+        num_classes=own["num_classes"],
         guides=guides,
+        **arguments(cfg, section, "loss"),
     )
     return {
-        "head_in_features": list(node.IN_FEATURES),
-        "num_classes": node.NUM_CLASSES,
+        **own,
         "criterion": build_criterion(cfg, **slots),
         "sampling_free": SamplingFreeOptions.from_cfg(cfg, "dense"),
-        "test_score_thresh": node.SCORE_THRESH_TEST,
-        "test_topk_candidates": node.TOPK_CANDIDATES_TEST,
-        "test_nms_thresh": node.NMS_THRESH_TEST,
         "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
         "pixel_mean": cfg.MODEL.PIXEL_MEAN,
         "pixel_std": cfg.MODEL.PIXEL_STD,

@@ -16,6 +16,7 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
+from d2ext.config import arguments, construct
 from d2ext.ops.dual_weighting import DualWeightingConstants, dual_weighting_losses
 from d2ext.ops.precision import full_precision
 from d2ext.ops.reduce import reduce_mean
@@ -84,43 +85,20 @@ class DualWeightingFCOS(FCOS):
         node = cfg.MODEL.DW
         backbone = build_backbone(cfg)
         shapes = select_features(backbone, node.IN_FEATURES, "MODEL.DW.IN_FEATURES")
-        head = DualWeightingHead(
+        head = construct(
+            DualWeightingHead,
+            cfg,
+            "MODEL.DW",
+            part="head",
             input_shape=shapes,
             num_classes=node.NUM_CLASSES,
             conv_dims=[shapes[0].channels] * node.NUM_CONVS,
-            norm=node.NORM,
-            prior_prob=node.PRIOR_PROB,
-            regression=node.REGRESSION,
-            box_bias=node.BOX_BIAS,
-            anchor_scale=node.ANCHOR_SCALE,
-            refine=node.REFINE_BOXES,
-            deform_last_conv=node.DEFORM_LAST_CONV,
-        )
-        constants = DualWeightingConstants(
-            soft_prior=node.SOFT_PRIOR,
-            prior_sigma=node.PRIOR_SIGMA,
-            prior_threshold=node.PRIOR_THRESHOLD,
-            t_metric=node.T_METRIC,
-            beta=node.BETA,
-            mu=node.MU,
-            mu_norm=node.MU_NORM,
-            neg_metric=node.NEG_METRIC,
-            gamma1=node.GAMMA1,
-            neg_iou=node.NEG_IOU,
-            gamma2=node.GAMMA2,
-            neg_conflict=node.NEG_CONFLICT,
-            pos_loss_weight=node.POS_LOSS_WEIGHT,
-            loc_loss_weight=node.LOC_LOSS_WEIGHT,
         )
         return {
+            **arguments(cfg, "MODEL.DW"),
             "backbone": backbone,
             "head": head,
-            "head_in_features": list(node.IN_FEATURES),
-            "num_classes": node.NUM_CLASSES,
-            "constants": constants,
-            "test_score_thresh": node.SCORE_THRESH_TEST,
-            "test_topk_candidates": node.TOPK_CANDIDATES_TEST,
-            "test_nms_thresh": node.NMS_THRESH_TEST,
+            "constants": construct(DualWeightingConstants, cfg, "MODEL.DW", part="constants"),
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,

@@ -13,6 +13,8 @@ from detectron2.structures import Boxes
 from torch import nn
 from torch.nn import functional as F
 
+from d2ext.config import arguments
+
 from ..assigners import CenterAssigner
 from ..losses.criterion import Criterion
 from ..losses.positives import Positives
@@ -83,16 +85,14 @@ class ExtFCOS(ExtDenseMixin, FCOS):
         backbone = build_backbone(cfg)
         shapes = select_features(backbone, node.IN_FEATURES, "MODEL.FCOS.IN_FEATURES")
         return {
-            **dense_arguments(cfg, node, guides=("box", "ctr")),
+            **dense_arguments(cfg, "MODEL.FCOS", guides=("box", "ctr")),
             "backbone": backbone,
             "head": FCOSHead(
                 input_shape=shapes,
                 num_classes=node.NUM_CLASSES,
                 conv_dims=[shapes[0].channels] * node.NUM_CONVS,
-                prior_prob=node.PRIOR_PROB,
-                norm=node.NORM,
+                **arguments(cfg, "MODEL.FCOS", "head"),
             ),
-            "center_sampling_radius": node.CENTER_SAMPLING_RADIUS,
             "assigner": CenterAssigner(center_sampling_radius=node.CENTER_SAMPLING_RADIUS),
             "normalizer": build_dense_normalizer(cfg, kind="ema", sync=False, initial=300),
         }
