@@ -1,10 +1,25 @@
-"""Files that are whole or not there, and errors that end a run with one sentence."""
+"""Files that are whole or not there, regular files only, and errors that end with one sentence."""
 
 import contextlib
+import errno
+import functools
 import os
-from typing import Any, Iterator, Optional
+import stat
+from typing import Any, BinaryIO, Iterator, Optional, Tuple
 
-__all__ = ["RunError", "WriteError", "atomic_write", "reason_of", "sentence_of", "writing"]
+__all__ = [
+    "RunError",
+    "WriteError",
+    "atomic_write",
+    "open_image",
+    "open_regular",
+    "reason_of",
+    "sentence_of",
+    "writing",
+]
+
+# What photographs and drawings are kept in. Pillow reads more, PostScript by running Ghostscript.
+_IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class RunError(Exception):
@@ -43,6 +58,63 @@ def sentence_of(error: BaseException) -> str:
     """What an error says; as text a KeyError would have quotes around it."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return text or type(error).__name__
+
+
+def open_regular(path: Any) -> BinaryIO:
+    """Open a file for reading bytes. Pipes, devices and sockets, which may never end, are refused.
+
+    Raises:
+        OSError: as of ``open``, and for what is no regular file.
+    """
+    return open(path, "rb", opener=_only_regular)
+
+
+def _only_regular(path: Any, flags: int) -> int:
+    # Without O_NONBLOCK, opening a pipe waits for somebody to write to it.
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+@contextlib.contextmanager
+def open_image(path: Any) -> Iterator[Any]:
+    """Pillow's image of a file, in one of the usual formats, whatever its name ends with.
+
+    An address such as "s3://..." is opened as Detectron2 opens it.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    with _stream_of(path) as stream:
+        try:
+            image = Image.open(stream, formats=_image_formats())
+        except UnidentifiedImageError:
+            known = ", ".join(_image_formats())
+            raise UnidentifiedImageError(
+                f"cannot identify image file '{path}'; the formats are {known}"
+            ) from None
+        with image:
+            yield image
+
+
+def _stream_of(path: Any) -> BinaryIO:
+    if "://" not in str(path):
+        return open_regular(path)
+    from detectron2.utils.file_io import PathManager
+
+    return PathManager.open(str(path), "rb")
+
+
+@functools.cache
+def _image_formats() -> Tuple[str, ...]:
+    from PIL import features
+
+    has_avif = "avif" in features.modules and features.check("avif")  # Pillow 11.3 and later
+    return (*_IMAGE_FORMATS, "AVIF") if has_avif else _IMAGE_FORMATS
 
 
 @contextlib.contextmanager

@@ -11,12 +11,13 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from PIL import Image
 
 from . import model_zoo
+from ._files import open_image
 from .config import get_cfg, validate
 
 __all__ = ["Predictor", "load_config"]
@@ -167,7 +168,9 @@ def as_bgr(image: Picture) -> np.ndarray:
     """Any image that `Predictor` takes as an array (H, W, 3) in BGR."""
     if isinstance(image, (str, Path)):
         try:
-            return read_image(str(image), format="BGR")
+            with open_image(image) as picture:
+                picture = detection_utils._apply_exif_orientation(picture)
+                return detection_utils.convert_PIL_to_numpy(picture, "BGR")
         except FileNotFoundError:
             raise FileNotFoundError(f"There is no image file '{image}'.") from None
         except (OSError, SyntaxError) as error:  # Pillow raises both for broken files

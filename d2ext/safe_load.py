@@ -15,6 +15,7 @@ from xml.parsers import expat
 import torch
 
 from ._array_pickle import RefusedError, read_array_pickle
+from ._files import open_regular
 
 __all__ = ["UnsafeFileError", "load_arrays", "load_tensors", "parse_xml"]
 
@@ -34,6 +35,7 @@ def load_tensors(path: str, *, allow_pickle: bool = False) -> Any:
         path: the file.
         allow_pickle: read other Python objects, too, which may run any code; a warning says so.
     """
+    open_regular(path).close()  # which refuses pipes and devices
     if path.endswith(".safetensors"):
         return _load_safetensors(path)
     try:
@@ -71,7 +73,7 @@ def _is_torch_file(path: str) -> bool:
     """Whether it is an archive, or begins as the pickles of older versions do."""
     if zipfile.is_zipfile(path):
         return True
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         return stream.read(1) == pickle.PROTO
 
 
@@ -112,7 +114,7 @@ def parse_xml(path: Any, content: Optional[bytes] = None) -> ElementTree.Element
         content: what is in it, if it is known already.
     """
     if content is None:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             content = stream.read()
     builder = ElementTree.TreeBuilder()
     parser = expat.ParserCreate()

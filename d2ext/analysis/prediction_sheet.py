@@ -6,6 +6,7 @@ from typing import Any, Dict, List
 
 import numpy as np
 
+from d2ext._files import open_image
 from d2ext.data.checks.json_file import file_name, guess_form
 
 from .errors import Verdict
@@ -92,7 +93,6 @@ def _draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
-    from PIL import Image
 
     columns = 2 if len(rows) > 1 else 1
     lines = max(1, -(-len(rows) // columns))
@@ -102,7 +102,8 @@ def _draw(
     for axes in grid.flat:
         axes.set_axis_off()
     for i, row in enumerate(rows):
-        image = np.asarray(Image.open(os.path.join(root, row["file"])).convert("RGB"))
+        with open_image(os.path.join(root, row["file"])) as image:
+            image = np.asarray(image.convert("RGB"))
         left, right = grid[i // columns, 2 * (i % columns) : 2 * (i % columns) + 2]
         mine = np.flatnonzero(v.gt_image == row["image"])
         colors = [_FOUND if v.gt_found[k] else _MISSED for k in mine]

@@ -6,6 +6,8 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 import torch
 
+from d2ext._files import open_image
+
 __all__ = ["draw_boxes", "draw_sheet", "match_detections", "predict_examples"]
 
 # Colours of Okabe and Ito, told apart also with impaired colour vision.
@@ -113,7 +115,6 @@ def draw_sheet(
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from PIL import Image
 
     columns = 2 if len(examples) > 1 else 1
     rows = (len(examples) + columns - 1) // columns
@@ -124,7 +125,8 @@ def draw_sheet(
         axes.set_axis_off()
     totals = {"objects": 0, "found": 0, "detections": 0, "right": 0}
     for i, example in enumerate(examples):
-        image = np.asarray(Image.open(example["file_name"]).convert("RGB"))
+        with open_image(example["file_name"]) as image:
+            image = np.asarray(image.convert("RGB"))
         gt = truth[example["file_name"]]
         right, found = match_detections(
             example["boxes"], example["classes"], gt["boxes"], gt["classes"]

@@ -12,6 +12,8 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tupl
 
 import numpy as np
 
+from d2ext._files import open_image
+
 from .run_data import Run, differences, evaluated_figure, is_evaluated, is_loss
 
 __all__ = ["make_page", "numbers_of_runs"]
@@ -154,9 +156,7 @@ def _pictures(run: Run) -> str:
 
 def _small_picture(path: Path, side: int = 1600) -> str:
     """A picture file as an inline JPEG of at most ``side`` pixels in width."""
-    from PIL import Image
-
-    with Image.open(path) as image:
+    with open_image(path) as image:
         small = image.convert("RGB")
         small.thumbnail((side, 8 * side))
     buffer = io.BytesIO()

@@ -17,10 +17,11 @@ import torch
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 from PIL import Image
 from torch.nn import functional as F
+
+from d2ext._files import open_image
 
 __all__ = ["FastMapper", "why_not_fast"]
 
@@ -198,8 +199,8 @@ def _read(file_name: str) -> torch.Tensor:
     Four bytes a pixel are how Pillow holds an image, and what PyTorch resizes twice as fast as
     three.
     """
-    with PathManager.open(file_name, "rb") as file:
-        image = detection_utils._apply_exif_orientation(Image.open(file))
+    with open_image(file_name) as image:
+        image = detection_utils._apply_exif_orientation(image)
         if image.mode != "RGB":
             image = image.convert("RGB")
         # A bytearray, because PyTorch warns of memory it must not write to.

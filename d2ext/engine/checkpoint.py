@@ -14,7 +14,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from fvcore.common.checkpoint import _IncompatibleKeys
 
-from d2ext._files import RunError, WriteError, atomic_write, reason_of
+from d2ext._files import RunError, WriteError, atomic_write, open_regular, reason_of
 from d2ext.modeling.backbones.pretrained import (
     backbone_weights,
     in_timm_names,
@@ -249,7 +249,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def _read_file(self, filename: str) -> Dict[str, Any]:
         if filename.endswith(".pkl"):
-            with open(filename, "rb") as stream:
+            with open_regular(filename) as stream:
                 data = load_arrays(stream, filename, allow_pickle=self.allow_pickle)
             if "model" in data and "__author__" in data:
                 return data

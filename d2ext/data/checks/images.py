@@ -6,6 +6,8 @@ from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 from detectron2.data.detection_utils import SizeMismatchError
 from PIL import Image
 
+from d2ext._files import open_image, open_regular
+
 from .kinds import KINDS, BadDataError, Problem
 from .masks import annotation_mask_fault
 
@@ -52,7 +54,7 @@ def oriented_size(image: Image.Image) -> Tuple[Tuple[int, int], bool]:
 def check_image_file(path: str, width: Any = None, height: Any = None) -> List[Problem]:
     """Check an image's header; ``width`` and ``height`` are what the data set says."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             size, turned = oriented_size(image)
             deep, alpha = _is_deep(image), image.has_transparency_data
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -92,14 +94,14 @@ def check_sample(element: Dict[str, Any], *, images: bool = True, masks: bool = 
         BadDataError: for an image of more than 8 bits, and for damaged masks.
     """
     path = element.get("file_name")
-    if images and path is not None and os.path.isfile(path):
-        with open(path, "rb") as file:
-            # JPEG has 8 bits, and most images are JPEG: its header need not be read twice.
-            if file.read(len(_JPEG)) != _JPEG:
-                file.seek(0)
-                with Image.open(file) as image:
-                    if _is_deep(image):
-                        raise BadDataError(f"{_DEEP}; {KINDS['deep pixels'].advice}.")
+    if images and path is not None and os.path.exists(path):
+        with open_regular(path) as file:
+            is_jpeg = file.read(len(_JPEG)) == _JPEG
+        # JPEG has 8 bits, and most images are JPEG: its header need not be read twice.
+        if not is_jpeg:
+            with open_image(path) as image:
+                if _is_deep(image):
+                    raise BadDataError(f"{_DEEP}; {KINDS['deep pixels'].advice}.")
     if not masks:
         return
     for number, annotation in enumerate(element.get("annotations", ()), 1):
@@ -113,7 +115,7 @@ def explain(error: Exception, element: Any) -> str:
     if not isinstance(error, SizeMismatchError):
         return ""
     try:
-        with Image.open(element["file_name"]) as image:
+        with open_image(element["file_name"]) as image:
             size, turned = oriented_size(image)
     except OSError:  # a mapper of the user's own read it
         return ""

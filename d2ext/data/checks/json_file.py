@@ -10,6 +10,8 @@ from typing import Any, Dict, List, NamedTuple, Sequence
 
 import numpy as np
 
+from d2ext._files import open_regular
+
 from .boxes import BOX_KINDS, are_relative, box_codes, show_box, stack_boxes
 from .kinds import KINDS, BadDataError, Problem, settle
 from .masks import is_short, rle_fault
@@ -43,7 +45,7 @@ class Findings(NamedTuple):
 
 def read_json(path: str) -> Any:
     """The content of a JSON file in any Unicode encoding, or an error that names it."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         content = file.read()
     try:
         return json.loads(content)

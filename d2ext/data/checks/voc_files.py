@@ -6,6 +6,7 @@ from typing import Collection, List, Optional, Tuple
 
 import numpy as np
 
+from d2ext._files import open_regular
 from d2ext.safe_load import UnsafeFileError, parse_xml
 
 from .boxes import BOX_KINDS, box_codes, show_box
@@ -76,7 +77,7 @@ def check_split(names: List[str], path: str) -> List[Problem]:
 def read_xml(path: str) -> ElementTree.Element:
     """The root of an XML file, or an error that names it."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             content = file.read()
         # Detectron2 decodes the file as text before it is parsed, whatever its header says.
         content.decode("utf-8")
