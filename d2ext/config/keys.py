@@ -6,7 +6,8 @@ refusal says to somebody who wrote a config (`construct`, `names_keys`), and the
 documentation (``tools/key_tables.py``).
 
 To add a key, add a line to its section in this folder. To add a section, add a `Section` to the
-``SECTIONS`` of a file here; the file's name stands in `AREAS`.
+``SECTIONS`` of a file here, whose name stands in `AREAS`, and name it on a page of the
+documentation (``<!-- keys: ... -->``). Then run ``tools/key_tables.py``.
 """
 
 import functools
