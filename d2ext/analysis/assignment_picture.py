@@ -45,7 +45,11 @@ def assign_image(model: Any, item: Dict[str, Any]) -> List[Dict[str, Any]]:
     names = getattr(part, "head_in_features", None) or part.in_features
     features = [maps[name] for name in names]
     anchors = part.anchor_generator(features)
-    labels, boxes = label(anchors, [item["instances"].to(model.device)])
+    instances = [item["instances"].to(model.device)]
+    if hasattr(part, "label_features"):
+        labels, boxes, *_ = part.label_features(features, instances)
+    else:
+        labels, boxes = label(anchors, instances)
     labels, boxes = labels[0].cpu(), boxes[0].cpu()
     background = 0 if part is not model else model.num_classes
     positive = (labels >= 0) & (labels != background)

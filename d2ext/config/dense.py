@@ -51,12 +51,19 @@ SECTIONS = [
         # ATSS.
         Key("BOX_LOSS", "", registered("d2ext.modeling.losses.registry:BOX_LOSS_REGISTRY", ""),
             "smooth_l1, iou, giou, diou, ciou, harmonic_iou; empty: the detector's own"),
+        # The detector's own: iou for RetinaNet, center for FCOS, atss for ATSS. Parameters are
+        # MODEL.RETINANET.IOU_THRESHOLDS and IOU_LABELS, MODEL.FCOS.CENTER_SAMPLING_RADIUS, and
+        # MODEL.ATSS.TOPK and CLAMP_CENTERS, whichever detector they are used in.
+        Key("ASSIGNER", "auto",
+            registered("d2ext.modeling.assigners:ASSIGNER_REGISTRY", "auto"),
+            "who learns which object: iou, center, atss, or your own; auto: the detector's"),
         # ema: a running mean of the number of positives. The detector's own: ema for RetinaNet and
-        # FCOS as in Detectron2, positives for ATSS.
+        # FCOS as in Detectron2, positives for ATSS and where the assigner sees predictions.
         Key("NORMALIZER", "",
             registered("d2ext.modeling.losses.normalizers:NORMALIZER_REGISTRY", ""),
             "divisor of sums of losses: ema, positives; empty: the detector's own"),
-        # auto: as in the original code, on for ATSS and off for the others.
+        # auto: as in the original code, on for ATSS and for assigners that see predictions, and
+        # off for the others.
         Key("NORMALIZER_SYNC", "auto", one_of("auto", "on", "off"),
             "whether that is the mean over ranks; auto: for ATSS"),
     ),

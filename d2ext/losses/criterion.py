@@ -73,6 +73,7 @@ class Criterion(nn.Module):
         box_weights: Optional[torch.Tensor] = None,
         box_scale: float = 1.0,
         others: Optional[Dict[str, torch.Tensor]] = None,
+        target: Optional[torch.Tensor] = None,
     ) -> Dict[str, torch.Tensor]:
         """The losses of all samples of a batch.
 
@@ -85,6 +86,8 @@ class Criterion(nn.Module):
             box_scale: constant weight of the box loss.
             others: further losses of the head (centerness, ...), already normalised. They are
                 returned too, and a guide sees them.
+            target: (M,) what a class loss that wants a quality aims at for positives; None: the
+                IoU of the predicted box.
 
         Returns:
             ``{"cls": ..., "box": ..., **others}`` and what a coupling adds, all scalars in
@@ -95,7 +98,8 @@ class Criterion(nn.Module):
             # The coupling first: a class loss that keeps statistics moves them when it is called,
             # and the coupling must see what the class loss itself sees.
             terms = None if self.coupling is None else self._couple(logits, labels, positives)
-            cls = self.cls_loss(logits, labels, cls_normalizer, self._quality(labels, positives))
+            quality = self._quality(labels, positives, target)
+            cls = self.cls_loss(logits, labels, cls_normalizer, quality)
             box = self.box_loss(positives) if terms is None else terms.box
             more: Dict[str, torch.Tensor] = {}
             if terms is not None:
@@ -111,10 +115,14 @@ class Criterion(nn.Module):
         losses.update(more)
         return losses
 
-    def _quality(self, labels: torch.Tensor, positives: Positives) -> Optional[torch.Tensor]:
-        """(M,) IoU of each positive with its object and 0 elsewhere, if the class loss wants it."""
+    def _quality(
+        self, labels: torch.Tensor, positives: Positives, target: Optional[torch.Tensor]
+    ) -> Optional[torch.Tensor]:
+        """(M,) ``target``, or IoUs of positives and 0 elsewhere, if the class loss wants it."""
         if not self.cls_loss.needs_quality:
             return None
+        if target is not None:
+            return target.detach()
         iou = positives.iou.detach()
         return iou.new_zeros(labels.shape).index_copy(0, positives.index, iou)
 

@@ -14,9 +14,12 @@ __all__ = [
     "divisor_and_mean",
 ]
 
+# A number of positives, or a sum of weights on the device.
+Count = Union[int, torch.Tensor]
+
 
 def divisor_and_mean(
-    normalizer: nn.Module, count: int, like: torch.Tensor, total: torch.Tensor
+    normalizer: nn.Module, count: Count, like: torch.Tensor, total: torch.Tensor
 ) -> Tuple[Union[float, torch.Tensor], torch.Tensor]:
     """The divisor for ``count`` positives, and the mean of another number over ranks.
 
@@ -38,7 +41,7 @@ class Normalizer(nn.Module):
         super().__init__()
         self.sync = sync
 
-    def divisor(self, count: Union[int, torch.Tensor], like: torch.Tensor):
+    def divisor(self, count: Count, like: torch.Tensor):
         """The divisor for a count: a number, or a float64 scalar that is the mean over ranks."""
         raise NotImplementedError(f"{type(self).__name__} must define divisor.")
 
@@ -46,13 +49,13 @@ class Normalizer(nn.Module):
         """Whether the divisor depends on the count now."""
         return True
 
-    def forward(self, count: int, like: torch.Tensor) -> Union[float, torch.Tensor]:
-        """The divisor for ``count`` positives; ``like`` gives the device and type."""
+    def forward(self, count: Count, like: torch.Tensor) -> Union[float, torch.Tensor]:
+        """The divisor for ``count`` positives or weights; ``like`` gives the device and type."""
         if self.sync and self.wants_count():
             count = reduce_mean(_float64(count, like.device))
         return self.divisor(count, like)
 
-    def divisor_and_mean(self, count: int, like: torch.Tensor, total: torch.Tensor):
+    def divisor_and_mean(self, count: Count, like: torch.Tensor, total: torch.Tensor):
         """As the function of this name says."""
         if not (self.sync and self.wants_count()):
             return self.divisor(count, like), reduce_mean(total)
@@ -61,7 +64,9 @@ class Normalizer(nn.Module):
         return self.divisor(count, like), mean.to(total.dtype)
 
 
-def _float64(count: int, device: torch.device) -> torch.Tensor:
+def _float64(count: Count, device: torch.device) -> torch.Tensor:
+    if torch.is_tensor(count):
+        return count.detach().double()
     return torch.tensor(float(count), dtype=torch.float64, device=device)
 
 

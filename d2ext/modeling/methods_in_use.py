@@ -57,6 +57,7 @@ def _check_losses(cfg: Any, places: Set[str], name: str) -> None:
     keys = (
         ("dense", "MODEL.DENSE.CLS_LOSS", cfg.MODEL.DENSE.CLS_LOSS, "focal"),
         ("dense", "MODEL.DENSE.BOX_LOSS", cfg.MODEL.DENSE.BOX_LOSS, ""),
+        ("dense", "MODEL.DENSE.ASSIGNER", cfg.MODEL.DENSE.ASSIGNER, "auto"),
         ("dense", "MODEL.DENSE.NORMALIZER", cfg.MODEL.DENSE.NORMALIZER, ""),
         ("dense", "MODEL.DENSE.NORMALIZER_SYNC", cfg.MODEL.DENSE.NORMALIZER_SYNC, "auto"),
         ("roi", "MODEL.ROI_BOX_HEAD.CLS_LOSS", cfg.MODEL.ROI_BOX_HEAD.CLS_LOSS, "softmax"),

@@ -3,12 +3,12 @@
 Shapes: N images, G objects of all images together, R priors of all levels together, C classes.
 """
 
-from typing import List, NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from detectron2.structures import Boxes, Instances
 
-__all__ = ["Assignment", "PackedTargets", "Priors", "pack_targets"]
+__all__ = ["Assignment", "PackedTargets", "Predictions", "Priors", "SoftTargets", "pack_targets"]
 
 
 class PackedTargets(NamedTuple):
@@ -80,15 +80,71 @@ class Priors(NamedTuple):
     Attributes:
         boxes: (R, 4), level after level.
         num_per_level: priors of each level.
+        level_strides: the stride of each level; None: the width of the boxes.
     """
 
     boxes: torch.Tensor
     num_per_level: Tuple[int, ...]
+    level_strides: Optional[Tuple[int, ...]] = None
 
     @classmethod
-    def from_boxes(cls, levels: List[Boxes]) -> "Priors":
-        """Join what a Detectron2 anchor generator returns."""
-        return cls(torch.cat([x.tensor for x in levels]), tuple(len(x) for x in levels))
+    def from_boxes(cls, levels: List[Boxes], strides: Optional[Sequence[int]] = None) -> "Priors":
+        """Join what a Detectron2 anchor generator returns, for levels of these strides."""
+        return cls(
+            torch.cat([x.tensor for x in levels]),
+            tuple(len(x) for x in levels),
+            None if strides is None else tuple(strides),
+        )
+
+    @property
+    def strides(self) -> torch.Tensor:
+        """(R,), the stride of each prior."""
+        if self.level_strides is None:
+            return self.boxes[:, 2] - self.boxes[:, 0]
+        levels = [
+            self.boxes.new_full((num,), stride)
+            for num, stride in zip(self.num_per_level, self.level_strides)
+        ]
+        return torch.cat(levels)
+
+    @property
+    def centers(self) -> torch.Tensor:
+        """(R, 2)."""
+        return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+
+    def widened(self, scale: float) -> "Priors":
+        """The same places, as squares whose sides are so many strides."""
+        half = self.strides[:, None] * (scale / 2)
+        centers = self.centers
+        return self._replace(boxes=torch.cat([centers - half, centers + half], dim=1))
+
+
+class Predictions(NamedTuple):
+    """What a head says of every prior of a batch, without gradient.
+
+    Attributes:
+        logits: (N, R, C) of the classes.
+        boxes: (N, R, 4), decoded.
+        objectness: (N, R) logits of a detector whose classes are conditional on an object; None
+            elsewhere.
+    """
+
+    logits: torch.Tensor
+    boxes: torch.Tensor
+    objectness: Optional[torch.Tensor] = None
+
+
+class SoftTargets(NamedTuple):
+    """What an assignment may say of positives beyond a label; None: nothing.
+
+    Attributes:
+        target: (N, R), what a class loss that wants a quality aims at instead of the IoU.
+        weights: (N, R), weights of the box losses. Their sum takes the place of the number of
+            positives in all divisors.
+    """
+
+    target: Optional[torch.Tensor] = None
+    weights: Optional[torch.Tensor] = None
 
 
 class Assignment(NamedTuple):
@@ -99,11 +155,20 @@ class Assignment(NamedTuple):
         matched: (N, R) int64, the object of each prior, counted over the batch. Where the label is
             not a class it is a valid index without a meaning (0 if the batch has no object).
         quality: (N, R), the IoU by which a prior was matched, or None if that is not how.
+        target, weights: (N, R) each, see :class:`SoftTargets`; both are 0 off positives.
     """
 
     labels: torch.Tensor
     matched: torch.Tensor
     quality: Optional[torch.Tensor] = None
+    target: Optional[torch.Tensor] = None
+    weights: Optional[torch.Tensor] = None
+
+    @property
+    def soft(self) -> Optional[SoftTargets]:
+        """The soft part, None if there is nothing soft in it."""
+        hard = self.target is None and self.weights is None
+        return None if hard else SoftTargets(self.target, self.weights)
 
     def matched_boxes(self, targets: PackedTargets) -> torch.Tensor:
         """(N, R, 4), the box of each prior's object; zeros if the batch has no object."""

@@ -2,19 +2,16 @@
 
     PYTHONPATH=docs/examples python train_net.py --import assigner \
         --config-file configs/Demo/fcos_shapes.yaml \
-        MODEL.META_ARCHITECTURE InnerFCOS
+        MODEL.DENSE.ASSIGNER inner_part
 """
 
 import torch
-from detectron2.modeling import META_ARCH_REGISTRY
 
-from d2ext.modeling.assigners import ASSIGNER_REGISTRY
-from d2ext.modeling.meta_arch import ExtFCOS
-from d2ext.modeling.targets import Assignment
+from d2ext.modeling.assigners import ASSIGNER_REGISTRY, Assigner, Assignment
 
 
 @ASSIGNER_REGISTRY.register("inner_part")
-class InnerPartAssigner:
+class InnerPartAssigner(Assigner):
     """Points within the middle ``share`` of a box are positive; the smallest box wins."""
 
     def __init__(self, share: float = 0.5):
@@ -22,7 +19,7 @@ class InnerPartAssigner:
 
     @torch.no_grad()
     def __call__(self, priors, targets, num_classes):
-        centers = (priors.boxes[:, :2] + priors.boxes[:, 2:]) / 2  # (R, 2)
+        centers = priors.centers  # (R, 2)
         labels, matched, first = [], [], 0
         for count in targets.counts:  # clear, not fast: one image at a time
             boxes = targets.boxes[first : first + count]
@@ -37,10 +34,3 @@ class InnerPartAssigner:
             matched.append(index)
             first += count
         return Assignment(torch.stack(labels), torch.stack(matched))
-
-
-@META_ARCH_REGISTRY.register()
-class InnerFCOS(ExtFCOS):
-    @classmethod
-    def from_config(cls, cfg):
-        return {**super().from_config(cfg), "assigner": InnerPartAssigner()}

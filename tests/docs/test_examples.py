@@ -74,7 +74,8 @@ def test_assigner_trains_a_detector(example):
     assert found.labels[0].tolist() == [3, 3, 3]
     assert found.labels[2, 2] == targets.classes[2] and found.matched[2, 2] == 2
     assert found.labels[1, :2].tolist() == targets.classes[:2].tolist()
-    model = model_of("Base-FCOS", "MODEL.META_ARCHITECTURE", "InnerFCOS")
+    model = model_of("Base-FCOS", "MODEL.DENSE.ASSIGNER", "inner_part")
+    assert isinstance(model.assigner, module.InnerPartAssigner)
     losses, _ = train_step(model, batch)
     assert losses["loss_fcos_loc"] > 0
     losses, _ = train_step(model, make_batch((0, 0), size=160))

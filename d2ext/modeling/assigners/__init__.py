@@ -1,23 +1,27 @@
 """Who is responsible for which object: one file an assigner.
 
-An assigner is a callable ``assigner(priors, targets, num_classes) -> Assignment``. None of them
-loops over images or objects, none builds an (objects x priors x 4) tensor, and none makes the host
-wait.
+An assigner is a callable ``assigner(priors, targets, num_classes) -> Assignment``; one that says
+``needs_predictions = True`` is given the predictions, too. None of them loops over images or
+objects, none builds an (objects x priors x 4) tensor, and none makes the host wait.
 """
 
-from ..targets import Assignment, PackedTargets, Priors, pack_targets
+from ..targets import Assignment, PackedTargets, Predictions, Priors, pack_targets
 from .atss import ATSSAssigner
 from .center import CenterAssigner
 from .iou import IoUAssigner
-from .registry import ASSIGNER_REGISTRY
+from .registry import ASSIGNER_REGISTRY, Assigner, build_assigner, needs_predictions
 
 __all__ = [
     "ASSIGNER_REGISTRY",
     "ATSSAssigner",
+    "Assigner",
     "Assignment",
     "CenterAssigner",
     "IoUAssigner",
     "PackedTargets",
+    "Predictions",
     "Priors",
+    "build_assigner",
+    "needs_predictions",
     "pack_targets",
 ]

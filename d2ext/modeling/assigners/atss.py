@@ -13,7 +13,7 @@ import torch
 from ..targets import Assignment, PackedTargets, Priors
 from .blocks import pairs_of_a_block
 from .iou import areas, background
-from .registry import ASSIGNER_REGISTRY
+from .registry import ASSIGNER_REGISTRY, Assigner
 
 __all__ = ["ATSSAssigner"]
 
@@ -22,7 +22,7 @@ _MARGIN = 0.01
 
 
 @ASSIGNER_REGISTRY.register("atss")
-class ATSSAssigner:
+class ATSSAssigner(Assigner):
     """The IoU an object demands of its priors follows from those closest to it.
 
     Candidates of an object are, on each level, the ``topk`` priors whose centres are nearest to its
@@ -34,6 +34,8 @@ class ATSSAssigner:
     begin with) the one with the lower index is the candidate, of objects with equal IoU the first
     one wins. Distances are compared as float32 squares.
     """
+
+    needs_extent = True
 
     def __init__(
         self, topk: int = 9, clamp_centers: bool = False, block_pairs: Optional[int] = None
@@ -51,6 +53,11 @@ class ATSSAssigner:
         self.topk = topk
         self.clamp_centers = clamp_centers
         self.block_pairs = block_pairs
+
+    @classmethod
+    def from_config(cls, cfg, *, num_anchors):
+        node = cfg.MODEL.ATSS
+        return {"topk": node.TOPK * num_anchors, "clamp_centers": node.CLAMP_CENTERS}
 
     @torch.no_grad()
     def __call__(self, priors: Priors, targets: PackedTargets, num_classes: int) -> Assignment:

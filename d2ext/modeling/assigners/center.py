@@ -10,7 +10,7 @@ import torch
 from ..targets import Assignment, PackedTargets, Priors
 from .blocks import BestObject, ObjectBlock, ObjectBlocks
 from .iou import areas, background
-from .registry import ASSIGNER_REGISTRY
+from .registry import ASSIGNER_REGISTRY, Assigner
 
 __all__ = ["CenterAssigner"]
 
@@ -20,7 +20,7 @@ _LARGEST_AREA = 1e8
 
 
 @ASSIGNER_REGISTRY.register("center")
-class CenterAssigner:
+class CenterAssigner(Assigner):
     """A point is responsible for the smallest object it is near the centre of.
 
     That is: the point is inside the object, within ``center_sampling_radius`` strides of its centre
@@ -46,12 +46,23 @@ class CenterAssigner:
         self.size_range = size_range
         self.block_pairs = block_pairs
 
+    @classmethod
+    def from_config(cls, cfg, *, num_anchors):
+        if num_anchors > 1:
+            raise ValueError(
+                f"MODEL.DENSE.ASSIGNER is 'center', which knows places only and would give all "
+                f"{num_anchors} anchors of a place the same object; choose another assigner, or "
+                "have one anchor a place (one size a level in MODEL.ANCHOR_GENERATOR.SIZES and "
+                "one ASPECT_RATIOS for RetinaNet, one MODEL.ATSS.ANCHOR_SCALES for ATSS)."
+            )
+        return {"center_sampling_radius": cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS}
+
     @torch.no_grad()
     def __call__(self, priors: Priors, targets: PackedTargets, num_classes: int) -> Assignment:
-        """Assign R points, given as boxes whose size is the stride, in each of N images."""
+        """Assign R priors, of which only centres and strides count, in each of N images."""
         if len(targets.boxes) == 0:
             return background(priors, targets, num_classes)._replace(quality=None)
-        size = priors.boxes[:, 2] - priors.boxes[:, 0]
+        size = priors.strides
         radius = self.center_sampling_radius * size
         lowest, highest = (size * bound for bound in self.size_range)
         lowest[: priors.num_per_level[0]] = 0

@@ -9,7 +9,7 @@ import torch
 
 from ..targets import Assignment, PackedTargets, Priors
 from .blocks import BestObject, ObjectBlock, ObjectBlocks
-from .registry import ASSIGNER_REGISTRY
+from .registry import ASSIGNER_REGISTRY, Assigner
 
 __all__ = ["IoUAssigner", "areas", "background"]
 
@@ -27,13 +27,15 @@ def background(priors: Priors, targets: PackedTargets, num_classes: int) -> Assi
 
 
 @ASSIGNER_REGISTRY.register("iou")
-class IoUAssigner:
+class IoUAssigner(Assigner):
     """Label a prior by its highest IoU with an object, as Detectron2's ``Matcher`` does.
 
     Equal to ``Matcher`` on ``pairwise_iou`` of each image, bit for bit, ties included: of objects
     with equal IoU the first is matched, and all priors that share the highest IoU with an object
     are low-quality matches of it, even those of IoU 0 if the object touches no prior.
     """
+
+    needs_extent = True
 
     def __init__(
         self,
@@ -65,6 +67,15 @@ class IoUAssigner:
         self.labels = tuple(labels)
         self.allow_low_quality = allow_low_quality
         self.block_pairs = block_pairs
+
+    @classmethod
+    def from_config(cls, cfg, *, num_anchors):
+        node = cfg.MODEL.RETINANET
+        return {
+            "thresholds": node.IOU_THRESHOLDS,
+            "labels": node.IOU_LABELS,
+            "allow_low_quality": True,
+        }
 
     @torch.no_grad()
     def __call__(self, priors: Priors, targets: PackedTargets, num_classes: int) -> Assignment:

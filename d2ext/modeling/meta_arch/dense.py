@@ -1,92 +1,27 @@
-"""What the dense detectors share: targets, positives, normalisers and decoding.
+"""What the dense detectors share: training, from labels to losses, and decoding.
 
 Shapes: N images, R anchors or points of all levels, M = N * R samples, K of them positive,
 C classes.
 """
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.config import configurable
+from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
+from torch.nn import functional as F
 
-from d2ext.config import arguments, validate
-
-from ..assigners import Priors
+from ..assigners import Priors, needs_predictions
 from ..losses.box_losses import SmoothL1Loss
-from ..losses.build import build_criterion
-from ..losses.guided import sampling_free_on
-from ..losses.normalizers import NORMALIZER_REGISTRY
+from ..losses.criterion import Criterion
+from ..losses.normalizers import divisor_and_mean
 from ..losses.positives import Positives
 from ..sampling_free import OptimalBias, SamplingFreeOptions
-from ..targets import pack_targets
+from ..targets import Predictions, SoftTargets, pack_targets
 
-__all__ = [
-    "ExtDenseMixin",
-    "best_of_level",
-    "build_dense_normalizer",
-    "dense_arguments",
-    "dense_slots",
-]
-
-
-def build_dense_normalizer(cfg: Any, *, kind: str, sync: bool, initial: float) -> nn.Module:
-    """The normaliser of a dense detector; ``kind`` and ``sync`` hold where the keys are silent."""
-    node = cfg.MODEL.DENSE
-    validate(cfg, "MODEL.DENSE.NORMALIZER_SYNC")
-    choices = {"auto": sync, "on": True, "off": False}
-    name = node.NORMALIZER or kind
-    if sampling_free_on(cfg, "dense") and cfg.MODEL.SAMPLING_FREE.REG_NORM == "fg":
-        # A running mean would change the size of the box loss, and through the guide of all losses,
-        # over the first steps.
-        name = "positives"
-    cls = NORMALIZER_REGISTRY.get(name)
-    return cls(sync=choices[node.NORMALIZER_SYNC], initial=initial)
-
-
-def dense_slots(
-    cfg: Any, *, box_loss: str, alpha: float, gamma: float, num_classes: int, **kwargs
-) -> Dict[str, Any]:
-    """Arguments of :func:`build_criterion` for a dense detector whose own choices are given."""
-    cls_loss = cfg.MODEL.DENSE.CLS_LOSS
-    if cls_loss == "focal" and sampling_free_on(cfg, "dense"):
-        cls_loss = "bce"  # focal loss is a soft form of sampling
-    return {
-        "place": "dense",
-        "cls_loss": cls_loss,
-        "box_loss": cfg.MODEL.DENSE.BOX_LOSS or box_loss,
-        "num_classes": num_classes,
-        "alpha": alpha,
-        "gamma": gamma,
-        **kwargs,
-    }
-
-
-def dense_arguments(cfg: Any, section: str, guides: Sequence[str]) -> Dict[str, Any]:
-    """Arguments that FCOS and ATSS take from the config alike, and those of their sections.
-
-    Args:
-        cfg: the config.
-        section: the detector's, "MODEL.FCOS" or "MODEL.ATSS".
-        guides: losses that guide the class loss if there is no sampling.
-    """
-    own = arguments(cfg, section)
-    slots = dense_slots(
-        cfg,
-        box_loss="giou",
-        num_classes=own["num_classes"],
-        guides=guides,
-        **arguments(cfg, section, "loss"),
-    )
-    return {
-        **own,
-        "criterion": build_criterion(cfg, **slots),
-        "sampling_free": SamplingFreeOptions.from_cfg(cfg, "dense"),
-        "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-        "pixel_std": cfg.MODEL.PIXEL_STD,
-    }
+__all__ = ["ExtDenseMixin", "best_of_level"]
 
 
 def best_of_level(
@@ -128,20 +63,213 @@ def best_of_level(
 
 
 class ExtDenseMixin(OptimalBias):
-    """Assignment, positives and decoding for a subclass of Detectron2's ``DenseDetector``.
+    """The training of a subclass of Detectron2's ``DenseDetector``, whose parts are slots.
 
-    The detector has ``assigner``, ``criterion``, ``normalizer``, ``box2box_transform``,
-    ``num_classes`` and, for inference, the ``test_*`` attributes of RetinaNet and FCOS.
+    The detector has ``anchor_generator``, ``box2box_transform``, ``num_classes`` and, for
+    inference, the ``test_*`` attributes of RetinaNet and FCOS. A head with a third branch gives
+    logits (N, A, H, W) beside those of classes and boxes.
+
+    Attributes:
+        loss_prefix, loss_names: a loss that the criterion calls ``x`` is returned as the prefix
+            and ``loss_names.get(x, x)``.
+        quality_loss: what the criterion calls the loss of the third branch.
+        quality_weighs_boxes: whether the third branch's targets weigh the box losses, which are
+            then divided by the targets' sum.
+        box_loss_weight: constant weight of the box loss.
     """
+
+    loss_prefix = "loss_"
+    loss_names: Mapping[str, str] = {"box": "box_reg"}
+    quality_loss = "quality"
+    quality_weighs_boxes = False
+    box_loss_weight = 1.0
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        criterion: Criterion,
+        assigner: Any,
+        normalizer: nn.Module,
+        sampling_free: Optional[SamplingFreeOptions] = None,
+        **kwargs,
+    ):
+        """
+        Args:
+            criterion: class and box loss of all priors.
+            assigner: who is responsible for which object, see :mod:`d2ext.modeling.assigners`.
+            normalizer: called with the number of positives, gives the divisor of the losses.
+            sampling_free: how to train without sampling; None: not at all.
+            kwargs: arguments of the Detectron2 detector. Its own matcher and loss parameters are
+                not used: assigner and criterion hold theirs.
+        """
+        super().__init__(**kwargs)
+        self.criterion = criterion
+        self.assigner = assigner
+        self.normalizer = normalizer
+        self.enable_optimal_bias(sampling_free, self.num_classes)
+
+    def forward_training(
+        self,
+        images: ImageList,
+        features: List[torch.Tensor],
+        predictions: List[List[torch.Tensor]],
+        gt_instances: List[Instances],
+    ) -> Dict[str, torch.Tensor]:
+        """Label the anchors, with a look at the predictions if the assigner wants one; losses."""
+        predictions = self.transpose(predictions)
+        logits, deltas, *quality = predictions
+        priors, (labels, boxes, *soft) = self._label(features, predictions, gt_instances)
+        extra = {"soft": soft[0]} if soft else {}
+        return self.losses(priors, logits, labels, deltas, boxes, *quality, **extra)
+
+    def transpose(self, predictions: List[List[torch.Tensor]]) -> List[List[torch.Tensor]]:
+        """What the head gives, by level (N, R_l, C), (N, R_l, 4) and, from a third branch, 1."""
+        channels = [self.num_classes, 4, 1][: len(predictions)]
+        return self._transpose_dense_predictions(predictions, channels)
+
+    def label_features(
+        self, features: List[torch.Tensor], gt_instances: List[Instances]
+    ) -> Tuple[torch.Tensor, ...]:
+        """What :meth:`label_anchors` returns, with all that the assigner needs from features."""
+        return self._label(features, None, gt_instances)[1]
+
+    def _label(
+        self,
+        features: List[torch.Tensor],
+        predictions: Optional[List[List[torch.Tensor]]],
+        gt_instances: List[Instances],
+    ) -> Tuple[List[Boxes], Tuple[torch.Tensor, ...]]:
+        """What the predicted boxes are relative to, by level, and the labels."""
+        anchors, priors = self.anchors_and_priors(features)
+        seen = ()
+        if needs_predictions(self.assigner):
+            with torch.no_grad():
+                predictions = predictions or self.transpose(self.head(features))
+            seen = (self.seen_predictions(priors, *predictions),)
+        return priors, self.label_anchors(anchors, gt_instances, *seen)
+
+    def anchors_and_priors(self, features: List[torch.Tensor]) -> Tuple[List[Boxes], List[Boxes]]:
+        """What is assigned to objects, and what the predicted boxes are relative to, by level."""
+        anchors = self.anchor_generator(features)
+        return anchors, anchors
+
+    @torch.no_grad()
+    def seen_predictions(
+        self,
+        priors: List[Boxes],
+        pred_logits: List[torch.Tensor],
+        pred_deltas: List[torch.Tensor],
+        pred_quality: Optional[List[torch.Tensor]] = None,
+    ) -> Predictions:
+        """What an assigner sees of the predictions of each level."""
+        deltas = torch.cat([x.detach() for x in pred_deltas], dim=1)
+        boxes = Boxes.cat(priors).tensor.repeat(len(deltas), 1)
+        boxes = self.box2box_transform.apply_deltas(deltas.flatten(0, 1), boxes)
+        logits = torch.cat([x.detach() for x in pred_logits], dim=1)
+        return Predictions(logits, boxes.view_as(deltas))
 
     @torch.no_grad()
     def label_anchors(
-        self, anchors: List[Boxes], gt_instances: List[Instances]
-    ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Labels (N, R) and matched boxes (N, R, 4), for the whole batch at once."""
+        self,
+        anchors: List[Boxes],
+        gt_instances: List[Instances],
+        predictions: Optional[Predictions] = None,
+    ) -> Union[Tuple[torch.Tensor, torch.Tensor], Tuple[torch.Tensor, torch.Tensor, SoftTargets]]:
+        """
+        Args:
+            anchors: boxes of each level, R in all.
+            gt_instances: objects of each of N images.
+            predictions: for an assigner that needs them.
+
+        Returns:
+            Labels (N, R) and matched boxes (N, R, 4) of the whole batch at once. Third, only if
+            the assigner gives such, soft targets.
+        """
         targets = pack_targets(gt_instances)
-        assignment = self.assigner(Priors.from_boxes(anchors), targets, self.num_classes)
-        return assignment.labels, assignment.matched_boxes(targets)
+        priors = Priors.from_boxes(anchors, getattr(self.anchor_generator, "strides", None))
+        seen = ()
+        if needs_predictions(self.assigner):
+            if predictions is None:
+                raise ValueError(
+                    f"{type(self.assigner).__name__} assigns by predictions, and label_anchors was "
+                    "given none; pass what seen_predictions returns."
+                )
+            seen = (predictions,)
+        assignment = self.assigner(self.assigned_priors(priors), targets, self.num_classes, *seen)
+        labelled = assignment.labels, assignment.matched_boxes(targets)
+        return labelled if assignment.soft is None else (*labelled, assignment.soft)
+
+    def assigned_priors(self, priors: Priors) -> Priors:
+        """The priors as the assigner is to see them."""
+        return priors
+
+    def losses(
+        self,
+        anchors: List[Boxes],
+        pred_logits: List[torch.Tensor],
+        gt_labels: torch.Tensor,
+        pred_anchor_deltas: List[torch.Tensor],
+        gt_boxes: torch.Tensor,
+        pred_quality: Optional[List[torch.Tensor]] = None,
+        soft: Optional[SoftTargets] = None,
+    ) -> Dict[str, torch.Tensor]:
+        """
+        Args:
+            anchors: what the deltas are relative to, for each level, R in all.
+            pred_logits, pred_anchor_deltas, pred_quality: predictions of each level,
+                (N, R_l, C), (N, R_l, 4) and, if the head has a third branch, (N, R_l, 1).
+            gt_labels, gt_boxes: (N, R) and (N, R, 4).
+            soft: what the assigner says beyond that.
+
+        Returns:
+            The criterion's losses under the detector's own names.
+        """
+        positives = self.gather_positives(anchors, gt_labels, gt_boxes, pred_anchor_deltas)
+        quality = None if pred_quality is None else self.quality_targets(positives)
+        soft = soft or SoftTargets()
+        weights, divisor, box_divisor = self._weigh(positives, quality, soft.weights)
+        others = {}
+        if quality is not None:
+            logits = torch.cat(pred_quality, dim=1).flatten()[positives.index].float()
+            loss = F.binary_cross_entropy_with_logits(logits, quality.to(logits), reduction="sum")
+            others[self.quality_loss] = loss / divisor
+        losses = self.criterion(
+            torch.cat(pred_logits, dim=1).flatten(0, 1),
+            self.sample_labels(gt_labels).flatten(),
+            positives,
+            cls_normalizer=divisor,
+            box_normalizer=box_divisor,
+            box_weights=weights,
+            box_scale=self.box_loss_weight,
+            others=others,
+            target=None if soft.target is None else soft.target.flatten(),
+        )
+        return {self.loss_prefix + self.loss_names.get(k, k): v for k, v in losses.items()}
+
+    def _weigh(
+        self,
+        positives: Positives,
+        quality: Optional[torch.Tensor],
+        soft_weights: Optional[torch.Tensor],
+    ) -> Tuple[Optional[torch.Tensor], Any, Any]:
+        """Weights of the box losses, (K,) or None for 1, and the divisors of class and box loss."""
+        if soft_weights is not None:
+            weights = soft_weights.flatten()[positives.index]
+            divisor = self.normalizer(weights.sum(), positives.deltas)
+        elif self.quality_weighs_boxes:
+            divisor, total = divisor_and_mean(
+                self.normalizer, len(positives), positives.deltas, quality.sum()
+            )
+            # The weights' own sum, so that the box loss is their weighted mean.
+            return quality, divisor, total.clamp(min=1)
+        else:
+            weights, divisor = None, self.normalizer(len(positives), positives.deltas)
+        return weights, divisor, divisor * self.numbers_per_box()
+
+    def quality_targets(self, positives: Positives) -> torch.Tensor:
+        """What the third branch should say of each positive: (K,), without graph."""
+        raise NotImplementedError(f"{type(self).__name__} must define quality_targets.")
 
     @property
     def classifier(self) -> nn.Module:
@@ -160,8 +288,8 @@ class ExtDenseMixin(OptimalBias):
     def label_samples(
         self, features: List[torch.Tensor], gt_instances: List[Instances]
     ) -> torch.Tensor:
-        labels, _ = self.label_anchors(self.anchor_generator(features), gt_instances)
-        return self.sample_labels(labels)
+        anchors, _ = self.anchors_and_priors(features)
+        return self.sample_labels(self.label_anchors(anchors, gt_instances)[0])
 
     def sample_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """The labels that the class loss sees, of any shape."""

@@ -16,15 +16,15 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
-from d2ext.config import arguments, construct
+from d2ext.config import construct
 from d2ext.ops.dual_weighting import DualWeightingConstants, dual_weighting_losses
 from d2ext.ops.precision import full_precision
 from d2ext.ops.reduce import reduce_mean
 
 from ..losses.criterion import put_record, record_is_due
+from .build import dense_arguments, select_features
 from .dense import best_of_level
 from .dual_weighting_head import DualWeightingHead
-from .fcos import select_features
 
 __all__ = ["DualWeightingFCOS"]
 
@@ -95,13 +95,10 @@ class DualWeightingFCOS(FCOS):
             conv_dims=[shapes[0].channels] * node.NUM_CONVS,
         )
         return {
-            **arguments(cfg, "MODEL.DW"),
+            **dense_arguments(cfg, "MODEL.DW"),
             "backbone": backbone,
             "head": head,
             "constants": construct(DualWeightingConstants, cfg, "MODEL.DW", part="constants"),
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
             "log_period": cfg.ENGINE.LOG_PERIOD,
         }
 
@@ -207,6 +204,7 @@ def _refuse_other_losses(cfg: Any) -> None:
         for key, is_set in (
             ("MODEL.DENSE.CLS_LOSS", dense.CLS_LOSS != "focal"),
             ("MODEL.DENSE.BOX_LOSS", dense.BOX_LOSS != ""),
+            ("MODEL.DENSE.ASSIGNER", dense.ASSIGNER != "auto"),
             ("MODEL.DENSE.NORMALIZER", dense.NORMALIZER != ""),
             ("MODEL.DENSE.NORMALIZER_SYNC", dense.NORMALIZER_SYNC != "auto"),
             ("MODEL.HARMONIC.ENABLED", cfg.MODEL.HARMONIC.ENABLED and cfg.MODEL.HARMONIC.ON_DENSE),
