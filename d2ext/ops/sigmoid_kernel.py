@@ -213,8 +213,12 @@ class _FusedSigmoidLoss(torch.autograd.Function):
         grad = None
         if grad_output is not None:
             (grad,) = ctx.saved_tensors
+            freed = _graph_is_freed()
             if not host.asking_is_free(grad_output) or grad_output.item() != 1.0:
-                grad = grad.mul_(grad_output) if _graph_is_freed() else grad * grad_output
+                grad = grad.mul_(grad_output) if freed else grad * grad_output
+            elif not freed and grad.dtype == ctx.dtype:
+                # Who gets it may scale it in place, and another backward pass wants it as it is.
+                grad = grad.clone()
             grad = grad.to(ctx.dtype)
         return (grad,) + (None,) * 7
 

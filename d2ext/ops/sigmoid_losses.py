@@ -10,6 +10,9 @@ which contribute nothing, whatever they hold; a label above C counts as backgrou
 sums; half precision is computed in float32. How they are computed in one pass is told in
 :mod:`d2ext.ops.sigmoid_kernel`.
 
+``class_weights`` (C,) multiply the columns of a loss, positives and negatives alike; constants, see
+:mod:`d2ext.ops.class_weights`. The gradients that the equalized losses return contain them.
+
 Every finite logit has a finite loss and gradient. A NaN in a valid row makes the loss NaN. An
 infinite logit on the wrong side makes it infinite or NaN, and so its gradient.
 """
@@ -33,21 +36,30 @@ __all__ = [
 ]
 
 
-def sigmoid_bce_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def sigmoid_bce_loss(
+    logits: torch.Tensor, labels: torch.Tensor, *, class_weights: Optional[torch.Tensor] = None
+) -> torch.Tensor:
     """Binary cross entropy over all classes of all valid rows.
 
     Args:
         logits: (M, C).
         labels: (M,) class of each row; C is background, -1 ignored.
+        class_weights: (C,) weight of each class; None: 1.
 
     Returns:
         The sum, a scalar.
     """
-    return fused_sigmoid_loss(logits, labels, gamma=0.0)[0]
+    pos, neg = _weighted(class_weights, logits, 1.0, 1.0)
+    return fused_sigmoid_loss(logits, labels, gamma=0.0, pos_weight=pos, neg_weight=neg)[0]
 
 
 def sigmoid_focal_loss(
-    logits: torch.Tensor, labels: torch.Tensor, *, alpha: float = 0.25, gamma: float = 2.0
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    class_weights: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
     """Focal loss (Lin et al., 2017), summed.
 
@@ -56,13 +68,19 @@ def sigmoid_focal_loss(
         labels: (M,) class of each row; C is background, -1 ignored.
         alpha: weight of positives, ``1 - alpha`` of negatives; below 0: no weights.
         gamma: focusing exponent.
+        class_weights: (C,) weight of each class; None: 1.
     """
-    pos, neg = _alphas(alpha)
+    pos, neg = _weighted(class_weights, logits, *_alphas(alpha))
     return fused_sigmoid_loss(logits, labels, gamma=float(gamma), pos_weight=pos, neg_weight=neg)[0]
 
 
 def quality_focal_loss(
-    logits: torch.Tensor, labels: torch.Tensor, quality: torch.Tensor, *, gamma: float = 2.0
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    quality: torch.Tensor,
+    *,
+    gamma: float = 2.0,
+    class_weights: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
     """Quality focal loss (Li et al., 2020), summed: a positive's target is its quality, not 1.
 
@@ -72,9 +90,13 @@ def quality_focal_loss(
         quality: (M,) target in [0, 1] of the positives, usually the IoU of the predicted box.
             Values of other rows are not used. It gets no gradient.
         gamma: focusing exponent.
+        class_weights: (C,) weight of each class; None: 1.
     """
     _require_quality(quality)
-    return fused_sigmoid_loss(logits, labels, quality=quality, gamma=float(gamma))[0]
+    pos, neg = _weighted(class_weights, logits, 1.0, 1.0)
+    return fused_sigmoid_loss(
+        logits, labels, quality=quality, gamma=float(gamma), pos_weight=pos, neg_weight=neg
+    )[0]
 
 
 def equalized_focal_loss(
@@ -85,6 +107,7 @@ def equalized_focal_loss(
     alpha: float = 0.25,
     gamma_b: float = 2.0,
     scale: float = 8.0,
+    class_weights: Optional[torch.Tensor] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Equalized focal loss, summed, and the gradients each class received.
 
@@ -95,20 +118,16 @@ def equalized_focal_loss(
         alpha: weight of positives, ``1 - alpha`` of negatives; below 0: no weights.
         gamma_b: focusing exponent of a balanced class (g_j = 1).
         scale: s, what is added to the exponent of a class that gets no positive gradient (g_j = 0).
+        class_weights: (C,) weight of each class; None: 1.
 
     Returns:
         The sum (a scalar) and two (C,) tensors, not differentiable: sums of ``|d sum / d logits|``
         over the positive entries of each class and over its negative entries.
     """
     gamma, weight = _equalized_factors(logits, grad_ratio, gamma_b, scale)
-    pos, neg = _alphas(alpha)
+    pos, neg = _weighted(class_weights, logits, *(alpha * weight for alpha in _alphas(alpha)))
     return fused_sigmoid_loss(
-        logits,
-        labels,
-        gamma=gamma,
-        pos_weight=pos * weight,
-        neg_weight=neg * weight,
-        with_sums=True,
+        logits, labels, gamma=gamma, pos_weight=pos, neg_weight=neg, with_sums=True
     )
 
 
@@ -120,6 +139,7 @@ def equalized_quality_focal_loss(
     *,
     gamma_b: float = 2.0,
     scale: float = 8.0,
+    class_weights: Optional[torch.Tensor] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Equalized quality focal loss, summed, and the gradients each class received.
 
@@ -128,13 +148,14 @@ def equalized_quality_focal_loss(
     """
     gamma, weight = _equalized_factors(logits, grad_ratio, gamma_b, scale)
     _require_quality(quality)
+    pos, neg = _weighted(class_weights, logits, weight, weight)
     return fused_sigmoid_loss(
         logits,
         labels,
         quality=quality,
         gamma=gamma,
-        pos_weight=weight,
-        neg_weight=weight,
+        pos_weight=pos,
+        neg_weight=neg,
         with_sums=True,
     )
 
@@ -150,6 +171,7 @@ def sigmoid_loss_per_row(
     gamma_b: float = 2.0,
     scale: float = 8.0,
     quality: Optional[torch.Tensor] = None,
+    class_weights: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
     """Loss of each row summed over its classes, in plain differentiable operations.
 
@@ -160,7 +182,8 @@ def sigmoid_loss_per_row(
         logits: (M, C).
         labels: (M,) class of each row; C is background, -1 ignored (its loss is 0).
         kind: "bce", "focal", "qfl", "efl" or "eqfl".
-        alpha, gamma, grad_ratio, gamma_b, scale, quality: those of the function of that kind.
+        alpha, gamma, grad_ratio, gamma_b, scale, quality, class_weights: those of the function of
+            that kind.
 
     Returns:
         (M,) losses, in float32 or float64.
@@ -184,6 +207,7 @@ def sigmoid_loss_per_row(
             if grad_ratio is None:
                 raise ValueError(f"kind '{kind}' needs grad_ratio, the (C,) ratios of gradients.")
             power, weight = _equalized_factors(logits, grad_ratio, gamma_b, scale)
+        (weight,) = _weighted(class_weights, logits, weight)
         power_own, weight_own = (f[column] if torch.is_tensor(f) else f for f in (power, weight))
         alpha_pos, alpha_neg = _alphas(alpha if kind in ("focal", "efl") else -1.0)
 
@@ -209,6 +233,7 @@ def equalization_v2_loss(
     gamma: float = 12.0,
     mu: float = 0.8,
     alpha: float = 4.0,
+    class_weights: Optional[torch.Tensor] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Equalization loss v2 (Tan et al., CVPR 2021), summed, and the gradients of each class.
 
@@ -221,14 +246,16 @@ def equalization_v2_loss(
         grad_ratio: (C,) g_j, accumulated positive over negative gradient; infinity for a class that
             is left as it is. A constant.
         gamma, mu, alpha: those of the formulas.
+        class_weights: (C,) weight of each class; None: 1.
 
     Returns:
         What :func:`equalized_focal_loss` returns.
     """
     pos, neg = equalization_v2_weights(grad_ratio, gamma=gamma, mu=mu, alpha=alpha)
     pos, neg = (w.to(device=logits.device, dtype=compute_dtype(logits)) for w in (pos, neg))
+    pos_weight, neg_weight = _weighted(class_weights, logits, pos, neg)
     return fused_sigmoid_loss(
-        logits, labels, gamma=0.0, pos_weight=pos, neg_weight=neg, with_sums=True
+        logits, labels, gamma=0.0, pos_weight=pos_weight, neg_weight=neg_weight, with_sums=True
     )
 
 
@@ -261,6 +288,21 @@ def _require_quality(quality: Optional[torch.Tensor]) -> None:
 
 def _alphas(alpha: float) -> Tuple[float, float]:
     return (alpha, 1.0 - alpha) if alpha >= 0 else (1.0, 1.0)
+
+
+def _weighted(
+    class_weights: Optional[torch.Tensor], logits: torch.Tensor, *factors: Factor
+) -> Tuple[Factor, ...]:
+    """Factors of a loss times the weights of the classes."""
+    if class_weights is None:
+        return factors
+    if class_weights.shape != logits.shape[1:]:
+        raise ValueError(
+            f"class_weights must hold one value a class, ({logits.shape[-1]},), "
+            f"not {tuple(class_weights.shape)}."
+        )
+    weights = class_weights.detach().to(device=logits.device, dtype=compute_dtype(logits))
+    return tuple(factor * weights for factor in factors)
 
 
 def _equalized_factors(logits, grad_ratio, gamma_b: float, scale: float):

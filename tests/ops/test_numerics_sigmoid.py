@@ -28,6 +28,7 @@ from numerics_kit import (
 )
 from torch.nn import functional as F
 
+from d2ext.ops.class_weights import effective_weight, inverse_frequency_weights, softmax_loss
 from d2ext.ops.host import asking_is_free
 from d2ext.ops.precision import full_precision
 from d2ext.ops.sigmoid_kernel import (
@@ -351,3 +352,26 @@ def test_nothing_to_sum(kind, shape):
             logits, labels, kind=kind, quality=quality, grad_ratio=ratio, **options
         )
         assert row.shape == shape[:1] and row.sum() == 0
+
+
+@given(rows, classes, seeds, dtypes, st.sampled_from([None, 0.0, 0.5, 1.0]))
+@covers(inverse_frequency_weights, effective_weight, softmax_loss)
+def test_weighted_softmax(num_rows, num_classes, seed, dtype, power):
+    counts = torch.randint(0, 1000, (num_classes,), generator=generator(seed))
+    weights = None
+    if power is not None:
+        weights = inverse_frequency_weights(counts, power=power)
+        assert_finite(weights)
+        assert abs(weights.mean().item() - 1) < 1e-12 and (weights > 0).all()
+        # Rarer classes never weigh less, so the mean object never weighs more.
+        assert 0 < effective_weight(weights, counts) <= 1 + 1e-12 or (counts == 0).any()
+    logits = leaf(draw_logits((num_rows, num_classes + 1), seed, dtype))
+    labels = draw_labels(num_rows, num_classes, seed)
+    total = softmax_loss(logits, labels, class_weights=weights)
+    plain = as_leaf64(logits)
+    factor = torch.ones(num_classes + 1).double()
+    factor[:-1] = 1.0 if weights is None else weights
+    own = plain.log_softmax(1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    want = -(own * factor[labels.clamp(min=0)] * (labels >= 0)).sum()
+    assert_close(total, want, dtype, scale=max(float(want.detach()), 1.0))
+    assert_close(gradient(total, logits), gradient(want, plain), dtype, scale=factor.max())

@@ -11,8 +11,13 @@ import numerics_kit
 import d2ext.ops
 
 HERE = Path(__file__).parent
-# Modules that not every machine can import, and the test that compares them with what it can.
-ELSEWHERE = {"sigmoid_triton": "test_sigmoid_triton.py"}
+# Modules with nothing for a campaign to vary, or that not every machine can import, and the tests
+# that they have instead.
+ELSEWHERE = {
+    "frequency": "../modeling/test_equalized_focal.py",
+    "reduce": "../engine/test_messages.py",
+    "sigmoid_triton": "test_sigmoid_triton.py",
+}
 
 
 def public_functions():

@@ -31,20 +31,22 @@ def make_inputs(rows, classes, seed=0, spread=3.0, dtype=torch.float64, ignored=
     return logits, labels, quality, ratio
 
 
-def fused(kind, logits, labels, quality, ratio):
+def fused(kind, logits, labels, quality, ratio, weights=None):
     """The loss of a kind, with the sums of gradients where it has them."""
+    more = {"class_weights": weights}
     if kind == "bce":
-        return (sigmoid_bce_loss(logits, labels),)
+        return (sigmoid_bce_loss(logits, labels, **more),)
     if kind == "focal":
-        return (sigmoid_focal_loss(logits, labels, alpha=0.3, gamma=1.5),)
+        return (sigmoid_focal_loss(logits, labels, alpha=0.3, gamma=1.5, **more),)
     if kind == "qfl":
-        return (quality_focal_loss(logits, labels, quality, gamma=2.5),)
+        return (quality_focal_loss(logits, labels, quality, gamma=2.5, **more),)
+    more.update(gamma_b=1.5, scale=6.0)
     if kind == "efl":
-        return equalized_focal_loss(logits, labels, ratio, alpha=0.3, gamma_b=1.5, scale=6.0)
-    return equalized_quality_focal_loss(logits, labels, quality, ratio, gamma_b=1.5, scale=6.0)
+        return equalized_focal_loss(logits, labels, ratio, alpha=0.3, **more)
+    return equalized_quality_focal_loss(logits, labels, quality, ratio, **more)
 
 
-def plain_rows(kind, logits, labels, quality, ratio):
+def plain_rows(kind, logits, labels, quality, ratio, weights=None):
     """Loss of each row with a one-hot target, straight from the papers' formulas."""
     classes = logits.shape[1]
     target = F.one_hot(labels.clamp(min=0), classes + 1)[:, :classes].to(logits.dtype)
@@ -60,7 +62,7 @@ def plain_rows(kind, logits, labels, quality, ratio):
         target = target * quality[:, None]
     p = logits.sigmoid()
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    loss = weight * bce * (target - p).abs() ** gamma
+    loss = weight * bce * (target - p).abs() ** gamma * (1 if weights is None else weights)
     if alpha is not None:
         loss = loss * (alpha * target + (1 - alpha) * (1 - target))
     return (loss.sum(dim=1) * (labels >= 0)) if len(labels) else loss.sum(dim=1)
@@ -73,13 +75,15 @@ def close(got, want, tolerance):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows,classes", [(40, 7), (23, 1), (1, 5), (0, 3), (300, 2)])
-def test_loss_gradient_and_sums_equal_the_plain_form(kind, rows, classes, monkeypatch):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_loss_gradient_and_sums_equal_the_plain_form(kind, rows, classes, weighted, monkeypatch):
     monkeypatch.setattr(sigmoid_kernel, "_CHUNK_CPU", 64)  # several chunks, the last one short
     logits, labels, quality, ratio = make_inputs(rows, classes, seed=rows)
-    logits.requires_grad_()
-    want = plain_rows(kind, logits, labels, quality, ratio).sum()
+    weights = torch.linspace(0.2, 3.0, classes, dtype=torch.float64) if weighted else None
+    inputs = (logits.requires_grad_(), labels, quality, ratio, weights)
+    want = plain_rows(kind, *inputs).sum()
     (want_grad,) = torch.autograd.grad(want, logits)
-    got, *sums = fused(kind, logits, labels, quality, ratio)
+    got, *sums = fused(kind, *inputs)
     (got_grad,) = torch.autograd.grad(got, logits)
     close(got, want, 1e-12)
     close(got_grad, want_grad, 1e-12)
@@ -100,17 +104,19 @@ def test_gradcheck(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_sum_to_the_fused_loss_and_have_its_gradient(kind):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_sum_to_the_fused_loss_and_have_its_gradient(kind, weighted):
     logits, labels, quality, ratio = make_inputs(50, 6, seed=4)
     logits.requires_grad_()
+    weights = torch.linspace(0.2, 3.0, 6, dtype=torch.float64) if weighted else None
     rows = sigmoid_loss_per_row(
         logits, labels, kind=kind, alpha=0.3, gamma=2.5 if kind == "qfl" else 1.5,
-        grad_ratio=ratio, gamma_b=1.5, scale=6.0, quality=quality,
+        grad_ratio=ratio, gamma_b=1.5, scale=6.0, quality=quality, class_weights=weights,
     )  # fmt: skip
-    close(rows, plain_rows(kind, logits, labels, quality, ratio), 1e-12)
+    close(rows, plain_rows(kind, logits, labels, quality, ratio, weights), 1e-12)
     assert (rows[labels < 0] == 0).all()
     (got,) = torch.autograd.grad(rows.sum(), logits)
-    (want,) = torch.autograd.grad(fused(kind, logits, labels, quality, ratio)[0], logits)
+    (want,) = torch.autograd.grad(fused(kind, logits, labels, quality, ratio, weights)[0], logits)
     close(got, want, 1e-12)
 
 
@@ -250,6 +256,29 @@ def test_backward_twice_with_a_retained_graph(factor):
     loss.backward(retain_graph=True)
     loss.backward()
     close(logits.grad, 2 * first, 1e-14)
+
+
+def test_a_gradient_that_is_scaled_in_place_is_nobody_elses():
+    """On a CPU the gradient of the loss itself needs no factor: it must not be the one kept."""
+    logits, labels, _, _ = make_inputs(20, 4)
+    logits.requires_grad_()
+    loss = sigmoid_focal_loss(logits, labels)
+    (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    before = first.clone()
+    first.mul_(0.5)
+    (second,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    assert torch.equal(second, before)
+    loss.backward(retain_graph=True)
+    logits.grad.zero_()
+    loss.backward()
+    assert torch.equal(logits.grad, before)
+
+
+def test_class_weights_of_another_length_are_refused():
+    logits, labels, quality, ratio = make_inputs(5, 3)
+    for kind in KINDS:
+        with pytest.raises(ValueError, match=r"class_weights must hold one value a class, \(3,\)"):
+            fused(kind, logits, labels, quality, ratio, torch.ones(4))
 
 
 def test_second_derivatives_are_refused():
