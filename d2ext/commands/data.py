@@ -19,15 +19,54 @@ __all__ = ["add_data"]
 
 
 def add_data(commands: Any) -> None:
-    """``d2ext data shapes|voc2coco|check|stats``."""
+    """``d2ext data import|split|shapes|voc2coco|check|stats``."""
     parser = new_parser(
         commands, "data", "make, convert, check and count data sets", "d2ext data stats train.json"
     )
     kinds = parser.add_subparsers(title="what", metavar="WHAT", required=True)
+    _add_import(kinds)
+    _add_split(kinds)
     _add_shapes(kinds)
     _add_voc2coco(kinds)
     _add_check(kinds)
     _add_stats(kinds)
+
+
+def _add_import(kinds: Any) -> None:
+    parser = new_parser(
+        kinds,
+        "import",
+        "read labelled images of any form and write them as COCO JSON files and a data.yaml",
+        "d2ext data import my_photos my_photos_coco",
+    )
+    parser.add_argument("path", metavar="PATH", help="a folder, a data.yaml or a COCO JSON")
+    parser.add_argument("out", metavar="OUT", type=Path, help="a new folder; images are not copied")
+    parser.add_argument(
+        "--split",
+        default="0.8",
+        metavar="SHARE",
+        help="where there are no splits: share of training images (default: 0.8), or shares of "
+        "training, validation and test images such as 0.7,0.2,0.1",
+    )
+    parser.set_defaults(func=run_import)
+
+
+def _add_split(kinds: Any) -> None:
+    parser = new_parser(
+        kinds,
+        "split",
+        "deal labelled images out to splits afresh, by class, near-duplicates on one side",
+        "d2ext data split my_photos my_splits --split 0.7,0.2,0.1",
+    )
+    parser.add_argument("path", metavar="PATH", help="a folder, a data.yaml or a COCO JSON")
+    parser.add_argument("out", metavar="OUT", type=Path, help="a new folder; images are not copied")
+    parser.add_argument(
+        "--split",
+        default="0.8",
+        metavar="SHARE",
+        help="share of training images (default: 0.8), or 0.7,0.2,0.1",
+    )
+    parser.set_defaults(func=run_split)
 
 
 def _add_shapes(kinds: Any) -> None:
@@ -92,6 +131,36 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "dataset", metavar="DATA", help="a registered name, or a COCO or LVIS JSON file"
     )
+
+
+def run_import(args: argparse.Namespace) -> int:
+    return _write_own_data(args, resplit=False)
+
+
+def run_split(args: argparse.Namespace) -> int:
+    return _write_own_data(args, resplit=True)
+
+
+def _write_own_data(args: argparse.Namespace, resplit: bool) -> int:
+    from ..data.checks.kinds import group
+    from ..data.own import write_own_data
+    from ..data.sources import parse_shares, read_data
+
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        print(f"{args.out} is there already; give a new folder.", file=sys.stderr)
+        return 1
+    data = read_data(args.path, parse_shares(args.split), resplit=resplit)
+    write_own_data(data, str(args.out))
+    print(f"{data.form}, {len(data.classes)} classes: {', '.join(data.classes[:20])}")
+    for split, content in data.splits.items():
+        counts = f"{len(content['images'])} images, {len(content['annotations'])} objects"
+        print(f"{split}: {counts}")
+    for note in data.notes:
+        print(f"Note: {note}.")
+    for kind, problems in group(data.problems).items():
+        print(f"Left out: {len(problems)} x {kind}, the first in {problems[0].file}.")
+    print(f"Written to {args.out}; train with: d2ext train --data {args.out / 'data.yaml'}")
+    return 0
 
 
 def run_shapes(args: argparse.Namespace) -> int:

@@ -40,6 +40,7 @@ AREAS = (
     "harmonic",
     "loss_weights",
     "engine",
+    "own_data",
 )
 
 T = TypeVar("T")

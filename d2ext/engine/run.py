@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from .. import model_zoo
 from ..config import CfgNode, get_cfg
 from ..data import require_dataset
+from ..data.own import use_own_data
 from .checkpoint import Checkpointer
 from .launch import launch
 from .lazy import train_lazy
@@ -42,6 +43,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg.MODEL.WEIGHTS = args.init_from
     if args.fast_dev_run:
         cfg.ENGINE.FAST_DEV_RUN = True
+    use_own_data(cfg, args.opts)
     Trainer.check_config(cfg)
     warning = missing_gpu("MODEL.DEVICE", cfg.MODEL.DEVICE)
     if warning:
@@ -54,6 +56,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if warning:
         logger.warning(warning)  # there is a log only now
     return cfg
+
+
+def add_own_data(args: argparse.Namespace) -> None:
+    """Turn ``--data`` and ``--split`` into the overrides that they stand for, in place."""
+    if args.data:
+        args.opts = [*args.opts, "DATASETS.DATA", os.path.abspath(os.path.expanduser(args.data))]
+    if args.split:
+        args.opts = [*args.opts, "DATASETS.SPLIT", args.split]
 
 
 def main(args: argparse.Namespace) -> Optional[int]:
@@ -105,6 +115,7 @@ def run(args: argparse.Namespace, main: Any = main) -> Optional[int]:
     """
     if args.config_file and not os.path.isfile(args.config_file):
         args.config_file = model_zoo.get_config_file(args.config_file)
+    add_own_data(args)
     return launch(
         main,
         args.num_gpus,

@@ -54,6 +54,18 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--lazy", action="store_true", help="--config-file is a LazyConfig, configs/lazy/*.py")
     add("--fast-dev-run", action="store_true", help="a few steps, one checkpoint, one evaluation")
     add(
+        "--data",
+        default="",
+        metavar="PATH",
+        help="your own labelled images: a folder, a data.yaml or a COCO JSON; any common form",
+    )
+    add(
+        "--split",
+        metavar="SHARE",
+        help="with --data that have no splits: share of training images (default: 0.8), or "
+        "shares of training, validation and test images such as 0.7,0.2,0.1",
+    )
+    add(
         "--import",
         action="append",
         default=[],

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import own_data_kit
 import pytest
 from commands_kit import call, read_json
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -11,6 +12,7 @@ from PIL import Image
 
 from d2ext.analysis.data_stats import data_stats
 from d2ext.data import tiny_dataset
+from d2ext.data.sources import read_data
 from d2ext.data.voc_to_coco import voc_to_coco
 
 
@@ -114,3 +116,31 @@ def test_stats(tmp_path):
     assert stats["objects_per_image"] == {"median": 2.0, "largest": 2}
     with Image.open(tmp_path / "out" / "stats.png") as image:
         assert image.size[0] > 1000
+
+
+def test_import_writes_what_train_reads(tmp_path, capsys):
+    own_data_kit.write_voc_tree(tmp_path / "pets")
+    out = tmp_path / "out"
+    assert call("data", "import", tmp_path / "pets", out) == 0
+    text = capsys.readouterr().out
+    assert "Pascal VOC, 3 classes: bird, cat, dog" in text and "val: 2 images" in text
+    again = read_data(str(out / "data.yaml"))
+    assert again.splits == read_data(str(tmp_path / "pets")).splits
+    assert call("data", "import", tmp_path / "pets", out) == 1
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_split_deals_out_afresh(tmp_path, capsys):
+    own_data_kit.write_voc_tree(tmp_path / "pets")
+    words = ["data", "split", tmp_path / "pets", tmp_path / "out", "--split", "0.5,0.3,0.2"]
+    assert call(*words) == 0
+    assert "split into 5 train, 3 val, 2 test" in capsys.readouterr().out
+    counts = [len(read_json(tmp_path / "out" / f"{s}.json")["images"]) for s in own_data_kit.SPLITS]
+    assert counts == [5, 3, 2]
+
+
+@pytest.mark.parametrize("split", ["1.5", "all", "0.5,0.1", "0.8,0.2,0"])
+def test_a_split_that_is_none(tmp_path, capsys, split):
+    own_data_kit.write_voc_tree(tmp_path / "pets")
+    assert call("data", "import", tmp_path / "pets", tmp_path / "out", "--split", split) == 1
+    assert f"The split '{split}' is no share" in capsys.readouterr().err

@@ -47,7 +47,7 @@ def test_all_are_there():
     assert set(MINE) == {
         ("zoo",), ("doctor",), ("show", "assign"), ("show", "predict"), ("analyze",), ("report",),
         ("lr-find",), ("data", "shapes"), ("data", "voc2coco"), ("data", "check"),
-        ("data", "stats"),
+        ("data", "stats"), ("data", "import"), ("data", "split"),
     }  # fmt: skip
 
 

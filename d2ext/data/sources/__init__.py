@@ -4,6 +4,6 @@
 a small module with ``find_*`` (which files are its labels) and ``read_*`` (records of them).
 """
 
-from .read import FORMS, OwnData, read_data
+from .read import FORMS, OwnData, parse_shares, read_data
 
-__all__ = ["FORMS", "OwnData", "read_data"]
+__all__ = ["FORMS", "OwnData", "parse_shares", "read_data"]

@@ -77,9 +77,7 @@ def _split_of(tree: Tree, file: str) -> str:
     return next((word for word in words if word), "") or tree.split_of(file)
 
 
-def _read_file(
-    tree: Tree, file: str, data: Dict[str, Any], split: str, source: Source
-) -> None:
+def _read_file(tree: Tree, file: str, data: Dict[str, Any], split: str, source: Source) -> None:
     form = guess_form(data)
     names = {row["id"]: row["name"] for row in data["categories"]}
     for row in data["categories"]:

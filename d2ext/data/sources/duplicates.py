@@ -56,9 +56,11 @@ def near_duplicates(hashes: np.ndarray, thumbnails: np.ndarray) -> Iterator[Tupl
         rows = hashes[start : start + _CHUNK, None]
         differ = _count_bits(rows ^ hashes[None, start:count])
         for a, b in zip(*np.nonzero(differ <= _HASH_BITS)):
-            if a < b and usable[start + a] and usable[start + b]:
-                if float(thumbnails[start + a] @ thumbnails[start + b]) >= _CORRELATION:
-                    yield int(start + a), int(start + b)
+            a, b = int(start + a), int(b)
+            if not (a < b and usable[a] and usable[b]):
+                continue
+            if float(thumbnails[a] @ thumbnails[b]) >= _CORRELATION:
+                yield a, b
 
 
 def _count_bits(values: np.ndarray) -> np.ndarray:

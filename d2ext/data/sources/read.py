@@ -3,7 +3,6 @@
 Every reader gives the same records; sizes, classes, splits and checks are settled here, once.
 """
 
-import json
 import os
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -12,7 +11,7 @@ from PIL import Image
 
 from ..checks.boxes import BOX_KINDS, are_relative, box_codes, show_box
 from ..checks.images import oriented_size
-from ..checks.json_file import guess_form, read_json
+from ..checks.json_file import read_json
 from ..checks.kinds import KINDS, BadDataError, Problem, settle
 from .coco import find_coco, read_coco
 from .duplicates import duplicate_groups
@@ -22,9 +21,9 @@ from .splits import stratified_split
 from .tables import find_csv, find_pixel_boxes, read_csv, read_pixel_boxes
 from .tree import Tree
 from .voc import find_voc, read_voc
-from .yolo import find_yolo, read_yolo, read_yolo_yaml, yaml_of
+from .yolo import find_yolo, folders_of_yaml, read_yolo, read_yolo_yaml, yaml_of
 
-__all__ = ["FORMS", "OwnData", "parse_shares", "read_data", "read_source"]
+__all__ = ["FORMS", "OwnData", "parse_shares", "read_data", "read_source", "watched_folders"]
 
 #: Every form that is read: name -> (label files of a tree, reader of them); the first that finds
 #: any is the form of a folder.
@@ -93,13 +92,14 @@ def read_source(path: str) -> Source:
     raise BadDataError(f"{path} is no folder, data.yaml, COCO JSON or CSV; give one of them.")
 
 
-def read_data(path: str, shares: Sequence[float] = (0.8, 0.2)) -> OwnData:
+def read_data(path: str, shares: Sequence[float] = (0.8, 0.2), *, resplit: bool = False) -> OwnData:
     """Read labelled photographs of any form, with one list of classes for all splits.
 
     Args:
         path: a folder, a ``data.yaml`` or a COCO JSON file.
         shares: of training, validation and, if there are three, test images, where the data have
             no splits of their own.
+        resplit: leave their own splits aside.
 
     Raises:
         BadDataError: if nothing can be read, or something has to be refused.
@@ -108,6 +108,9 @@ def read_data(path: str, shares: Sequence[float] = (0.8, 0.2)) -> OwnData:
     if not source.photos:
         raise BadDataError(f"{path}: no image has labels; {'; '.join(source.notes) or 'add some'}.")
     source.photos.sort(key=lambda photo: photo.file)
+    if resplit:
+        for photo in source.photos:
+            photo.split = ""
     root = os.path.commonpath([os.path.dirname(photo.file) for photo in source.photos])
     problems = _settle_sizes(source.photos)
     problems += _settle_boxes(source.photos)
@@ -120,6 +123,17 @@ def read_data(path: str, shares: Sequence[float] = (0.8, 0.2)) -> OwnData:
         if photos:
             splits[split] = _to_coco(photos, classes, source, root)
     return OwnData(source.form, root, classes, splits, source.notes, problems)
+
+
+def watched_folders(path: str) -> List[str]:
+    """The folders whose files decide what :func:`read_data` gives for a path."""
+    if os.path.isdir(path):
+        described = yaml_of(Tree(path))
+        return sorted({path, *(watched_folders(described) if described else ())})
+    folder = os.path.dirname(path)
+    if path.endswith((".yaml", ".yml")):
+        return sorted({folder, *folders_of_yaml(path)})
+    return [folder if _has_images(folder) else os.path.dirname(folder)]
 
 
 # ------------------------------------------------------------------ which form
@@ -279,9 +293,7 @@ def _classes(source: Source) -> List[str]:
     return [*source.classes, *sorted(found - set(source.classes))]
 
 
-def _settle_splits(
-    source: Source, classes: List[str], shares: Sequence[float], root: str
-) -> None:
+def _settle_splits(source: Source, classes: List[str], shares: Sequence[float], root: str) -> None:
     photos = source.photos
     there = {photo.split for photo in photos}
     if "train" not in there:
@@ -321,17 +333,14 @@ def _deal(
     parts = ", ".join(f"{(chosen == s).sum()} {SPLITS[s]}" for s in range(len(shares)))
     repeated = len(groups) - len(set(groups))
     notes.append(
-        f"no splits were found: split into {parts} by class, {repeated} near-duplicate images "
-        "kept with their likes"
+        f"split into {parts} by class, {repeated} near-duplicate images kept with their likes"
     )
 
 
 # ------------------------------------------------------------------ COCO's form
 
 
-def _to_coco(
-    photos: List[Photo], classes: List[str], source: Source, root: str
-) -> Dict[str, Any]:
+def _to_coco(photos: List[Photo], classes: List[str], source: Source, root: str) -> Dict[str, Any]:
     ids = {name: k for k, name in enumerate(classes, 1)}
     lists = ("neg_category_ids", "not_exhaustive_category_ids")
     images: List[Dict[str, Any]] = []

@@ -54,7 +54,7 @@ def stratified_split(
             column = content.shape[1] - 1
         for g in free:
             # What is lacked most of this class; then of photographs; then the first split.
-            lack = wanted[:, column] / np.maximum(shares, 1e-9)
+            lack = wanted[:, column]
             ties = np.flatnonzero(lack >= lack.max() - 1e-9)
             best = ties[np.argmax(wanted[ties, -1])]
             chosen[g] = best

@@ -136,10 +136,13 @@ def read_pixel_boxes(tree: Tree, files: List[str]) -> Source:
     source = Source("pixel boxes", [])
     lost, used = [], set()
     folders = {os.path.dirname(file) for file in files}
-    beside = [file for file in tree.having(".txt") if os.path.dirname(file) in folders]
-    # An empty file has no line to tell it by; it lies beside those that have.
-    empty = [file for file in beside if os.path.getsize(tree.path(file)) == 0]
-    for file in sorted([*files, *empty]):
+    # A file that is empty or broken cannot be told by its first line, but by where it lies.
+    beside = [
+        file
+        for file in tree.having(".txt")
+        if os.path.dirname(file) in folders and tree.image(file, file) is not None
+    ]
+    for file in sorted({*files, *beside}):
         stem = os.path.splitext(os.path.basename(file))[0]
         # DeepPCB's public layout has a defect-free template beside each tested image.
         image = tree.image(file, f"{stem}_test") or tree.image(file, stem)

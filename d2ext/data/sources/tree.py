@@ -129,7 +129,7 @@ class Tree:
             stem = os.path.splitext(name)[0].lower()
             place = os.path.basename(folder).lower()
             if stem in ("train", "trainval", "val", "valid", "test") and (
-                folder == "" or place in ("main", "imagesets", "splits", "lists")
+                os.sep not in folder or place in ("main", "imagesets", "splits", "lists")
             ):
                 lists.setdefault(stem, file)
         if "train" in lists:
@@ -138,7 +138,7 @@ class Tree:
         for stem, file in lists.items():
             for line in read_text(self.path(file)).splitlines():
                 words = line.replace(",", " ").split()
-                if not words:
+                if not words or len(words) > 4:  # the labels of an image of that name
                     continue
                 split = split_named(stem)
                 if found.setdefault(_stem(words[0]), split) != split:

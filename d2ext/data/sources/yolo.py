@@ -10,7 +10,7 @@ from ..checks.kinds import BadDataError
 from .records import Photo, Source, Thing, split_named
 from .tree import Tree, read_text
 
-__all__ = ["find_yolo", "read_yolo", "read_yolo_yaml", "yaml_of"]
+__all__ = ["find_yolo", "folders_of_yaml", "read_yolo", "read_yolo_yaml", "yaml_of"]
 
 _NAME_FILES = ("classes.txt", "obj.names", "data.names", "_darknet.labels", "names.txt")
 _NO_LABELS = {*_NAME_FILES, "readme.txt", "readme.dataset.txt", "readme.roboflow.txt"}
@@ -87,9 +87,16 @@ def read_yolo_yaml(path: str) -> Source:
     return source
 
 
-def _read_entry(
-    source: Source, entry: str, split: str, bases: Sequence[str], path: str
-) -> None:
+def folders_of_yaml(path: str) -> List[str]:
+    """The folders that a ``data.yaml`` takes files from."""
+    data = _load_yaml(path)
+    folder = os.path.dirname(os.path.abspath(path))
+    if not isinstance(data, dict) or not data.get("path"):
+        return [folder]
+    return [os.path.normpath(os.path.join(folder, os.path.expanduser(str(data["path"]))))]
+
+
+def _read_entry(source: Source, entry: str, split: str, bases: Sequence[str], path: str) -> None:
     place = _resolve(entry, bases)
     if place is None:
         raise BadDataError(f"{path}: '{entry}' under '{split}' does not exist; correct the path.")
@@ -131,9 +138,7 @@ def _label_of(image: str) -> str:
     return f"{stem}.txt" if os.path.exists(f"{stem}.txt") else ""
 
 
-def _read_labels(
-    source: Source, names: Optional[Sequence[str]], boxes_only: bool = False
-) -> None:
+def _read_labels(source: Source, names: Optional[Sequence[str]], boxes_only: bool = False) -> None:
     """Fill in the objects of all photos, and the classes where no list names them."""
     rows: List[Tuple[Photo, int, List[float]]] = []
     for photo in source.photos:

@@ -1,0 +1,43 @@
+"""The number of classes: one place that knows every key that holds it."""
+
+from typing import Any, Dict, List, Sequence
+
+__all__ = ["class_count_keys", "set_class_count"]
+
+# A segmentation head counts classes of pixels, which have nothing to do with those of objects.
+_OTHERS = ("SEM_SEG_HEAD",)
+
+
+def class_count_keys(cfg: Any) -> Dict[str, int]:
+    """Every key that holds the number of a detector's classes, and its value.
+
+    ``MODEL.RETINANET.NUM_CLASSES``, ``MODEL.ROI_HEADS.NUM_CLASSES`` and so on; a detector that
+    somebody adds in the same way is known, too.
+    """
+    return {
+        f"MODEL.{name}.NUM_CLASSES": node["NUM_CLASSES"]
+        for name, node in cfg.MODEL.items()
+        if name not in _OTHERS and hasattr(node, "keys") and "NUM_CLASSES" in node
+    }
+
+
+def set_class_count(cfg: Any, count: int, given: Sequence[str] = ()) -> None:
+    """Give whichever detector the config has ``count`` classes, in place.
+
+    Args:
+        cfg: the config.
+        count: the number of classes of the data.
+        given: overrides of the command line, KEY VALUE in turn.
+
+    Raises:
+        ValueError: if an override says another number.
+    """
+    words: List[str] = list(given)
+    values = dict(zip(words[::2], words[1::2]))
+    for key in class_count_keys(cfg):
+        if key in values and str(values[key]) != str(count):
+            raise ValueError(
+                f"{key} {values[key]} disagrees with the data, which have {count} classes; leave "
+                "it out, as it is set by itself."
+            )
+        cfg.merge_from_list([key, count])

@@ -1,0 +1,20 @@
+"""Keys of data of one's own: labelled folders that need no registration."""
+
+from .keys import Key, Section
+from .rules import TEXT
+
+__all__ = ["SECTIONS"]
+
+SECTIONS = [
+    Section(
+        "DATASETS",
+        # What d2ext train --data sets. It fills TRAIN and TEST and the number of classes.
+        Key("DATA", "", TEXT, "folder, data.yaml or COCO JSON of your own; '': TRAIN and TEST"),
+        Key(
+            "SPLIT",
+            "0.8",
+            TEXT,
+            "share of training images, or '0.7,0.2,0.1', where DATA has no splits",
+        ),
+    ),
+]
