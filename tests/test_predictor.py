@@ -12,7 +12,7 @@ from model_kit import build, small_cfg
 from PIL import Image
 
 import d2ext
-from d2ext.analysis.overlay import draw_instances
+from d2ext.analysis.drawing import draw_instances
 from d2ext.cli import main
 from d2ext.engine import Trainer
 from d2ext.engine.description import config_of, describe_run, read_description

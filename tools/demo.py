@@ -43,40 +43,25 @@ def free_cores(seconds=1.0):
 
 
 def draw(output, overrides):
-    """Draw predictions of the trained model on validation images; return what was counted."""
-    from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
-    from detectron2.modeling import build_model
-    from detectron2.structures import BoxMode
+    """Draw what the evaluation found in the first validation images; return what was counted."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
 
     from d2ext import get_cfg
-    from d2ext.analysis.predictions import draw_sheet, predict_examples
-    from d2ext.engine import Checkpointer
+    from d2ext.analysis.prediction_sheet import draw_sheet
+    from d2ext.commands.common import annotation_source, read_results
+    from d2ext.evaluation.results import judge
 
     cfg = get_cfg()
     cfg.merge_from_file(str(output / "config.yaml"))
-    cfg.merge_from_list([*overrides, "OUTPUT_DIR", str(output)])
+    cfg.merge_from_list(overrides)
     name = cfg.DATASETS.TEST[0]
-    model = build_model(cfg)
-    Checkpointer(model).load(str(output / "model_final.pth"))
-    loader = build_detection_test_loader(cfg, name, num_workers=0)
-    examples = predict_examples(model, loader, NUM_PICTURES, SCORE_THRESH)
-    truth = {}
-    for item in DatasetCatalog.get(name):
-        objects = [a for a in item["annotations"] if not a.get("iscrowd", 0)]
-        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
-        truth[item["file_name"]] = {
-            "boxes": _array(boxes, (-1, 4), "float32"),
-            "classes": _array([a["category_id"] for a in objects], (-1,), "int64"),
-        }
+    images = [item["image_id"] for item in DatasetCatalog.get(name)[:NUM_PICTURES]]
+    data = annotation_source(name)
+    results = next((output / "inference" / name).glob("*_instances_results.json"))
+    verdict = judge(read_results(str(results)), data, min_score=SCORE_THRESH)
     path = output / "pictures" / "predictions.png"
-    totals = draw_sheet(examples, truth, MetadataCatalog.get(name).thing_classes, path)
-    return path, totals
-
-
-def _array(values, shape, dtype):
-    import numpy as np
-
-    return np.asarray(values, dtype=dtype).reshape(shape)
+    root = MetadataCatalog.get(name).get("image_root") or ""
+    return path, draw_sheet(verdict, data, root, path, images=images)["totals"]
 
 
 def last_ap(output):
@@ -106,8 +91,10 @@ def main():
     print(
         f"Demo done in {(time.time() - start) / 60:.1f} minutes: {figures} on the validation set."
     )
-    found = f"{totals['found']} of {totals['objects']} objects found"
-    right = f"{totals['right']} of {totals['detections']} detections above {SCORE_THRESH} right"
+    found = f"{totals['objects'] - totals['not_found']} of {totals['objects']} objects found"
+    kinds = ("right", "duplicate", "class", "location", "both", "background")
+    detections = sum(totals[kind] for kind in kinds)
+    right = f"{totals['right']} of {detections} detections above {SCORE_THRESH} right"
     print(f"{path}: {found}, {right}.")
 
 

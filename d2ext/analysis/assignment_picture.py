@@ -9,7 +9,8 @@ from typing import Any, Dict, List, Sequence, Tuple
 import numpy as np
 import torch
 
-from .predictions import draw_boxes
+from .drawing import show_boxes
+from .figures import new_figure, plain, save_figure
 from .weights_picture import COLORS, weigh_image
 
 __all__ = ["assign_image", "draw_assignments", "table_of_levels"]
@@ -134,24 +135,19 @@ def draw_assignments(
         rows: a heading (such as the config's name) and an entry of :func:`assign_image` each.
         path: the PNG to write.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     used = sorted({int(v) for _, a in rows for v in np.unique(a["level"])}) or [0]
     height, width = image.shape[:2]
     size = (3.0 * (len(used) + 1), len(rows) * (2.75 * height / width + 0.5) + 0.4)
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(rows), len(used) + 1, squeeze=False)
+    figure, grid = new_figure(size, len(rows), len(used) + 1, dpi=110, squeeze=False)
     colors = [COLORS[i % len(COLORS)] for i in range(len(boxes))]
     # Paler, so that the markers stand out.
     pale = (255 - (255 - image.astype(np.float32)) * 0.35).astype(np.uint8)
     for panels, (heading, assignment) in zip(grid, rows):
-        draw_boxes(panels[0], image, boxes, names, colors)
-        panels[0].set_title(f"{heading}\n{assignment['title']}", fontsize=8, loc="left")
+        show_boxes(panels[0], image, boxes, names, colors)
+        panels[0].set_title(f"{plain(heading)}\n{assignment['title']}", fontsize=8, loc="left")
         largest = max(float(np.max(assignment["weight"], initial=0)), 1e-12)
         for panel, level in zip(panels[1:], used):
-            draw_boxes(panel, pale, boxes, [""] * len(boxes), colors)
+            show_boxes(panel, pale, boxes, [""] * len(boxes), colors)
             _draw_level(panel, assignment, level, largest, colors)
             panel.set_xlim(-0.5, width - 0.5)
             panel.set_ylim(height - 0.5, -0.5)
@@ -160,9 +156,7 @@ def draw_assignments(
         "circle is the weight.",
         fontsize=9,
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _draw_level(

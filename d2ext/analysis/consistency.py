@@ -7,15 +7,23 @@ Shapes: D detections, G objects of one image and class.
 
 import argparse
 import json
-from collections import defaultdict
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from .coco_data import annotations_of, judged_classes
+from d2ext.evaluation.matching import Verdict
+from d2ext.evaluation.results import judge
 
-__all__ = ["annotation_file", "best_ious", "pearson", "score_iou_consistency", "spearman"]
+__all__ = [
+    "annotation_file",
+    "best_ious",
+    "pearson",
+    "score_iou_consistency",
+    "scores_and_ious",
+    "spearman",
+    "summarize",
+]
 
 Source = Union[str, Path, List[Dict[str, Any]], Dict[str, Any]]
 
@@ -46,6 +54,11 @@ def score_iou_consistency(
         than two detections or all scores or all IoUs are equal.
     """
     score, iou = best_ious(_load(results), _load(annotations), min_score=min_score, min_iou=min_iou)
+    return summarize(score, iou, min_iou)
+
+
+def summarize(score: np.ndarray, iou: np.ndarray, min_iou: float = 0.5) -> Dict[str, float]:
+    """The figures of :func:`score_iou_consistency` from scores and IoUs, (D,) each."""
     hit = iou >= min_iou
     summary: Dict[str, float] = {}
     for ending, keep in (("", slice(None)), ("_hit", hit)):
@@ -76,53 +89,22 @@ def best_ious(
         Scores and IoUs, both (D,), by image and class; 0 where the image has no such object.
         Detections of images that are not in ``annotations`` are left out.
     """
-    objects, crowds = defaultdict(list), defaultdict(list)
-    for item in annotations_of(annotations):
-        where = crowds if item.get("iscrowd") else objects
-        where[item["image_id"], item["category_id"]].append(item["bbox"])
-    found = defaultdict(list)
-    for item in results:
-        if item["score"] >= min_score:
-            found[item["image_id"], item["category_id"]].append((*item["bbox"], item["score"]))
-    judged = _judged_pairs(annotations["images"], objects, found)
-    scores, ious = [np.zeros(0)], [np.zeros(0)]
-    for key in sorted(judged):
-        rows = np.asarray(found[key], dtype=np.float64)
-        iou = _overlap(rows[:, :4], objects[key])
-        in_crowd = _overlap(rows[:, :4], crowds[key], crowd=True) >= min_iou
-        keep = (iou >= min_iou) | (judged[key] & ~in_crowd)
-        scores.append(rows[keep, 4])
-        ious.append(iou[keep])
-    return np.concatenate(scores), np.concatenate(ious)
+    if "categories" not in annotations:
+        rows = [*results, *annotations["annotations"]]
+        ids = sorted({row["category_id"] for row in rows})
+        annotations = {**annotations, "categories": [{"id": i, "name": str(i)} for i in ids]}
+    return scores_and_ious(
+        judge(results, annotations, iou_threshold=min_iou, max_detections=len(results)), min_score
+    )
 
 
-def _judged_pairs(
-    images: Sequence[Dict[str, Any]], objects: Iterable[Tuple], found: Iterable[Tuple]
-) -> Dict[Tuple, bool]:
-    """Pairs of image and class in ``found`` -> whether a detection that hits nothing is wrong."""
-    present = defaultdict(set)
-    for image, category in objects:
-        present[image].add(category)
-    known = {image["id"]: judged_classes(image, present[image["id"]]) for image in images}
-    return {
-        (image, category): known[image] is None or category in known[image]
-        for image, category in found
-        if image in known
-    }
-
-
-def _overlap(boxes: np.ndarray, others: List[Sequence[float]], crowd: bool = False) -> np.ndarray:
-    """(D,) highest IoU of each box with one of ``others``; its covered share with a crowd."""
-    if not others:
-        return np.zeros(len(boxes))
-    others = np.asarray(others, dtype=np.float64)
-    left_top = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    ends, other_ends = boxes[:, :2] + boxes[:, 2:], others[:, :2] + others[:, 2:]
-    right_bottom = np.minimum(ends[:, None], other_ends[None])
-    both = np.clip(right_bottom - left_top, 0, None).prod(axis=2)
-    area = boxes[:, 2:].prod(axis=1)[:, None]
-    whole = area if crowd else area + others[:, 2:].prod(axis=1)[None] - both
-    return (both / np.maximum(whole, 1e-12)).max(axis=1)
+def scores_and_ious(verdict: Verdict, min_score: float = 0.0) -> Tuple[np.ndarray, np.ndarray]:
+    """:func:`best_ious` of detections that are judged already, at the IoU they are judged at."""
+    kept = (verdict.kind != "ignored") | (verdict.best_iou >= verdict.iou_threshold)
+    kept &= verdict.score >= min_score
+    order = np.lexsort((verdict.category, verdict.image))
+    order = order[kept[order]]
+    return verdict.score[order], verdict.best_iou[order]
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:

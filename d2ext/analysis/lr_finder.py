@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .figures import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, save_figure, title
 from .trial_steps import take_step
 
 __all__ = ["centred", "draw_range_test", "range_test", "suggest_rate"]
@@ -122,31 +123,23 @@ def draw_range_test(
     found: Dict[str, np.ndarray], rates: Dict[str, Optional[float]], current: float, path: Path
 ) -> None:
     """Draw loss against rate, with the suggestions and the config's own rate."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.plot(found["lr"], found["loss"], color="#999999", lw=0.7, label="loss of a step")
+    figure, axes = new_figure((7, 4.2))
+    axes.plot(found["lr"], found["loss"], color=GREY, lw=0.7, label="loss of a step")
     curve = centred(found["loss"])
-    axes.plot(found["lr"], curve, color="#0072B2", lw=1.8, label="smoothed")
+    axes.plot(found["lr"], curve, color=BLUE, lw=1.8, label="smoothed")
     marks = (
-        ("steepest", "#009E73", "-", "steepest fall"),
-        ("safe", "#E69F00", "--", "a tenth of the lowest loss's"),
+        ("steepest", GREEN, "-", "steepest fall"),
+        ("safe", ORANGE, "--", "a tenth of the lowest loss's"),
     )
     for key, color, style, text in marks:
         if rates[key] is not None:
             axes.axvline(rates[key], color=color, ls=style, label=f"{text}: {rates[key]:.2e}")
-    axes.axvline(current, color="#D55E00", ls=":", label=f"SOLVER.BASE_LR: {current:.2e}")
+    axes.axvline(current, color=VERMILION, ls=":", label=f"SOLVER.BASE_LR: {current:.2e}")
     axes.set_xscale("log")
     low, high = (curve.min(), curve.max()) if len(curve) else (0, 1)
     axes.set_ylim(max(0, low - 0.1 * (high - low)), high + 0.2 * (high - low) + 1e-6)
-    axes.set_xlabel("learning rate")
-    axes.set_ylabel("total loss")
-    axes.set_title("Loss while the learning rate grows from step to step", fontsize=10, loc="left")
+    title(axes, "Loss while the learning rate grows from step to step", "learning rate",
+          "total loss", size=10)  # fmt: skip
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_figure(figure, path)

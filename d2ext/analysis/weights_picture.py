@@ -6,12 +6,13 @@ from typing import Any, Dict
 import numpy as np
 import torch
 
-from .predictions import draw_boxes
+from .drawing import show_boxes
+from .figures import BLUE, GREEN, ORANGE, PINK, SKY, VERMILION, YELLOW, new_figure, save_figure
 
 __all__ = ["draw_weights", "weigh_image"]
 
-# Okabe and Ito's palette, one colour an object.
-COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+# One colour an object.
+COLORS = (ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PINK)
 # One marker a level, finest first.
 MARKERS = ("o", "s", "D", "^", "P", "X", "v", "*")
 
@@ -68,15 +69,10 @@ def draw_weights(
         path: file to write.
         dpi: pixels an inch of the figure.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     height, width = image.shape[:2]
-    figure = Figure(figsize=(12.6, 4.1 * height / width + 0.7), dpi=dpi, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 3)
+    figure, panels = new_figure((12.6, 4.1 * height / width + 0.7), 1, 3, dpi=dpi)
     colors = [COLORS[i % len(COLORS)] for i in range(len(boxes))]
-    draw_boxes(panels[0], image, boxes, [""] * len(boxes), colors)
+    show_boxes(panels[0], image, boxes, [""] * len(boxes), colors)
     panels[0].set_title("objects")
     # Paler, so that the markers stand out.
     pale = (255 - (255 - image.astype(np.float32)) * 0.35).astype(np.uint8)
@@ -84,15 +80,13 @@ def draw_weights(
         (panels[1], "pos_weight", "positive weight"),
         (panels[2], "relaxed", "how much a negative is relaxed, 1 - P_neg"),
     ):
-        draw_boxes(panel, pale, boxes, [""] * len(boxes), colors)
+        show_boxes(panel, pale, boxes, [""] * len(boxes), colors)
         _scatter(panel, weights, weights[key], colors)
         panel.set_title(title)
         panel.set_xlim(-0.5, width - 0.5)
         panel.set_ylim(height - 0.5, -0.5)
     _legend(figure, weights["level"])
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _scatter(panel: Any, weights: Dict[str, np.ndarray], values: np.ndarray, colors: list) -> None:

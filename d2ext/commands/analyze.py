@@ -10,6 +10,7 @@ from .common import (
     default_output,
     new_parser,
     read_results,
+    require_same_set,
     write_json,
 )
 
@@ -52,21 +53,25 @@ def add_analyze(commands: Any) -> None:
 
 def run_analyze(args: argparse.Namespace) -> int:
     from ..analysis import results_report
-    from ..analysis.consistency import best_ious
+    from ..evaluation.thresholds import Thresholds
 
     output = default_output(args.output, "analyze", args.results)
     results = read_results(args.results)
     data = annotation_source(args.dataset)
+    require_same_set(results, data, args.results, args.dataset)
     train = annotation_source(args.train) if args.train else None
     report = results_report.analyze_results(
         results, data, train, min_score=args.min_score, max_detections=args.max_detections
     )
-    scores = best_ious(results, data, min_score=args.min_score)
     picture = output / "analysis.png"
     title = f"{Path(args.results).name} on {Path(args.dataset).name}"
-    results_report.draw_analysis(report, scores, title, picture)
+    results_report.draw_analysis(report, title, picture)
     _print(report)
-    print(f"Written to {write_json(output / 'analysis.json', report)} and {picture}.")
+    thresholds = Thresholds(**report.pop("threshold_file"), source=title)
+    print(
+        f"Written to {write_json(output / 'analysis.json', report)}, {picture} and "
+        f"{thresholds.save(output / 'thresholds.json')}."
+    )
     return 0
 
 
@@ -74,7 +79,13 @@ def _print(report: Any) -> None:
     from ..analysis.results_report import explain_errors
 
     errors, consistency = report["errors"], report["consistency"]
-    print(f"AP {report['AP']:.2f}, AP50 {errors['AP50']:.2f}")
+    print(f"AP {report['AP']:.2f}, AP50 {report['AP50']:.2f}, AP75 {report['AP75']:.2f}")
+    best = report["thresholds"]
+    if "f1" in best:
+        print(
+            f"F1 is highest, {best['f1']:.3f}, from score {best['overall']:.3f} on: precision "
+            f"{best['precision']:.3f}, recall {best['recall']:.3f}"
+        )
     print(
         f"Score and IoU of {consistency['detections_hit']} hits: Pearson "
         f"{consistency['pearson_hit']:.3f}, Spearman {consistency['spearman_hit']:.3f}"

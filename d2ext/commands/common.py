@@ -25,6 +25,7 @@ __all__ = [
     "quiet",
     "read_results",
     "require_data",
+    "require_same_set",
     "write_json",
 ]
 
@@ -210,6 +211,24 @@ def read_results(path: str) -> List[Dict[str, Any]]:
                 f"(four numbers) and score; {wanted}."
             )
     return results
+
+
+def require_same_set(
+    results: List[Dict[str, Any]], data: Dict[str, Any], results_name: str, data_name: str
+) -> None:
+    """Refuse detections that were made for another data set.
+
+    Raises:
+        RunError: if one is of an image or of a class that the data set has not
+    """
+    from ..evaluation.results import strangers
+
+    for what, key in zip(("image", "category"), strangers(results, data)):
+        if key is not None:
+            raise RunError(
+                f"{results_name} has detections of the {what} {key!r}, which {data_name} has not; "
+                "give the data set that they were made for."
+            )
 
 
 def _is_detection(item: Any) -> bool:

@@ -137,7 +137,7 @@ class _Report:
     def add_image(self, path: Path, instances: Any) -> None:
         self.add(str(path), instances)
         if self.pictures:
-            from d2ext.analysis.overlay import draw_instances
+            from d2ext.analysis.drawing import draw_instances
             from d2ext.predictor import as_bgr
 
             rgb = as_bgr(path)[:, :, ::-1]
@@ -164,7 +164,7 @@ def _predict_video(predictor: Any, path: Path, report: _Report) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from d2ext.analysis.overlay import draw_instances
+    from d2ext.analysis.drawing import draw_instances
 
     cv2 = _opencv()
     video = cv2.VideoCapture(str(path))

@@ -17,6 +17,7 @@ from .common import (
     quiet,
     read_results,
     require_data,
+    require_same_set,
     write_json,
 )
 
@@ -192,15 +193,16 @@ def _moved(
 
 
 def run_predict(args: argparse.Namespace) -> int:
-    from ..analysis.errors import judge
-    from ..analysis.prediction_sheet import draw_worst
+    from ..analysis.prediction_sheet import draw_sheet
+    from ..evaluation.results import judge
 
     output = default_output(args.output, "show_predict", args.results)
     results = read_results(args.results)
     data = annotation_source(args.dataset)
+    require_same_set(results, data, args.results, args.dataset)
     verdict = judge(results, data, min_score=args.score)
     root = args.image_root or _image_root(args.dataset)
-    report = draw_worst(verdict, data, root, output / "worst.png", args.images)
+    report = draw_sheet(verdict, data, root, output / "worst.png", args.images)
     print(f"{output / 'worst.png'}: {report['summary']}")
     print(f"Written to {write_json(output / 'predictions.json', report)}.")
     return 0

@@ -10,6 +10,8 @@ Shapes: N images, C categories, M detections, T IoU thresholds, R recall thresho
 
 import contextlib
 import dataclasses
+import functools
+import importlib.util
 import io
 import logging
 from typing import List, Optional, Tuple
@@ -295,7 +297,7 @@ def _run_pycocotools(task: _Category) -> PrecisionRecall:
 
 def _run_lvis(task: _Category) -> PrecisionRecall:
     """LVIS style by lvis-api."""
-    from lvis import LVIS, LVISEval, LVISResults
+    from lvis import LVIS, LVISResults
 
     # The constructors only read files, and copy the data set once more for the results.
     truth, results = LVIS.__new__(LVIS), LVISResults.__new__(LVISResults)
@@ -303,11 +305,10 @@ def _run_lvis(task: _Category) -> PrecisionRecall:
         api.logger = logging.getLogger("lvis")
         api.dataset = dataset
         api._create_index()
-    evaluation = LVISEval(truth, results, iou_type=task.iou_type)
+    evaluation = lvis_eval()(truth, results, iou_type=task.iou_type)
     evaluation.params.max_dets = task.max_dets
-    with _lvis_on_numpy2():
-        evaluation.evaluate()
-        evaluation.accumulate()
+    evaluation.evaluate()
+    evaluation.accumulate()
     return PrecisionRecall(evaluation.eval["precision"], evaluation.eval["recall"])
 
 
@@ -320,20 +321,18 @@ class _NumpyWithFloat:
         return getattr(np, name)
 
 
-@contextlib.contextmanager
-def _lvis_on_numpy2():
-    """Let lvis 0.5.3, the newest release, find ``np.float`` while the block runs.
+@functools.lru_cache(maxsize=1)
+def lvis_eval() -> type:
+    """``LVISEval`` of lvis 0.5.3, the newest release, which wants the name ``np.float``.
 
-    Only the name ``np`` inside ``lvis.eval`` is exchanged; numpy itself stays as it is.
+    It comes from a second copy of the module ``lvis.eval``, which is known to nobody else: the
+    module that others import stays as it is.
     """
-    import lvis.eval as module
-
-    original = module.np
+    spec = importlib.util.find_spec("lvis.eval")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     module.np = _NumpyWithFloat()
-    try:
-        yield
-    finally:
-        module.np = original
+    return module.LVISEval
 
 
 def _log_once(message: str) -> None:

@@ -12,7 +12,7 @@ from detectron2.utils.file_io import PathManager
 
 from .array_evaluator import ArrayEvaluator
 from .backends import Detections, evaluate_precision_recall, resolve_backend
-from .ground_truth import GroundTruth
+from .ground_truth import GroundTruth, unique_names
 from .metrics import log_metrics, metric_names, per_class_metrics, summary_metrics
 from .predictions import Predictions
 
@@ -112,13 +112,19 @@ class COCOEvaluator(ArrayEvaluator):
         """Rank of the category -> name, in the order of the model's classes."""
         rank = {category_id: r for r, category_id in enumerate(truth.category_ids)}
         things = self._metadata.get("thing_classes")
-        names = {}
-        for index, category_id in sorted((self._id_of_class() or {}).items()):
-            if category_id in rank:
-                r = rank[category_id]
-                known = things is not None and index < len(things)
-                names[r] = things[index] if known else truth.category_names[r]
-        return names
+        known = [
+            (index, category_id)
+            for index, category_id in sorted((self._id_of_class() or {}).items())
+            if category_id in rank
+        ]
+        names = [
+            things[index]
+            if things is not None and index < len(things)
+            else truth.category_names[rank[category_id]]
+            for index, category_id in known
+        ]
+        ids = [category_id for _, category_id in known]
+        return {rank[key]: name for key, name in zip(ids, unique_names(names, ids))}
 
     def _evaluate_predictions(self, predictions: Predictions, img_ids) -> dict:
         truth = self._load_truth()
@@ -168,7 +174,9 @@ class COCOEvaluator(ArrayEvaluator):
                 f"Masks are not evaluated: {missing} of {len(truth)} annotations of "
                 f"'{self._dataset_name}' have no segmentation."
             )
-        return not missing
+            return False
+        truth.require_masks_in_reach(f"'{self._dataset_name}'")
+        return True
 
     def _ranks(self, truth, predictions, img_ids) -> Tuple[GroundTruth, np.ndarray, np.ndarray]:
         """Ranks of each detection's image and category, -1 for those not to be evaluated."""

@@ -8,16 +8,24 @@ Shapes: N images, C categories, G objects.
 
 import dataclasses
 import logging
-from typing import Dict, List, Optional, Set
+import math
+import numbers
+from collections import Counter
+from typing import Dict, List, Optional, Sequence, Set
 
 import numpy as np
 
+from d2ext._text import printable
 from d2ext.data.checks.json_file import check_json, read_json
-from d2ext.data.checks.kinds import settle
+from d2ext.data.checks.kinds import BadDataError, settle
 
-__all__ = ["GroundTruth"]
+__all__ = ["GroundTruth", "area_of", "unique_names"]
 
 logger = logging.getLogger(__name__)
+
+# How many times the longer side of its image a polygon may reach from the corner, and the side of
+# an image that does not say its size.
+_REACH, _MIN_REACH = 10.0, 1000.0
 
 
 @dataclasses.dataclass
@@ -28,7 +36,7 @@ class GroundTruth:
         image_ids: N ids, sorted.
         image_sizes: N pairs (height, width), or None where the file does not say.
         category_ids: C ids, sorted.
-        category_names: C names.
+        category_names: C names, all different.
         category_frequencies: C of "r", "c", "f", or None outside LVIS.
         image: (G,) rank of each object's image.
         category: (G,) rank of each object's category.
@@ -111,7 +119,9 @@ class GroundTruth:
             image_ids=[image["id"] for image in images],
             image_sizes=[(image.get("height"), image.get("width")) for image in images],
             category_ids=[category["id"] for category in categories],
-            category_names=[str(c.get("name", c["id"])) for c in categories],
+            category_names=unique_names(
+                [str(c.get("name", c["id"])) for c in categories], [c["id"] for c in categories]
+            ),
             category_frequencies=[category.get("frequency") for category in categories],
             image=np.asarray([image_rank[obj["image_id"]] for obj in objects], dtype=np.int64),
             category=np.asarray(
@@ -126,39 +136,92 @@ class GroundTruth:
             not_exhaustive=[ranks(image.get("not_exhaustive_category_ids")) for image in images],
         )
 
+    def select(self, objects: np.ndarray) -> "GroundTruth":
+        """The objects at ``objects``, positions or a mask; images and categories stay."""
+        index = np.arange(len(self))[objects]
+        positions = index.tolist()
+        return dataclasses.replace(
+            self,
+            image=self.image[index],
+            category=self.category[index],
+            area=self.area[index],
+            boxes=[self.boxes[i] for i in positions],
+            crowd=self.crowd[index],
+            ignore=self.ignore[index],
+            segmentations=[self.segmentations[i] for i in positions],
+        )
+
+    def require_masks_in_reach(self, source: str) -> None:
+        """Refuse polygons far outside of their image: drawing one takes memory by its length.
+
+        Args:
+            source: what the annotations are of, for the message.
+
+        Raises:
+            BadDataError: for the first object that has one
+        """
+        for k, pieces in enumerate(self.segmentations):
+            if not isinstance(pieces, list):
+                continue
+            sides = [s for s in self.image_sizes[self.image[k]] if isinstance(s, numbers.Real)]
+            reach = _REACH * max([*sides, _MIN_REACH])
+            for piece in pieces:
+                # Not "any beyond": NaN is beyond nothing.
+                if not all(-reach <= value <= reach for value in piece):
+                    raise BadDataError(
+                        f"{source}: an object of image {self.image_ids[self.image[k]]!r}, box "
+                        f"{self.boxes[k]}, has a polygon that reaches far beyond its image; "
+                        "correct or remove it."
+                    )
+
     def restricted_to(self, image_ids) -> "GroundTruth":
         """The annotations of some of the images; all categories stay."""
         wanted = set(image_ids)
         kept = [rank for rank, image_id in enumerate(self.image_ids) if image_id in wanted]
         new_rank = np.full(len(self.image_ids), -1, dtype=np.int64)
         new_rank[kept] = np.arange(len(kept))
-        objects = np.flatnonzero(new_rank[self.image] >= 0)
-        positions = objects.tolist()
+        part = self.select(new_rank[self.image] >= 0)
         return dataclasses.replace(
-            self,
+            part,
             image_ids=[self.image_ids[rank] for rank in kept],
             image_sizes=[self.image_sizes[rank] for rank in kept],
-            image=new_rank[self.image[objects]],
-            category=self.category[objects],
-            area=self.area[objects],
-            boxes=[self.boxes[i] for i in positions],
-            crowd=self.crowd[objects],
-            ignore=self.ignore[objects],
-            segmentations=[self.segmentations[i] for i in positions],
+            image=new_rank[part.image],
             negative=[self.negative[rank] for rank in kept],
             not_exhaustive=[self.not_exhaustive[rank] for rank in kept],
         )
 
 
+def unique_names(names: Sequence[str], ids: Sequence[int]) -> List[str]:
+    """Names of classes, with the id behind those that several classes share.
+
+    Figures go by name: of two classes of one name, one would lose its figure without a word.
+    """
+    count = Counter(names)
+    return [name if count[name] == 1 else f"{name} (id {key})" for name, key in zip(names, ids)]
+
+
+def area_of(annotation: dict) -> Optional[float]:
+    """An object's area as annotated; None where it is missing or no number that can be one."""
+    area = annotation.get("area")
+    if isinstance(area, numbers.Real) and not isinstance(area, bool) and 0 <= area < math.inf:
+        return float(area)
+    return None
+
+
 def _areas(objects) -> np.ndarray:
-    """Areas as annotated; the box's where the file has none, as in many home-made files."""
-    missing = sum("area" not in obj for obj in objects)
+    """Areas as annotated; the box's where that says nothing, as in many home-made files."""
+    areas = [area_of(obj) for obj in objects]
+    missing = [obj for obj, area in zip(objects, areas) if area is None]
+    wrong = [obj["area"] for obj in missing if "area" in obj]
     if missing:
+        example = f", or none that is a number: {printable(repr(wrong[0]), 60)}" if wrong else ""
         logger.warning(
-            f"{missing} of {len(objects)} annotations have no 'area'; the area of the box is used."
+            f"{len(missing)} of {len(objects)} annotations have no 'area'{example}; the area of "
+            "the box is used."
         )
+    boxes = (obj["bbox"] for obj in objects)
     return np.asarray(
-        [obj["area"] if "area" in obj else obj["bbox"][2] * obj["bbox"][3] for obj in objects],
+        [box[2] * box[3] if area is None else area for box, area in zip(boxes, areas)],
         dtype=np.float64,
     )
 

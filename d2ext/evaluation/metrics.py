@@ -9,6 +9,7 @@ from typing import Dict, List, Optional
 
 import numpy as np
 
+from d2ext._text import printable
 from d2ext.ops.frequency import FREQUENCY_GROUPS
 
 from .backends import PrecisionRecall
@@ -86,7 +87,8 @@ def log_metrics(task: str, summary: Dict[str, float], per_class: Dict[str, float
         return
     from tabulate import tabulate
 
-    cells = list(itertools.chain(*per_class.items()))
+    shown = ((printable(name, 60), value) for name, value in per_class.items())
+    cells = list(itertools.chain(*shown))
     num_columns = min(6, len(cells))
     rows = itertools.zip_longest(*[cells[i::num_columns] for i in range(num_columns)])
     table = tabulate(

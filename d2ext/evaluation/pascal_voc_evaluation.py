@@ -15,6 +15,7 @@ from detectron2.utils.file_io import PathManager
 from d2ext.safe_load import parse_xml
 
 from .array_evaluator import ArrayEvaluator
+from .boxes import paired_inclusive_iou
 from .metrics import log_metrics
 from .predictions import Predictions
 
@@ -54,6 +55,12 @@ class PascalVOCDetectionEvaluator(ArrayEvaluator):
         super().__init__(dataset_name, distributed, output_dir)
         meta = self._metadata
         self._class_names = list(meta.thing_classes)
+        twice = [name for name in self._class_names if self._class_names.count(name) > 1]
+        if twice:
+            raise ValueError(
+                f"'{dataset_name}' has the class {twice[0]!r} twice, and VOC's files know classes "
+                "by name; give each class of thing_classes a name of its own."
+            )
         self._annotation_dir = os.path.join(meta.dirname, "Annotations")
         self._image_set = os.path.join(meta.dirname, "ImageSets", "Main", f"{meta.split}.txt")
         if use_07_metric is None:
@@ -223,14 +230,7 @@ def _best_overlaps(image, boxes, objects):
     within = np.arange(len(detection)) - np.repeat(np.cumsum(count) - count, count)
     pair = np.repeat(start, count) + within
 
-    a, b = boxes[detection], objects.boxes[pair]
-    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + 1.0
-    sides = np.maximum(sides, 0.0)
-    inter = sides[:, 0] * sides[:, 1]
-    area_a = (a[:, 2] - a[:, 0] + 1.0) * (a[:, 3] - a[:, 1] + 1.0)
-    area_b = (b[:, 2] - b[:, 0] + 1.0) * (b[:, 3] - b[:, 1] + 1.0)
-    overlap = inter / (area_a + area_b - inter)
-
+    overlap = paired_inclusive_iou(boxes[detection], objects.boxes[pair])
     largest = np.full(len(image), -np.inf)
     np.maximum.at(largest, detection, overlap)
     best = np.full(len(image), -1, dtype=np.int64)

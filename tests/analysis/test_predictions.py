@@ -1,57 +1,74 @@
 """Pictures of predictions: the matching behind the colours, and that a sheet is drawn."""
 
 import numpy as np
-import torch
-from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from d2ext.analysis.predictions import draw_sheet, match_detections, predict_examples
+from d2ext.analysis.drawing import draw_boxes
+from d2ext.analysis.figures import BLUE
+from d2ext.analysis.prediction_sheet import draw_sheet
+from d2ext.evaluation.results import judge
 
-GT = np.array([[0, 0, 10, 10], [20, 20, 40, 40]], np.float32)
+OBJECTS = ((1, [0, 0, 10, 10]), (2, [20, 20, 20, 20]))
+
+
+def dataset(images=1):
+    return {
+        "images": [{"id": k, "file_name": f"{k}.png"} for k in range(images)],
+        "categories": [{"id": 1, "name": "ball"}, {"id": 2, "name": "$x^{$ \x1b[2J"}],
+        "annotations": [
+            {"id": 10 * k + n + 1, "image_id": k, "category_id": c, "bbox": box}
+            for k in range(images)
+            for n, (c, box) in enumerate(OBJECTS)
+        ],
+    }
+
+
+def detections(*rows, images=1):
+    return [
+        {"image_id": k, "category_id": c, "bbox": box, "score": 0.9 - 0.1 * n}
+        for k in range(images)
+        for n, (c, box) in enumerate(rows)
+    ]
 
 
 def test_each_object_is_found_once_by_the_best_score():
-    boxes = np.array([[0, 0, 10, 9], [0, 0, 10, 10], [20, 20, 40, 35], [50, 50, 60, 60]])
-    right, found = match_detections(
-        boxes.astype(np.float32), np.array([0, 0, 2, 0]), GT, np.array([0, 1])
+    v = judge(
+        detections(
+            (1, [0, 0, 10, 9]), (1, [0, 0, 10, 10]), (1, [20, 20, 20, 15]), (1, [50, 50, 10, 10])
+        ),
+        dataset(),
     )
-    assert right.tolist() == [True, False, False, False]  # duplicate, wrong class, nothing there
-    assert found.tolist() == [True, False]
+    assert v.kind.tolist() == ["right", "duplicate", "class", "background"]
+    assert v.gt_found.tolist() == [True, False]
 
 
 def test_nothing_to_match():
-    none = np.zeros((0, 4), np.float32)
-    right, found = match_detections(none, np.zeros(0, int), GT, np.array([0, 1]))
-    assert right.shape == (0,) and found.tolist() == [False, False]
-    right, found = match_detections(GT, np.array([0, 1]), none, np.zeros(0, int))
-    assert right.tolist() == [False, False] and found.shape == (0,)
-
-
-class Always(torch.nn.Module):
-    """Sees the first object of the test and something else."""
-
-    def forward(self, inputs):
-        outputs = []
-        for _ in inputs:
-            found = Instances((50, 60))
-            found.pred_boxes = Boxes(torch.tensor([[0.0, 0, 10, 10], [1, 1, 5, 5], [9, 9, 30, 30]]))
-            found.scores = torch.tensor([0.9, 0.5, 0.1])
-            found.pred_classes = torch.tensor([0, 1, 1])
-            outputs.append({"instances": found})
-        return outputs
+    v = judge([], dataset())
+    assert len(v.kind) == 0 and v.gt_found.tolist() == [False, False]
+    v = judge(detections(*OBJECTS), {**dataset(), "annotations": []})
+    assert v.kind.tolist() == ["background", "background"] and len(v.gt_found) == 0
 
 
 def test_sheet(tmp_path):
-    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
-    for path in paths:
-        Image.fromarray(np.full((50, 60, 3), 200, np.uint8)).save(path)
-    loader = [[{"file_name": p}] for p in paths]
-    examples = predict_examples(Always(), loader, 2, score_thresh=0.3)
-    assert [len(e["boxes"]) for e in examples] == [2, 2]
-    truth = {p: {"boxes": GT, "classes": np.array([0, 1])} for p in paths}
+    for k in range(3):
+        Image.fromarray(np.full((50, 60, 3), 200, np.uint8)).save(tmp_path / f"{k}.png")
+    results = detections((1, [0, 0, 10, 10]), (2, [1, 1, 4, 4]), images=3)
     picture = tmp_path / "sub" / "sheet.png"
-    totals = draw_sheet(examples, truth, ["ball", "cup"], picture)
-    assert totals == {"objects": 4, "found": 2, "detections": 4, "right": 2}
+    verdict = judge(results, dataset(3))
+    report = draw_sheet(verdict, dataset(3), str(tmp_path), picture, images=[0, 2])
+    totals = report["totals"]
+    assert (totals["objects"], totals["not_found"]) == (4, 2)
+    assert (totals["right"], totals["background"] + totals["both"]) == (2, 2)
+    assert [row["file"] for row in report["images"]] == ["0.png", "2.png"]
     pixels = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
     for color in ((0, 158, 115), (0, 114, 178), (213, 94, 0)):  # found, right, missed or wrong
-        assert (pixels == color).all(axis=1).any()
+        assert (np.abs(pixels.astype(int) - color).max(axis=1) < 12).any()
+
+
+def test_boxes_are_where_they_belong_and_labels_stay_in_the_image():
+    blank = np.zeros((60, 80, 3), np.uint8)
+    drawn = np.asarray(draw_boxes(blank, np.array([[20.0, 30, 60, 50]]), [""], [BLUE]))
+    assert drawn[50, 40].any() and not drawn[40, 40].any() and not drawn[10, 10].any()
+    for box in ([-5.0, -5, 20, 20], [70.0, 50, 90, 70], [0.0, 0, 80, 60]):
+        twice = draw_boxes(blank, np.array([box]), ["a label"], [BLUE], scale=2.0)
+        assert twice.size == (160, 120) and np.asarray(twice).any()

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from d2ext.analysis.consistency import score_iou_consistency
-from d2ext.analysis.errors import mean_ap
+from d2ext.evaluation.results import class_aps, detections_of, evaluate_results, truth_of
 
 
 def test_report_of_results(tmp_path):
@@ -27,8 +27,10 @@ def test_report_of_results(tmp_path):
         words = ("analyze", tmp_path / "results.json", "--dataset", name, "--train", name)
         assert call(*words, "--output", out) == 0
     report = read_json(out / "analysis.json")
-    ap = mean_ap(results, data)
-    assert report["AP"] == pytest.approx(sum(ap.values()) / len(ap))
+    truth = truth_of(data)
+    ap = class_aps(evaluate_results(truth, detections_of(results, truth)))
+    ap = [value for value in ap if value is not None]
+    assert report["AP"] == pytest.approx(sum(ap) / len(ap))
     direct = score_iou_consistency(results, data)
     assert report["consistency"]["pearson_hit"] == pytest.approx(direct["pearson_hit"])
     assert direct["pearson_hit"] > 0.9  # planted: higher scores fit better
@@ -115,3 +117,44 @@ def test_results_of_two_runs_are_analyzed_into_two_folders(tmp_path, monkeypatch
         assert call("analyze", file, "--dataset", "data.json") == 0
     written = sorted(p.name for p in (tmp_path / "output" / "analyze").iterdir())
     assert written == [f"{run}_inference_x_val_coco_instances_results" for run in "ab"]
+
+
+def test_results_of_another_set_are_refused(tmp_path, capsys):
+    box = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}
+    data = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "categories": [{"id": 1, "name": "x"}],
+        "annotations": [{"id": 1, **box}],
+    }
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    words = (tmp_path / "results.json", "--dataset", tmp_path / "data.json", "--output", tmp_path)
+    for other, what in (({"image_id": 7}, "image 7"), ({"category_id": 7}, "category 7")):
+        rows = [{**box, "score": 0.9}, {**box, **other, "score": 0.8}]
+        (tmp_path / "results.json").write_text(json.dumps(rows))
+        for command in (("analyze",), ("show", "predict")):
+            assert call(*command, *words) == 1
+            assert f"detections of the {what}, which" in capsys.readouterr().err
+
+
+HOSTILE = ["$x^{$", "a$b", "\\$\\frac", "new\nline", "\x1b[2J", "%s {0}"]
+
+
+def test_class_and_file_names_are_only_text(tmp_path, capsys):
+    """A "$" began mathematics, which ended in matplotlib's parser; others reached the terminal."""
+    Image.new("RGB", (30, 20)).save(tmp_path / "$x^{$.png")
+    categories = [{"id": k, "name": name} for k, name in enumerate(HOSTILE)]
+    rows = [{"image_id": 1, "category_id": k, "bbox": [k, 0, 9, 9]} for k in range(len(HOSTILE))]
+    data = {
+        "images": [{"id": 1, "file_name": "$x^{$.png"}],
+        "categories": categories,
+        "annotations": [{"id": k + 1, "area": 81, **row} for k, row in enumerate(rows)],
+    }
+    (tmp_path / "$d$.json").write_text(json.dumps(data))
+    (tmp_path / "$r$.json").write_text(json.dumps([{**row, "score": 0.9} for row in rows[1:]]))
+    words = (tmp_path / "$r$.json", "--dataset", tmp_path / "$d$.json", "--output", tmp_path)
+    assert call("analyze", *words) == 0
+    assert call("show", "predict", *words, "--image-root", tmp_path) == 0
+    assert call("data", "stats", tmp_path / "$d$.json", "--output", tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "new\nline" not in out
+    assert read_json(tmp_path / "analysis.json")["class_names"] == HOSTILE

@@ -10,8 +10,8 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from d2ext.analysis.assignment_picture import assign_image, table_of_levels
-from d2ext.analysis.errors import judge
 from d2ext.analysis.prediction_sheet import rank_images
+from d2ext.evaluation.results import judge
 
 
 def test_assign_two_configs(tmp_path):

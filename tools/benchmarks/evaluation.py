@@ -99,12 +99,11 @@ class DataSet:
         """lvis-api alone."""
         import lvis
 
-        from d2ext.evaluation.backends import _lvis_on_numpy2
+        from d2ext.evaluation.backends import lvis_eval
 
         truth = lvis.LVIS(str(Path(self.folder.name) / "truth.json"))
-        evaluation = lvis.LVISEval(truth, lvis.LVISResults(truth, results), "bbox")
-        with _lvis_on_numpy2():
-            evaluation.run()
+        evaluation = lvis_eval()(truth, lvis.LVISResults(truth, results), "bbox")
+        evaluation.run()
         self._keep("lvis", 100 * evaluation.get_results()["AP"])
 
     def _keep(self, name: str, figure: float) -> None:

@@ -1,0 +1,190 @@
+"""Precision, recall and F1 by score, and the scores from which on detections are worth showing.
+
+Shapes: D detections, C classes, S scores.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Union
+
+import numpy as np
+
+from d2ext._files import RunError, atomic_write
+
+from .matching import Verdict
+
+__all__ = ["ScoreCurves", "Thresholds", "best_thresholds", "find_thresholds", "score_curves"]
+
+FILE_NAME = "thresholds.json"
+
+
+@dataclasses.dataclass
+class ScoreCurves:
+    """Figures of the detections that score at least so much, of each class and of all together.
+
+    Attributes:
+        scores: (S,), ascending.
+        precision: (C + 1, S); 1 where nothing is detected. The last row has all classes.
+        recall: (C + 1, S); NaN for a class without objects.
+        f1: (C + 1, S) likewise.
+    """
+
+    scores: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+
+
+def score_curves(
+    verdict: Verdict, category_ids: Sequence[int], scores: Optional[np.ndarray] = None
+) -> ScoreCurves:
+    """Precision, recall and F1 by score.
+
+    Raising the lowest score takes detections away and changes nothing about the others, because
+    COCO's matching goes by falling score; so one matching serves for all scores.
+
+    Args:
+        verdict: from :func:`~d2ext.evaluation.matching.match`.
+        category_ids: C ids.
+        scores: (S,) ascending; 0, 0.01, ..., 1 by default.
+    """
+    scores = np.linspace(0, 1, 101) if scores is None else np.asarray(scores, dtype=np.float64)
+    counted = verdict.kind != "ignored"
+    right = verdict.kind == "right"
+    rows = []
+    for key in (*category_ids, None):
+        mine = counted if key is None else counted & (verdict.category == key)
+        objects = len(verdict.gt_category)
+        if key is not None:
+            objects = int((verdict.gt_category == key).sum())
+        rows.append(_curve(verdict.score[mine], right[mine], objects, scores))
+    precision, recall, f1 = (np.stack(column) for column in zip(*rows))
+    return ScoreCurves(scores, precision, recall, f1)
+
+
+def _curve(score: np.ndarray, right: np.ndarray, objects: int, scores: np.ndarray) -> tuple:
+    order = np.argsort(score, kind="stable")
+    start = np.searchsorted(score[order], scores, side="left")
+    shown = len(score) - start
+    hits = np.concatenate([np.cumsum(right[order][::-1])[::-1], [0]])[start].astype(np.float64)
+    precision = np.where(shown > 0, hits / np.maximum(shown, 1), 1.0)
+    if objects == 0:
+        return precision, np.full(len(scores), np.nan), np.full(len(scores), np.nan)
+    return precision, hits / objects, 2 * hits / (shown + objects)
+
+
+@dataclasses.dataclass
+class Thresholds:
+    """The lowest score worth showing, of each class and of all classes together.
+
+    Attributes:
+        overall: for classes that are not named here.
+        classes: by class name; None where a class had no object to choose with.
+        figures: precision, recall and f1 at the thresholds, by class name, and of all classes at
+            ``overall`` under "".
+        source: what they were chosen on.
+    """
+
+    overall: float
+    classes: Dict[str, Optional[float]]
+    figures: Dict[str, Dict[str, Optional[float]]] = dataclasses.field(default_factory=dict)
+    source: str = ""
+
+    def of(self, names: Sequence[str]) -> List[float]:
+        """One threshold a class, ``overall`` for those that have none."""
+        found = (self.classes.get(name) for name in names)
+        return [self.overall if value is None else value for value in found]
+
+    def save(self, path: Union[str, Path]) -> Path:
+        """Write them as JSON."""
+        path = Path(path)
+        with atomic_write(str(path)) as stream:
+            text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+            stream.write(text.encode("utf-8", "surrogatepass"))
+        return path
+
+    @classmethod
+    def load(cls, path: Union[str, Path]) -> "Thresholds":
+        """Read what :meth:`save` wrote."""
+        from d2ext.data.checks.json_file import read_json
+
+        values = read_json(str(path))
+        try:
+            overall, classes = values["overall"], values["classes"]
+            good = _is_score(overall) and all(v is None or _is_score(v) for v in classes.values())
+        except (TypeError, KeyError, AttributeError):
+            good = False
+        if not good:
+            raise RunError(
+                f"{path} holds no thresholds: 'overall' is a score and 'classes' has one for each "
+                "class name; write it anew with d2ext val or d2ext analyze."
+            )
+        return cls(
+            float(overall), dict(classes), values.get("figures") or {}, values.get("source") or ""
+        )
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def best_thresholds(
+    verdict: Verdict, category_ids: Sequence[int], names: Sequence[str], source: str = ""
+) -> Thresholds:
+    """The scores with the highest F1: of each class, and one for the pooled detections of all.
+
+    Of scores with equal F1 the highest is chosen: the same quality with fewer detections.
+
+    Args:
+        verdict: from :func:`~d2ext.evaluation.matching.match`, at the IoU that counts.
+        category_ids, names: C each.
+        source: what the detections are of.
+    """
+    classes: Dict[str, Optional[float]] = {}
+    figures: Dict[str, Dict[str, Optional[float]]] = {}
+    counted = verdict.kind != "ignored"
+    overall = 0.5
+    for key, name in (*zip(category_ids, names), (None, "")):
+        mine = counted if key is None else counted & (verdict.category == key)
+        objects = verdict.gt_category if key is None else verdict.gt_category == key
+        count = len(objects) if key is None else int(objects.sum())
+        score, right = verdict.score[mine], verdict.kind[mine] == "right"
+        best: Optional[float] = None
+        if count and right.any():
+            tried = np.unique(score)
+            precision, recall, f1 = _curve(score, right, count, tried)
+            k = len(f1) - 1 - int(f1[::-1].argmax())
+            best = float(tried[k])
+            row = {"precision": precision[k], "recall": recall[k], "f1": f1[k]}
+            figures[name] = {title: float(value) for title, value in row.items()}
+        if key is None:
+            overall = overall if best is None else best
+        else:
+            classes[name] = best
+    return Thresholds(min(overall, 1.0), classes, figures, source)
+
+
+def find_thresholds(weights: Union[str, Path]) -> Path:
+    """The thresholds that belong to a checkpoint: beside it, or of its run's last evaluation.
+
+    Args:
+        weights: a checkpoint ``<name>.pth``. Looked for are ``<name>.thresholds.json`` and
+            ``thresholds.json`` in its folder and, for the final checkpoint of a run, the newest
+            of ``inference/*/thresholds.json``, which the evaluation after the last step wrote.
+
+    Raises:
+        RunError: if there are none
+    """
+    weights = Path(weights)
+    places = [weights.with_suffix(f".{FILE_NAME}"), weights.parent / FILE_NAME]
+    if weights.stem == "model_final":
+        written = weights.parent.glob(f"inference/*/{FILE_NAME}")
+        places += sorted(written, key=lambda p: p.stat().st_mtime, reverse=True)
+    for place in places:
+        if place.is_file():
+            return place
+    raise RunError(
+        f"There are no thresholds for {weights}: neither {places[0].name} nor {FILE_NAME} lies "
+        "beside it; make them with 'd2ext val --weights', or give a number with --threshold."
+    )
