@@ -5,6 +5,7 @@ from .batch_file import load_batch, save_batch
 from .build_data import build_mapper, build_train_loader
 from .checkpoint import Checkpointer
 from .data_loader import DataError, ResumableLoader
+from .ddp import create_ddp_model
 from .errors import EXIT_NONFINITE, EXIT_PREEMPTED, NonFiniteLossError, RunError, WriteError
 from .hooks import HOOK_REGISTRY, HookBase
 from .launch import launch
@@ -15,7 +16,7 @@ from .precision import GlobalNormClipper, Precision
 from .run import main, run
 from .schedule import resolve_schedule
 from .setup import argument_parser, choose_device, default_setup, import_modules
-from .trainer import Trainer, create_ddp_model
+from .trainer import Trainer
 
 __all__ = [
     "Checkpointer",

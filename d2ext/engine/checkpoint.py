@@ -23,12 +23,15 @@ from d2ext.modeling.backbones.pretrained import (
 )
 from d2ext.safe_load import UnsafeFileError, load_arrays, load_tensors
 
-from .errors import DamagedCheckpointError, is_lost_worker
+from .errors import DamagedCheckpointError, NonFiniteLossError, is_lost_worker
+from .module_state import buffers_of, nonfinite_tensors
 
 __all__ = ["Checkpointer", "atomic_write", "plain"]
 
 logger = logging.getLogger(__name__)
 
+# What training changes; beside it stand descriptions and figures, which may be NaN.
+_OF_TRAINING = ("model", "trainer", "optimizer", "ranks")
 _NUMBERED = re.compile(r"^model_(\d{7,})\.pth$")
 # Of this trainer's own files; those of others may be under way.
 _LEFTOVER = re.compile(r"^(.+\.pth|last_checkpoint|metrics\.json)\.\d+\.part$")
@@ -43,6 +46,8 @@ class Checkpointer(DetectionCheckpointer):
       ``.pkl`` file of the model zoo only arrays are read. Others are refused.
     * A damaged newest file is skipped, with a warning, in favour of the one before.
     * A disk that refuses a file ends the run: see :class:`WriteError`.
+    * No file holds weights, averages or an optimiser's state with a number that is not finite: it
+      is not written, and one that is there already is skipped on a resume.
     * Files of other runs are never removed, whatever ``max_to_keep`` says.
 
     Args:
@@ -67,8 +72,11 @@ class Checkpointer(DetectionCheckpointer):
         self.max_to_keep = max_to_keep
         self.allow_pickle = allow_pickle
         self.last_incompatible: Optional[_IncompatibleKeys] = None
-        self._named = ""  # what is being loaded, if it is no file
+        self._path = ""  # what is being loaded
+        self._named = ""  # the same, if it is no file
         self._numbered: List[str] = []  # those that this run has written, the newest last
+        # A mask of -inf, say, that a model keeps in a buffer.
+        self._infinite = [f".{name}" for name in nonfinite_tensors(buffers_of(self.model))]
 
     def save(self, name: str, *, tag: bool = True, **extra: Any) -> None:
         """Write ``{name}.pth``.
@@ -80,6 +88,7 @@ class Checkpointer(DetectionCheckpointer):
 
         Raises:
             WriteError: the disk refuses; what was there before is untouched.
+            NonFiniteLossError: the data holds a number that is not finite.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -97,6 +106,7 @@ class Checkpointer(DetectionCheckpointer):
             return
         path = os.path.join(self.save_dir, f"{name}.pth")
         data = plain(data)
+        self._require_finite(path, data)
         try:
             os.makedirs(self.save_dir, exist_ok=True)
             with atomic_write(path) as stream:
@@ -116,6 +126,32 @@ class Checkpointer(DetectionCheckpointer):
         logger.info(f"Saved checkpoint {path}.")
         self._numbered = self._numbered_with(os.path.basename(path))
         self._remove_old()
+
+    def _require_finite(self, path: str, data: Dict[str, Any]) -> None:
+        bad = self._nonfinite(data)
+        if not bad:
+            return
+        last = self._tagged() or next(iter(self.candidates()), "")
+        kept = f"{last} is the last good one" if last else "there is no earlier one"
+        raise NonFiniteLossError(
+            f"{path} is not written, because {_shown(bad)} not finite; {kept}: lower the learning "
+            "rate, or clip the gradients, and start again with --resume."
+        )
+
+    def _load_model(self, checkpoint: Dict[str, Any]) -> _IncompatibleKeys:
+        incompatible = super()._load_model(checkpoint)
+        bad = self._nonfinite({"model": self.model.state_dict()})
+        if bad:
+            raise ValueError(
+                f"The weights {self._path} cannot be used, because {_shown(bad)} not finite; give "
+                "another file."
+            )
+        return incompatible
+
+    def _nonfinite(self, data: Dict[str, Any]) -> List[str]:
+        """What of a checkpoint's content is not finite and was so not when the model was made."""
+        parts = {key: value for key, value in data.items() if key in _OF_TRAINING}
+        return [n for n in nonfinite_tensors(parts) if not n.endswith(tuple(self._infinite))]
 
     def adopt(self, data: Dict[str, Any]) -> None:
         """The checkpoints that a run wrote are those of the run that goes on from its last one.
@@ -197,7 +233,9 @@ class Checkpointer(DetectionCheckpointer):
                 bad = archive.testzip()
             if bad is not None:
                 return f"{bad} has a wrong checksum"
-            self._torch_load(path)
+            bad = self._nonfinite(self._torch_load(path))
+            if bad:
+                return f"{_shown(bad)} not finite"
         except UnsafeFileError:
             return None  # whole, and refused in its own words when it is loaded
         except Exception as error:  # of many kinds: a wrong bit may ask for another zip feature
@@ -216,6 +254,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> Dict[str, Any]:
         """As in Detectron2; ``d2ext://`` and ``timm://`` names are weights of a backbone alone."""
+        self._path = path
         self._named = path if path and is_weights_name(path) else ""
         return super().load(local_file(path) if self._named else path, *args, **kwargs)
 
@@ -269,6 +308,11 @@ class Checkpointer(DetectionCheckpointer):
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
         self.last_incompatible = incompatible
         super()._log_incompatible_keys(incompatible)
+
+
+def _shown(bad: List[str]) -> str:
+    """Tensors with numbers that are not finite, as the subject of a sentence and its verb."""
+    return f"{bad[0]} is" if len(bad) == 1 else f"{bad[0]} and {len(bad) - 1} more tensors are"
 
 
 def plain(value: Any, path: str = "checkpoint") -> Any:

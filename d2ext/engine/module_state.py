@@ -1,7 +1,7 @@
 """State that training changes outside of parameters: metrics, attributes, buffers of a rank."""
 
 from collections import defaultdict
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import torch
 from detectron2.utils.events import EventStorage
@@ -13,6 +13,7 @@ __all__ = [
     "buffers_of",
     "copy_into_buffers",
     "load_storage",
+    "nonfinite_tensors",
     "recent_storage",
     "storage_state",
     "without_repeats",
@@ -92,6 +93,32 @@ def _numbers(model: nn.Module) -> Dict[Tuple[str, str], Any]:
         for key, value in vars(module).items()
         if type(value) in (int, float)
     }
+
+
+@torch.no_grad()
+def nonfinite_tensors(data: Any) -> List[str]:
+    """The dotted names of tensors that are not finite, in nested dictionaries and lists.
+
+    One host-device sync a device, however many tensors there are.
+    """
+    tensors: Dict[torch.device, List[Tuple[str, torch.Tensor]]] = defaultdict(list)
+    for name, tensor in _tensors(data):
+        if tensor.is_floating_point() and tensor.numel():
+            tensors[tensor.device].append((name, tensor))
+    bad: List[str] = []
+    for named in tensors.values():
+        finite = torch.stack([torch.isfinite(tensor).all() for _, tensor in named]).tolist()
+        bad += [name for (name, _), good in zip(named, finite) if not good]
+    return bad
+
+
+def _tensors(data: Any, path: str = "") -> Iterator[Tuple[str, torch.Tensor]]:
+    if isinstance(data, torch.Tensor):
+        yield path, data
+    elif isinstance(data, (dict, list, tuple)):
+        items = data.items() if isinstance(data, dict) else enumerate(data)
+        for key, value in items:
+            yield from _tensors(value, f"{path}.{key}" if path else str(key))
 
 
 def buffers_of(model: nn.Module) -> Dict[str, torch.Tensor]:

@@ -1,12 +1,13 @@
 """Number formats of a training step, and clipping of all gradients together."""
 
 import contextlib
+import math
 from typing import Any, ContextManager, Dict, Iterable, List, Optional
 
 import torch
 from detectron2.config import CfgNode, configurable
 
-__all__ = ["GlobalNormClipper", "Precision"]
+__all__ = ["GlobalNormClipper", "Precision", "largest_gradient"]
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -92,6 +93,17 @@ class GlobalNormClipper:
         """Clip in place; returns the norm before clipping, still on its device."""
         parameters: List[torch.Tensor] = _parameters(optimizer.param_groups)
         return torch.nn.utils.clip_grad_norm_(parameters, self.max_norm, self.norm_type)
+
+
+def largest_gradient(optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    """The largest absolute value among all gradients, still on its device; NaN if one is NaN."""
+    parameters = _parameters(optimizer.param_groups)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    gradients = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    # The norm of squares overflows where no gradient does.
+    return torch.stack([n.float() for n in torch._foreach_norm(gradients, math.inf)]).max()
 
 
 def _parameters(groups: Iterable[Dict[str, Any]]) -> List[torch.Tensor]:

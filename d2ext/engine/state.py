@@ -5,13 +5,15 @@ from typing import Any, Dict, List, Optional
 
 from detectron2.engine import HookBase as UpstreamHookBase
 from detectron2.utils import comm
+from torch import nn
 
 from d2ext.modeling.backbones.pretrained import starting_weights
 
 from .checkpoint import plain
 from .description import describe_run
-from .errors import WriteError
+from .errors import RunError
 from .module_state import (
+    ChangedAttributes,
     buffers_of,
     copy_into_buffers,
     load_storage,
@@ -20,9 +22,8 @@ from .module_state import (
 )
 from .random_state import get_random_state, set_random_state
 from .schedule import OPTIMIZER_KEYS, changed_keys, schedule_keys
-from .stopping import Stopping
 
-__all__ = ["TrainerState"]
+__all__ = ["RunState"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,14 +31,23 @@ logger = logging.getLogger(__name__)
 _SCHEDULE_HOOKS = ("LRScheduler", "PeriodicWriter", "IterationTimer", "EarlyStopping")
 
 
-class TrainerState(Stopping):
-    """The part of :class:`Trainer` that saves and restores it; no class of its own."""
+class RunState:
+    """What :class:`Trainer` saves and restores, and where it stands after that.
 
-    def _init_state(self) -> None:
-        self.completed_steps = 0
-        self.resumed = False
-        self.restarted = False  # a resume was asked for, and there was nothing to resume from
-        self.schedule_is_new = False
+    Args:
+        trainer: the trainer, or a weak reference that acts as it.
+        model: the model without a wrapper, as it was built.
+
+    Attributes:
+        resumed: whether the run goes on from a checkpoint.
+        restarted: a resume was asked for, and there was nothing to resume from.
+        schedule_is_new: the checkpoint's state goes on in a schedule that begins at step 0.
+    """
+
+    def __init__(self, trainer: Any, model: nn.Module):
+        self.trainer = trainer
+        self._attributes = ChangedAttributes(model)
+        self.resumed = self.restarted = self.schedule_is_new = False
         self._description: Optional[Dict[str, Any]] = None
         self._random_state: Optional[Dict[str, Any]] = None
         self._storage_state: Optional[Dict[str, Any]] = None
@@ -51,7 +61,7 @@ class TrainerState(Stopping):
     def hook_keys(self) -> Dict[str, UpstreamHookBase]:
         """Hooks by the key of their state: the class's name, "#1" behind it for the second."""
         keys: Dict[str, UpstreamHookBase] = {}
-        for hook in self._hooks:
+        for hook in self.trainer.all_hooks:
             name = getattr(hook, "name", None) or type(hook).__qualname__
             count = 0
             while (f"{name}#{count}" if count else name) in keys:
@@ -63,20 +73,21 @@ class TrainerState(Stopping):
         """Everything but the model and what differs among ranks."""
         hooks = {key: hook.state_dict() for key, hook in self.hook_keys().items()}
         state = {
-            "iteration": self.completed_steps - 1,
+            "iteration": self.trainer.completed_steps - 1,
             "hooks": {key: value for key, value in hooks.items() if value},
-            "optimizer": self.optimizer.state_dict(),
-            "precision": self.precision.state_dict(),
-            "guard": self.guard.state_dict(),
+            "optimizer": self.trainer.optimizer.state_dict(),
+            "precision": self.trainer.precision.state_dict(),
+            "guard": self.trainer.guard.state_dict(),
+            "gradient_order": self.trainer.step.order.names,
             "interrupted_at": self._interrupted_at,
-            **self._stop_state(),
+            **self.trainer.stop.state_dict(),
         }
-        if hasattr(self, "storage"):
-            state["storage"] = storage_state(self.storage)
-        if hasattr(self.data_loader, "state_dict"):
-            state["data"] = self.data_loader.state_dict()
-        if self.cfg is not None:
-            state["schedule"] = {**schedule_keys(self.cfg), **self._optimizer_keys}
+        if hasattr(self.trainer, "storage"):
+            state["storage"] = storage_state(self.trainer.storage)
+        if hasattr(self.trainer.data_loader, "state_dict"):
+            state["data"] = self.trainer.data_loader.state_dict()
+        if self.trainer.cfg is not None:
+            state["schedule"] = {**schedule_keys(self.trainer.cfg), **self._optimizer_keys}
         return state
 
     def check_states(self) -> None:
@@ -93,30 +104,31 @@ class TrainerState(Stopping):
 
         Raises:
             WriteError: it could not be written; on every rank.
+            NonFiniteLossError: there is a number in it that is not finite; on every rank.
         """
-        self.flush_metrics()
+        self.trainer.flush_metrics()
         per_rank = {k: h for k, h in self.hook_keys().items() if _differs_among_ranks(h)}
         ranks = comm.gather(
             {
                 "random": get_random_state(),
                 "hooks": {key: plain(_rank_state(hook), key) for key, hook in per_rank.items()},
-                "buffers": buffers_of(self.raw_model),
+                "buffers": buffers_of(self.trainer.raw_model),
                 "attributes": self._attributes.state_dict(),
             }
         )
-        problem: Optional[WriteError] = None
+        problem: Optional[RunError] = None
         if comm.is_main_process():
             if self._description is None:
-                self._description = describe_run(self.cfg)
+                self._description = describe_run(self.trainer.cfg)
             try:
-                self.checkpointer.save(
+                self.trainer.checkpointer.save(
                     name,
                     tag=tag,
-                    iteration=self.completed_steps - 1,
+                    iteration=self.trainer.completed_steps - 1,
                     ranks=without_repeats(ranks),
                     **self._description,
                 )
-            except WriteError as error:
+            except RunError as error:
                 problem = error
         problem = comm.all_gather(problem)[0]
         if problem is not None:
@@ -127,12 +139,12 @@ class TrainerState(Stopping):
 
         A run resumed from it begins with ``after_step`` of this hook and of those behind it.
         """
-        names = [h.name_if_due() for h in self._hooks if hasattr(h, "name_if_due")]
+        names = [h.name_if_due() for h in self.trainer.all_hooks if hasattr(h, "name_if_due")]
         for name in filter(None, names):
             keys = self.hook_keys()
             self._interrupted_at = next(key for key, h in keys.items() if h is hook)
             try:
-                self.save_checkpoint(name)
+                self.trainer.save_checkpoint(name)
             finally:
                 self._interrupted_at = ""
 
@@ -146,54 +158,60 @@ class TrainerState(Stopping):
           count of steps and the learning rate start anew, as the config has them.
         * neither, or no checkpoint there: only the weights of MODEL.WEIGHTS are loaded.
         """
-        path = self.checkpointer.get_checkpoint_file() if resume or new_schedule else ""
+        path = self.trainer.checkpointer.get_checkpoint_file() if resume or new_schedule else ""
         if not path:
             self._start_from_weights(resume or new_schedule)
             return
         self.schedule_is_new = new_schedule
         self._restored, self._missing = [], []
-        extra = self.checkpointer.load(path)
-        self.checkpointer.adopt(extra)
+        extra = self.trainer.checkpointer.load(path)
+        self.trainer.checkpointer.adopt(extra)
         if not self._restored:
             self._missing.append("the trainer's state")
         self._load_rank_state(extra.get("ranks"))
         self.resumed = True
-        self.start_iter = 0 if new_schedule else self.completed_steps
+        self.trainer.start_iter = 0 if new_schedule else self.trainer.completed_steps
         self._report(path)
 
     def _start_from_weights(self, wanted_resume: bool) -> None:
-        weights = starting_weights(self.cfg) if self.cfg is not None else ""
+        cfg = self.trainer.cfg
+        weights = starting_weights(cfg) if cfg is not None else ""
         self.restarted = wanted_resume
         if wanted_resume:
-            logger.warning(f"No checkpoint to resume from in '{self.output_dir}'; starting anew.")
-        elif self.checkpointer.has_checkpoint():
             logger.warning(
-                f"'{self.output_dir}' holds checkpoints, which this new run will overwrite; "
-                "--resume would go on from them."
+                f"No checkpoint to resume from in '{self.trainer.output_dir}'; starting anew."
             )
-        self.checkpointer.load(weights, checkpointables=[])
+        elif self.trainer.checkpointer.has_checkpoint():
+            logger.warning(
+                f"'{self.trainer.output_dir}' holds checkpoints, which this new run will "
+                "overwrite; --resume would go on from them."
+            )
+        self.trainer.checkpointer.load(weights, checkpointables=[])
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, or what Detectron2's trainer saved."""
         state = {**state_dict.get("_trainer", {}), **state_dict}
         if not self.schedule_is_new:
-            self.completed_steps = int(state["iteration"]) + 1
+            self.trainer.completed_steps = int(state["iteration"]) + 1
+            # As in Detectron2, whose scripts go on at the step behind it.
+            self.trainer.iter = int(state["iteration"])
             self._storage_state = state.get("storage")
             self._interrupted_at_load = state.get("interrupted_at", "")
-            self._stopped_before = state.get("stopped_early", "")
+            self.trainer.stop.before = state.get("stopped_early", "")
+        self.trainer.step.order.names = list(state.get("gradient_order", []))
         self._load_optimizer(state)
         self._load_hooks(state.get("hooks", {}))
         for key, part in (
-            ("precision", self.precision),
-            ("guard", self.guard),
-            ("data", self.data_loader),
+            ("precision", self.trainer.precision),
+            ("guard", self.trainer.guard),
+            ("data", self.trainer.data_loader),
         ):
             if key in state and hasattr(part, "load_state_dict"):
                 part.load_state_dict(state[key])
                 self._restored.append(key)
             elif key in state or hasattr(part, "load_state_dict"):
                 self._missing.append(key)
-        if not hasattr(self.data_loader, "load_state_dict"):
+        if not hasattr(self.trainer.data_loader, "load_state_dict"):
             logger.warning("The data loader has no state: the order of the data starts anew.")
         self._compare_schedules(state.get("schedule"))
 
@@ -203,8 +221,8 @@ class TrainerState(Stopping):
             return
         saved = state["optimizer"]
         if self.schedule_is_new:
-            saved = {**saved, "param_groups": self.optimizer.state_dict()["param_groups"]}
-        self.optimizer.load_state_dict(saved)
+            saved = {**saved, "param_groups": self.trainer.optimizer.state_dict()["param_groups"]}
+        self.trainer.optimizer.load_state_dict(saved)
         self._restored.append("optimizer")
 
     def _load_hooks(self, states: Dict[str, Any]) -> None:
@@ -232,7 +250,7 @@ class TrainerState(Stopping):
             return
         mine = ranks[comm.get_rank()]
         self._random_state = mine["random"]
-        copy_into_buffers(self.raw_model, mine["buffers"])
+        copy_into_buffers(self.trainer.raw_model, mine["buffers"])
         self._attributes.load_state_dict(mine["attributes"])
         hooks = self.hook_keys()
         for key, saved in mine["hooks"].items():
@@ -242,10 +260,10 @@ class TrainerState(Stopping):
         self._restored.append(f"random states of {len(ranks)} process(es)")
 
     def _compare_schedules(self, saved: Optional[Dict[str, Any]]) -> None:
-        if saved is None or self.cfg is None or self.schedule_is_new:
+        if saved is None or self.trainer.cfg is None or self.schedule_is_new:
             return
         self._optimizer_keys = {key: saved[key] for key in OPTIMIZER_KEYS if key in saved}
-        changed, kept = changed_keys(saved, schedule_keys(self.cfg))
+        changed, kept = changed_keys(saved, schedule_keys(self.trainer.cfg))
         if changed:
             logger.warning(
                 f"The schedule is not the checkpoint's: {', '.join(changed)}. The count of steps "
@@ -258,14 +276,16 @@ class TrainerState(Stopping):
             )
 
     def _report(self, path: str) -> None:
-        incompatible = self.checkpointer.last_incompatible
+        incompatible = self.trainer.checkpointer.last_incompatible
         if incompatible is not None:
             self._missing += [f"model key {k}" for k in incompatible.missing_keys]
             self._missing += [f"a place for {k}" for k in incompatible.unexpected_keys]
             self._missing += [
                 f"model key {k[0]} (its shape)" for k in incompatible.incorrect_shapes
             ]
-        what = "with a new schedule" if self.schedule_is_new else f"at step {self.start_iter}"
+        what = (
+            "with a new schedule" if self.schedule_is_new else f"at step {self.trainer.start_iter}"
+        )
         logger.info(f"Resumed {what} from {path}; restored: model, {', '.join(self._restored)}.")
         if self._missing:
             logger.warning(f"Missing on resume: {', '.join(self._missing)}.")
@@ -274,34 +294,35 @@ class TrainerState(Stopping):
 
     # -------------------------------------------- restoring inside of train
 
-    def _restore_storage(self) -> None:
+    @property
+    def interrupted_at(self) -> str:
+        """The key of the hook in whose ``after_step`` the last run was killed, or ""."""
+        return self._interrupted_at_load
+
+    def restore_storage(self) -> None:
         if self._storage_state is not None:
-            load_storage(self.storage, self._storage_state)
+            load_storage(self.trainer.storage, self._storage_state)
             self._storage_state = None
 
-    def _restore_random_state(self) -> None:
+    def restore_random_state(self) -> None:
         """After ``before_train``, whose hooks may draw: the uninterrupted run drew before, too."""
         if self._random_state is not None:
             set_random_state(self._random_state)
             self._random_state = None
 
-    def _save_new_schedule(self) -> None:
+    def save_new_schedule(self) -> None:
         """Before the first step of a new schedule: a run that is resumed before the first regular
         checkpoint must go on with it, and not with the schedule that had come to its end."""
-        if self.schedule_is_new and self.start_iter == 0:
-            self.save_checkpoint("model_0000000")
+        if self.schedule_is_new and self.trainer.start_iter == 0:
+            self.trainer.save_checkpoint("model_0000000")
 
-    def _run_interrupted_hooks(self) -> None:
-        """Finish ``after_step`` where a kill interrupted it."""
+    def take_interrupted_hook(self) -> Optional[UpstreamHookBase]:
+        """The hook whose ``after_step`` a kill interrupted, once."""
         key, self._interrupted_at_load = self._interrupted_at_load, ""
-        if not key:
-            return
-        hooks = self._hooks[: len(self._hooks) - len(self._last_hooks)]
-        keys = self.hook_keys()
-        if keys.get(key) in hooks:
+        hook = self.hook_keys().get(key)
+        if hook is not None:
             logger.info(f"The last run was interrupted at {key}; doing that first.")
-            self.iter = self.storage.iter = self.start_iter - 1
-            self._after_step(hooks[hooks.index(keys[key]) :])
+        return hook
 
 
 def _differs_among_ranks(hook: UpstreamHookBase) -> bool:

@@ -24,6 +24,7 @@ class StepRecord:
         stop_wishes: how many ranks asked to stop, (because of a signal, otherwise).
         grad_norm: norm of all gradients before clipping, if it was computed.
         finite: whether every loss of every rank is finite.
+        gradients_finite: whether every gradient is, as far as they were looked at.
     """
 
     iteration: int
@@ -35,6 +36,7 @@ class StepRecord:
     stop_wishes: Tuple[int, int]
     grad_norm: Optional[float]
     finite: bool
+    gradients_finite: bool = True
 
 
 @dataclass
@@ -48,6 +50,7 @@ class _Pending:
     grad_norm: Optional[torch.Tensor]
     data_time: float
     stop_wishes: Tuple[bool, bool]
+    largest_gradient: Optional[torch.Tensor] = None
     ready: Optional["torch.cuda.Event"] = None
 
 
@@ -80,11 +83,14 @@ class StepRecorder:
         stop_wishes: Tuple[bool, bool] = (False, False),
         grad_norm: Optional[torch.Tensor] = None,
         deferred: Sequence[tuple] = (),
+        *,
+        largest_gradient: Optional[torch.Tensor] = None,
     ) -> List[StepRecord]:
         """Hand in a step; returns the steps that can be read now. Every rank must call it.
 
         ``deferred`` are tensors to be summed over ranks in the same message; see
-        :func:`d2ext.ops.reduce.deferring`.
+        :func:`d2ext.ops.reduce.deferring`. ``largest_gradient`` (or a norm) is not finite if a
+        gradient is not; it is read with the losses and equal on all ranks.
         """
         records = self.flush()
         if self.world_size == 1:
@@ -93,7 +99,14 @@ class StepRecorder:
             self._agree_on_names(list(losses))
         local, reduced = self._reduce(losses, data_time, stop_wishes, deferred)
         self._pending = _Pending(
-            iteration, self._names, local, reduced, grad_norm, data_time, stop_wishes
+            iteration,
+            self._names,
+            local,
+            reduced,
+            grad_norm,
+            data_time,
+            stop_wishes,
+            largest_gradient,
         )
         if self.device.type == "cuda":
             _start_copy(self._pending)
@@ -115,6 +128,8 @@ class StepRecorder:
             if tail[-3] > 0:
                 self._agree_on_names(self._last_local_names)
         means = [value / self.world_size for value in values[:count]]
+        norm = None if step.grad_norm is None else float(step.grad_norm)
+        largest = norm if step.largest_gradient is step.grad_norm else step.largest_gradient
         return [
             StepRecord(
                 iteration=step.iteration,
@@ -124,8 +139,9 @@ class StepRecorder:
                 data_time=data_time,
                 rank_data_time=step.data_time,
                 stop_wishes=(round(wishes[0]), round(wishes[1])),
-                grad_norm=None if step.grad_norm is None else float(step.grad_norm),
+                grad_norm=norm,
                 finite=all(math.isfinite(mean) for mean in means),
+                gradients_finite=step.largest_gradient is None or math.isfinite(float(largest)),
             )
         ]
 
@@ -178,8 +194,13 @@ def _start_copy(step: _Pending) -> None:
     same = step.local is step.reduced
     step.local = copy(step.local)
     step.reduced = step.local if same else copy(step.reduced)
+    same = step.largest_gradient is step.grad_norm
     if step.grad_norm is not None:
         step.grad_norm = copy(step.grad_norm)
+    if same:
+        step.largest_gradient = step.grad_norm
+    elif step.largest_gradient is not None:
+        step.largest_gradient = copy(step.largest_gradient)
     step.ready = torch.cuda.Event()
     step.ready.record()
 

@@ -2,58 +2,57 @@
 
 import contextlib
 import logging
-import time
+import os
 import weakref
-from typing import Any, ContextManager, Dict, Iterable, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterable, List, Optional
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.engine import HookBase as UpstreamHookBase
 from detectron2.engine import TrainerBase
-from detectron2.evaluation import verify_results
+from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from d2ext.data.packed_batch import batch_on
-from d2ext.ops.reduce import Deferred, deferring
+from d2ext.modeling.compile import compile_from_config
+from d2ext.modeling.methods_in_use import check_methods_in_use
 
-from .builders import Builders
+from . import hooks
+from .build_data import build_test_loader, build_train_loader
+from .builders import arguments_from_config, check_config, check_evaluators
 from .checkpoint import Checkpointer
-from .errors import expected_error
-from .module_state import ChangedAttributes, recent_storage
+from .data_loader import ignore_stop_signals
+from .ddp import create_ddp_model
+from .errors import EXIT_PREEMPTED, expected_error
+from .evaluation import augmented, evaluate_data_sets, max_batches_of, with_average
+from .module_state import recent_storage
 from .nonfinite import NonFiniteGuard
+from .optimizer import build_optimizer
 from .output_lock import lock_output_folder
 from .precision import GlobalNormClipper, Precision
-from .state import TrainerState
-from .step_record import StepRecord, StepRecorder
+from .state import RunState
+from .step import TrainingStep
+from .stopping import StopVotes
+from .validation_data import ValidationBatches
+from .writers import build_writers
 
-__all__ = ["Trainer", "create_ddp_model"]
+__all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
 
 
-def create_ddp_model(model: nn.Module, *, find_unused_parameters: bool = False) -> nn.Module:
-    """Wrap a model in DistributedDataParallel if there are several ranks, on GPU or CPU."""
-    if comm.get_world_size() == 1:
-        return model
-    device = next(model.parameters()).device
-    return DistributedDataParallel(
-        model,
-        # Detectron2's helper names the GPU by the rank: DDP refuses that on the CPU, and a process
-        # that sees one GPU alone has no other number for it than 0.
-        device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,
-        find_unused_parameters=find_unused_parameters,
-    )
-
-
-class Trainer(TrainerState, Builders, TrainerBase):
+class Trainer(TrainerBase):
     """Trains a model that returns a dictionary of losses.
 
     ``Trainer(cfg)`` builds everything from a config, as Detectron2's ``DefaultTrainer`` does, and
     through the same overridable methods (``build_model``, ``build_train_loader``, ...).
-    ``Trainer(model=..., data_loader=..., optimizer=...)`` takes ready parts and adds no hook.
+    ``Trainer(model, data_loader, optimizer)`` takes ready parts, as ``SimpleTrainer`` does, and
+    adds no hook.
 
     A step::
 
@@ -63,10 +62,12 @@ class Trainer(TrainerState, Builders, TrainerBase):
         after_step
 
     Args:
-        model: returns a dict of scalar losses (or one loss) for a batch.
+        model: returns a dict of scalar losses (or one loss) for a batch; it may be wrapped in
+            DistributedDataParallel already.
         data_loader: yields batches without end; with ``state_dict`` and ``load_state_dict`` (see
             :class:`ResumableLoader`) the order of the data survives a resume.
         optimizer: optimises the model's parameters.
+        gather_metric_period: steps between two that are recorded in the storage.
         max_iter: steps to train.
         scheduler: a learning-rate scheduler, for the hook that steps it.
         precision: number format; float32 by default.
@@ -82,10 +83,11 @@ class Trainer(TrainerState, Builders, TrainerBase):
     @configurable
     def __init__(
         self,
-        *,
         model: nn.Module,
         data_loader: Iterable,
         optimizer: torch.optim.Optimizer,
+        gather_metric_period: int = 1,
+        *,
         max_iter: int = 0,
         scheduler: Any = None,
         precision: Optional[Precision] = None,
@@ -99,29 +101,31 @@ class Trainer(TrainerState, Builders, TrainerBase):
     ):
         super().__init__()
         if accumulate < 1:
-            raise ValueError(f"SOLVER.ACCUMULATE is {accumulate}; it must be at least 1.")
+            raise ValueError(f"A step has {accumulate} micro-steps; it must have at least 1.")
         self.cfg = config
-        self.raw_model = model
+        wrapped = model if isinstance(model, DistributedDataParallel) else None
+        self.raw_model = model = model if wrapped is None else wrapped.module
         self.device = next(model.parameters()).device
-        self.model = create_ddp_model(model, find_unused_parameters=find_unused_parameters)
+        self.model = wrapped or create_ddp_model(
+            model, find_unused_parameters=find_unused_parameters
+        )
         self.model.train()
         self.data_loader = data_loader
-        self._data_iterator: Optional[Iterator] = None
         self.optimizer, self.scheduler = optimizer, scheduler
         self.precision = precision or Precision()
         self.accumulate, self.clipper = accumulate, clipper
+        self.gather_metric_period = gather_metric_period
         self.guard = guard or NonFiniteGuard(output_dir=output_dir)
         self.max_iter, self.output_dir = max_iter, output_dir
         self.micro_step = 0
         self.results: Optional[Dict[str, Any]] = None
         self.finished = False
-        self._init_stopping()
+        self.completed_steps = 0
+        self.stop, self.state = StopVotes(), RunState(weakref.proxy(self), model)
+        self.ema: Optional[hooks.ModelEMA] = None
         self._last_hooks: List[UpstreamHookBase] = []
         self._loss_hooks: List[Any] = []
-        lag = self.device.type == "cuda" and not self.guard.skipping
-        self._recorder = StepRecorder(self.device, lag)
-        self._attributes = ChangedAttributes(model)
-        self._init_state()
+        self.step = TrainingStep(weakref.proxy(self))
         self.checkpointer = Checkpointer(
             model, output_dir, max_to_keep=max_to_keep, trainer=weakref.proxy(self)
         )
@@ -144,14 +148,22 @@ class Trainer(TrainerState, Builders, TrainerBase):
                 loss_dict = replaced
         return loss_dict
 
-    def after_step(self) -> None:
-        self._after_step(self._hooks[: len(self._hooks) - len(self._last_hooks)])
+    @property
+    def all_hooks(self) -> List[UpstreamHookBase]:
+        """All hooks, in the order they run."""
+        return self._hooks
 
-    def _after_step(self, hooks: List[UpstreamHookBase]) -> None:
-        self._decide_stop()
-        for hook in hooks:
+    def after_step(self) -> None:
+        self._after_step(self._first_hooks())
+
+    def _first_hooks(self) -> List[UpstreamHookBase]:
+        return self._hooks[: len(self._hooks) - len(self._last_hooks)]
+
+    def _after_step(self, first_hooks: List[UpstreamHookBase]) -> None:
+        self.stop.decide()
+        for hook in first_hooks:
             hook.after_step()
-        self._decide_late_stop()
+        self.stop.decide_late()
         for hook in self._last_hooks:
             hook.after_step()
 
@@ -174,13 +186,14 @@ class Trainer(TrainerState, Builders, TrainerBase):
         logger.info(f"Training from step {self.start_iter} to {self.max_iter}.")
         with lock or contextlib.nullcontext(), recent_storage(self.start_iter) as self.storage:
             try:
-                self._restore_storage()
+                self.state.restore_storage()
                 self.before_train()
-                self.check_states()
-                self._restore_random_state()
-                self._resume_stopped(interrupted=bool(self._interrupted_at_load))
-                self._save_new_schedule()
+                self.state.check_states()
+                self.state.restore_random_state()
+                self.stop.resume(interrupted=bool(self.state.interrupted_at))
+                self.state.save_new_schedule()
                 self._run_interrupted_hooks()
+                self.step.order.replay()
                 for iteration in range(self.start_iter, self.max_iter):
                     if self.stopping:
                         break
@@ -189,7 +202,7 @@ class Trainer(TrainerState, Builders, TrainerBase):
                     self.run_step()
                     self.after_step()
                 self.flush_metrics()
-                self.finished = self._is_finished()
+                self.finished = self.completed_steps >= self.max_iter or self.stop.early
                 self.iter = self.completed_steps
                 self._say_why_stopped()
             except Exception as error:
@@ -201,6 +214,18 @@ class Trainer(TrainerState, Builders, TrainerBase):
         self._verify_results()
         return self.results
 
+    def _run_interrupted_hooks(self) -> None:
+        """Finish ``after_step`` where a kill interrupted it."""
+        hook, first_hooks = self.state.take_interrupted_hook(), self._first_hooks()
+        if hook in first_hooks:
+            self.iter = self.storage.iter = self.start_iter - 1
+            self._after_step(first_hooks[first_hooks.index(hook) :])
+
+    def _say_why_stopped(self) -> None:
+        if self.stopping:
+            advice = "; --resume goes on from here" if self.stopped_by_signal else ""
+            logger.info(f"Stopped after step {self.completed_steps}: {self.stop.reason}{advice}.")
+
     def _verify_results(self) -> None:
         expected = self.cfg is not None and len(self.cfg.TEST.EXPECTED_RESULTS)
         if expected and self.finished and self.results and comm.is_main_process():
@@ -208,98 +233,235 @@ class Trainer(TrainerState, Builders, TrainerBase):
 
     def run_step(self) -> None:
         """Forward, backward and update on ``accumulate`` batches."""
-        if not self.model.training:
-            raise RuntimeError(
-                "The model is in evaluation mode; a hook must leave it in training mode."
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        self.guard.begin_step(self.iter, self.optimizer.param_groups[0]["lr"], self.raw_model)
-        losses: Dict[str, torch.Tensor] = {}
-        data_time, deferred = 0.0, Deferred()
-        for micro_step in range(self.accumulate):
-            self.micro_step = micro_step
-            start = time.perf_counter()
-            batch = self._next_batch()
-            data_time += time.perf_counter() - start
-            is_last = micro_step + 1 == self.accumulate
-            # An earlier micro-step's statistics are read by the next one; a step that may be
-            # skipped sends no message at its end.
-            later = deferring(deferred, enabled=is_last and not self.guard.skipping)
-            with self._without_reduction(not is_last), later:
-                micro_losses = self._micro_step(batch)
-            if micro_losses is None:
-                return
-            for name, loss in micro_losses.items():
-                share = loss.detach() / self.accumulate if self.accumulate > 1 else loss.detach()
-                losses[name] = losses[name] + share if name in losses else share
-        self.precision.unscale(self.optimizer)
-        self.after_backward()
-        grad_norm = None if self.clipper is None else self.clipper(self.optimizer)
-        wishes = (self._wishes[0], self._wishes[1])
-        records = self._recorder.push(self.iter, losses, data_time, wishes, grad_norm, deferred)
-        self._take_in(records)
-        self.precision.step(self.optimizer)
-        self.completed_steps = self.iter + 1
-
-    def _micro_step(self, batch: Any) -> Optional[Dict[str, torch.Tensor]]:
-        """Forward and backward; None if the whole step is left out."""
-        # Here, because DistributedDataParallel and the model would move it tensor by tensor.
-        inputs = batch_on(batch, self.device)
-        with self.precision.autocast():
-            losses = self.model(inputs)
-        if isinstance(losses, torch.Tensor):
-            losses = {"total_loss": losses}
-        if self.guard.skipping and self._recorder.any_nonfinite(losses):
-            self.guard.saw(batch, losses)
-            self.guard.skip(self.raw_model)
-            self.optimizer.zero_grad(set_to_none=True)
-            self.storage.put_scalar("skipped_steps", self.guard.skips, smoothing_hint=False)
-            self.completed_steps = self.iter + 1
-            return None
-        losses = self.on_losses(losses)
-        self.guard.saw(batch, losses)
-        total: Any = sum(losses.values())
-        if self.accumulate > 1:
-            total = total / self.accumulate
-        self.precision.scale(total).backward()
-        return losses
-
-    def _without_reduction(self, enabled: bool) -> ContextManager:
-        """Ranks exchange gradients in the last micro-step only."""
-        if enabled and isinstance(self.model, DistributedDataParallel):
-            return self.model.no_sync()
-        return contextlib.nullcontext()
-
-    def _next_batch(self) -> Any:
-        if self._data_iterator is None:
-            self._data_iterator = iter(self.data_loader)
-        try:
-            return next(self._data_iterator)
-        except StopIteration:
-            # A finite loader, given explicitly, begins anew.
-            self._data_iterator = iterator = iter(self.data_loader)
-            return next(iterator)
-
-    # -------------------------------------------------------------- metrics
+        self.step.run()
 
     def flush_metrics(self) -> None:
         """Read the losses of all steps done. Every rank must call it at the same point."""
-        self._take_in(self._recorder.flush())
+        self.step.flush()
 
-    def _take_in(self, records: List[StepRecord]) -> None:
-        for record in records:
-            self.guard.check(record, self.raw_model)
-            self._write_metrics(record)
-            self._note_wishes(record)
+    def reset_data_loader(self, data_loader_builder: Callable[[], Iterable]) -> None:
+        """Go on with another loader; the one before is given up first, as in Detectron2."""
+        self.step.forget_data()
+        del self.data_loader
+        self.data_loader = data_loader_builder()
 
-    def _write_metrics(self, record: StepRecord) -> None:
-        """Put a step's figures into the storage, equal on all ranks."""
-        put = self.storage.put_scalar
-        put("rank_data_time", record.rank_data_time, cur_iter=record.iteration)
-        put("data_time", record.data_time, cur_iter=record.iteration)
-        put("total_loss", record.total, cur_iter=record.iteration)
-        if len(record.losses) > 1:
-            for name, value in record.losses.items():
-                put(name, value, cur_iter=record.iteration)
-        if record.grad_norm is not None:
-            put("grad_norm", record.grad_norm, cur_iter=record.iteration)
+    # ------------------------------------------------------------- the end
+
+    def request_stop(
+        self, reason: str, by_signal: bool = False, *, evaluated: bool = False
+    ) -> None:
+        """End the training after this step, or after the next one if this one is being finished.
+
+        Any rank may ask, and all stop at the same step; on several GPUs it is one more.
+
+        Args:
+            reason: why, for the log.
+            by_signal: the run is to be resumed: exit code 75 instead of 0, no final evaluation.
+            evaluated: asked in ``after_step``, when all has been evaluated that the last step
+                evaluates: a single process ends with this step then.
+        """
+        self.stop.ask(reason, by_signal, evaluated=evaluated)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the run goes on from a checkpoint."""
+        return self.state.resumed
+
+    @property
+    def stopping(self) -> bool:
+        """Whether all ranks have agreed to stop after this step."""
+        return self.stop.stopping
+
+    @property
+    def is_last_step(self) -> bool:
+        """Whether training is complete with this step."""
+        return self.iter + 1 >= self.max_iter or self.stop.early
+
+    @property
+    def stopped_by_signal(self) -> bool:
+        """Whether the run ends before its last step, to be resumed."""
+        return self.stop.by_signal and not self.finished
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_PREEMPTED if self.stopped_by_signal else 0
+
+    def is_due(self, period: int) -> bool:
+        """Whether something done every ``period`` steps, and at the end, is due in this step."""
+        return (period > 0 and (self.iter + 1) % period == 0) or self.is_last_step
+
+    # ------------------------------------------------------------ the state
+
+    def state_dict(self) -> Dict[str, Any]:
+        return self.state.state_dict()
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned, or what Detectron2's trainer saved."""
+        self.state.load_state_dict(state_dict)
+
+    def save_checkpoint(self, name: str, *, tag: bool = True) -> None:
+        """See :meth:`RunState.save_checkpoint`. Every rank must call it."""
+        self.state.save_checkpoint(name, tag=tag)
+
+    def resume_or_load(self, resume: bool = True, *, new_schedule: bool = False) -> None:
+        """Resume from ``output_dir``, or load MODEL.WEIGHTS; see :class:`RunState`."""
+        self.state.resume_or_load(resume, new_schedule=new_schedule)
+
+    # ------------------------------------------------- built from a config
+
+    @classmethod
+    def check_config(cls, cfg: CfgNode) -> None:
+        """Refuse impossible values, before anything is built; see docs/reliability_config.md."""
+        check_config(cfg, Trainer, cls)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> Dict[str, Any]:
+        cls.check_config(cfg)
+        check_evaluators(cfg, Trainer, cls)
+        return arguments_from_config(cfg, cls)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = build_model(cfg)
+        check_methods_in_use(cfg, model)
+        logger.info(f"Model:\n{model}")
+        return compile_from_config(cfg, model)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser ``SOLVER.OPTIMIZER``. Its per-parameter clipping is part of it; clipping
+        all gradients together is the trainer's."""
+        if cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE in GlobalNormClipper.TYPES:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable:
+        """An endless loader; see :func:`d2ext.engine.build_train_loader`."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
+        """A loader of a data set's images; a sample's error names its file."""
+        loader = build_test_loader(cfg, dataset_name)
+        loader.worker_init_fn = ignore_stop_signals
+        return loader
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
+    ) -> DatasetEvaluator:
+        from d2ext.evaluation import build_evaluator
+
+        if output_folder is None:
+            output_folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        return build_evaluator(cfg, dataset_name, output_folder)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: Optional[List[DatasetEvaluator]] = None,
+    ) -> Dict[str, Any]:
+        """Evaluate a model on each of DATASETS.TEST.
+
+        Returns:
+            Figures by task and name, by data set before that if there are several. Empty on all
+            ranks but the first.
+        """
+        given = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators
+        own = dict(zip(cfg.DATASETS.TEST, given or ()))
+        return evaluate_data_sets(
+            cfg.DATASETS.TEST,
+            model,
+            lambda name: cls.build_test_loader(cfg, name),
+            lambda name: own.get(name) or cls.build_evaluator(cfg, name),
+            max_batches=max_batches_of(cfg),
+        )
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> Dict[str, Any]:
+        """:meth:`test` with test-time augmentation (TEST.AUG), as in Detectron2's train_net.py.
+
+        Returns:
+            Figures under "bbox_TTA" and the like, or "{data set}_TTA" if there are several.
+        """
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        names = cfg.DATASETS.TEST
+        evaluators = [cls.build_evaluator(cfg, n, os.path.join(folder, n)) for n in names]
+        results = cls.test(cfg, augmented(cfg, model), evaluators)
+        return {f"{name}_TTA": figures for name, figures in results.items()}
+
+    # ------------------------------------------------- what a trainer itself builds
+
+    def build_hooks(self) -> List[Optional[UpstreamHookBase]]:
+        """All hooks, in order. Every rank has the same ones."""
+        cfg, model = self.cfg, self.raw_model
+        self.ema = hooks.build_ema(cfg, model)
+        epoch_size = getattr(self.data_loader, "epoch_size", 0.0)
+        evaluates, augments = bool(cfg.DATASETS.TEST), cfg.TEST.AUG.ENABLED
+        return hooks.default_hooks(
+            cfg,
+            model,
+            writers=self.build_writers() if comm.is_main_process() else [],
+            ema=self.ema,
+            measure_prior=hooks.build_measure_prior(
+                cfg, model, self.build_train_loader, epoch_size
+            ),
+            given=[
+                *self.build_loss_hooks(),
+                *hooks.build_registered_hooks(cfg, cfg.ENGINE.HOOKS),
+            ],
+            class_balance=hooks.build_class_balance(cfg, model),
+            precise_bn=self._build_precise_bn(),
+            validation_batches=ValidationBatches(cfg),
+            evaluate=self.evaluate if evaluates else None,
+            evaluate_augmented=self._evaluate_with_TTA if evaluates and augments else None,
+        )
+
+    def build_loss_hooks(self) -> List[Optional[UpstreamHookBase]]:
+        """Hooks that weigh the losses."""
+        weights = hooks.build_loss_weights(self.cfg)
+        return [] if weights is None else [weights]
+
+    def build_writers(self) -> List[EventWriter]:
+        """Where figures go, on rank 0."""
+        return build_writers(self.cfg, self.max_iter)
+
+    def _build_precise_bn(self) -> Optional[hooks.PreciseBN]:
+        cfg = self.cfg
+        if not (cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.raw_model)):
+            return None
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0
+        loader = self.build_train_loader(cfg)
+        period, count = cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.NUM_ITER
+        return hooks.PreciseBN(period, self.raw_model, loader, count)
+
+    def evaluate(self) -> Dict[str, Any]:
+        """Evaluate the model, and its moving average beside it as "ema/..."."""
+        results = with_average(self._test_into, self.ema if self.cfg.ENGINE.EMA.EVAL else None)
+        self.results = results
+        return results
+
+    def _test_into(self, folder: str) -> Dict[str, Any]:
+        """:meth:`test`, whose files lie in a folder below OUTPUT_DIR."""
+        cfg = self.cfg
+        if folder:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, folder)
+        return self.test(cfg, self.raw_model)
+
+    def _evaluate_with_TTA(self) -> Dict[str, Any]:
+        results = self.test_with_TTA(self.cfg, self.raw_model)
+        self.results = {**(self.results or {}), **results}
+        return results

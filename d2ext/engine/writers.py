@@ -67,10 +67,10 @@ class MetricsWriter(JSONWriter):
     def start(self, trainer: Any) -> None:
         """Called before the first step of a run."""
         last = float("inf")
-        if trainer.resumed and not trainer.schedule_is_new:
+        if trainer.state.resumed and not trainer.state.schedule_is_new:
             # Figures of earlier steps that the checkpoint has and the file may have as well.
             last = self._last_write if self._restored else trainer.start_iter - 1
-        elif trainer.restarted:
+        elif trainer.state.restarted:
             last = -1  # the last run ended before its first checkpoint
         kept = self._remove_lines_after(last)
         if last == float("inf"):

@@ -47,7 +47,7 @@ def lvis():
 
 
 def balance_hooks(trainer):
-    return [hook for hook in trainer._hooks if isinstance(hook, ClassBalance)]
+    return [hook for hook in trainer.all_hooks if isinstance(hook, ClassBalance)]
 
 
 def test_lvis_with_repeat_factors_from_training_to_groups(lvis, tmp_path, caplog, monkeypatch):

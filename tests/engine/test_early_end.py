@@ -62,7 +62,7 @@ def test_ranks_that_read_their_losses_late_evaluate_in_the_last_step(log_period)
 
     def rank_main(rank):
         trainer, evaluate = line_trainer(max_iter=10), Evaluations(0)
-        trainer._recorder.lag = True
+        trainer.step.recorder.lag = True
         trainer.register_hooks([Ask("before_step"), evaluate, PeriodicWriter([], log_period)])
         trainer.train()
         assert trainer.finished and trainer.completed_steps < 10

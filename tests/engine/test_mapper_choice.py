@@ -148,10 +148,10 @@ def test_the_trainer_moves_a_batch_before_the_model_sees_it(tiny, tmp_path):
     )
     trainer.guard.begin_step(0, 0.1, model)
     with EventStorage():
-        trainer._micro_step(batch)
+        trainer.step.forward_backward(batch)
         assert model.batch is batch  # on the CPU there is nothing to do
         trainer.device = torch.device("meta")
-        trainer._micro_step(batch)
+        trainer.step.forward_backward(batch)
     assert {x["image"].device.type for x in model.batch} == {"meta"}
     assert {x["instances"].gt_boxes.device.type for x in model.batch} == {"meta"}
     assert {x["image"].device.type for x in batch} == {"cpu"}  # what a report would save

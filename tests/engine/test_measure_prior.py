@@ -62,14 +62,14 @@ def never_measured(monkeypatch):
 
 def spy_on_batches(trainer):
     """The pixels of every training batch, as sums."""
-    seen, original = [], trainer._next_batch
+    seen, original = [], trainer.step.next_batch
 
     def spy():
         batch = original()
         seen.append([int(x["image"].long().sum()) for x in batch])
         return batch
 
-    trainer._next_batch = spy
+    trainer.step.next_batch = spy
     return seen
 
 

@@ -209,7 +209,7 @@ def test_hooks_by_name(tiny, tmp_path, monkeypatch):
 
     HOOK_REGISTRY.register(NoHook := type("NoHook", (), {"__new__": lambda cls, cfg: None}))
     trainer = Trainer(toy_cfg(tmp_path, "ENGINE.HOOKS", ["TwoCounters", "NoHook"]))
-    assert [h.count for h in trainer._hooks if isinstance(h, Counter)] == [0, 6]
+    assert [h.count for h in trainer.all_hooks if isinstance(h, Counter)] == [0, 6]
     assert NoHook is not None
     with pytest.raises(ValueError, match="ENGINE.HOOKS is .'Missing'.; it must be .*TwoCounters"):
         Trainer(toy_cfg(tmp_path, "ENGINE.HOOKS", ["Missing"]))

@@ -119,7 +119,7 @@ def test_validation_loss_touches_no_state(tiny, tmp_path):
     model = trainer.raw_model
     model.body[1].eval()  # a frozen layer stays frozen
     before = snapshot(model)
-    hook = next(h for h in trainer._hooks if isinstance(h, ValidationLoss))
+    hook = next(h for h in trainer.all_hooks if isinstance(h, ValidationLoss))
     first, second = hook.measure(), hook.measure()
     assert differences(before, snapshot(model)) == []
     assert first == second and set(first) == {"loss_cls", "loss_box_reg", "total_loss"}

@@ -103,7 +103,7 @@ def test_trainer_runs_a_lazy_config(tmp_path):
     cfg.dataloader = {"train": [batch]}
     model = instantiate(cfg.model)
     trainer = build_lazy_trainer(cfg, model)
-    weights = next(h for h in trainer._hooks if isinstance(h, LossWeights))
+    weights = next(h for h in trainer.all_hooks if isinstance(h, LossWeights))
     trainer.train()
     assert trainer.completed_steps == 3
     assert weights.groups and next(iter(weights.groups.values())).num_windows >= 1
@@ -121,7 +121,7 @@ def test_the_log_of_efl_comes_once_and_only_with_such_a_loss(tmp_path):
         cfg.train.update(output_dir=str(tmp_path), device="cpu", hooks=list(hooks))
         cfg.dataloader = {"train": []}
         trainer = build_lazy_trainer(cfg, instantiate(cfg.model))
-        return [hook.period for hook in trainer._hooks if isinstance(hook, ClassBalance)]
+        return [hook.period for hook in trainer.all_hooks if isinstance(hook, ClassBalance)]
 
     assert hooks_of("retinanet") == []
     assert hooks_of("equalized_focal") == [20]
@@ -181,7 +181,7 @@ def test_sampling_free_measures_its_prior_before_the_first_step(tmp_path):
     model = instantiate(cfg.model)
     before = model.head.cls_score.bias.detach().clone()
     trainer = build_lazy_trainer(cfg, model)
-    assert isinstance(next(iter(trainer._hooks)), MeasurePrior)
+    assert isinstance(next(iter(trainer.all_hooks)), MeasurePrior)
     trainer.train()
     with_yaml = build(small_yaml("sampling_free"))
     expected = measure_priors(with_yaml, [batch] * 20, show_progress=False)[""]

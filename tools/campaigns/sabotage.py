@@ -65,7 +65,7 @@ def _terminate(trainer: Any, loss_dict: Dict[str, Any]) -> None:
 
 def _kill_in_evaluation(trainer: Any, loss_dict: Dict[str, Any]) -> None:
     """While the evaluation that ends this step is under way."""
-    evaluate = next(h for h in trainer._hooks if type(h).__name__ == "Evaluate")
+    evaluate = next(h for h in trainer.all_hooks if type(h).__name__ == "Evaluate")
     evaluate._function = _die
 
 

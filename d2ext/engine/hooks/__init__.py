@@ -2,6 +2,7 @@
 
 from .base import HOOK_REGISTRY, HookBase, build_registered_hooks
 from .class_balance import ClassBalance, build_class_balance
+from .default import build_ema, default_hooks
 from .ema import ModelEMA
 from .evaluate import BestCheckpointer, EarlyStopping, Evaluate
 from .loss_weights import LossWeights, build_loss_weights
@@ -26,7 +27,9 @@ __all__ = [
     "StopOnSignal",
     "ValidationLoss",
     "build_class_balance",
+    "build_ema",
     "build_loss_weights",
     "build_measure_prior",
     "build_registered_hooks",
+    "default_hooks",
 ]

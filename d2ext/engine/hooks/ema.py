@@ -114,7 +114,9 @@ class ModelEMA(HookBase):
 
     def rank_state_dict(self) -> Dict[str, Any]:
         """The averages of buffers, on the CPU: they are sent to rank 0."""
-        return {"average": {k: self.average[k].cpu() for k in buffer_names(self.model)}}
+        # A buffer that joined the state dict after the average began, as a normaliser, has none.
+        names = [name for name in buffer_names(self.model) if name in self.average]
+        return {"average": {name: self.average[name].cpu() for name in names}}
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         self.updates = state_dict.get("updates", self.updates)  # not in the part of a rank

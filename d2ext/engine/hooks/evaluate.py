@@ -29,13 +29,13 @@ class Evaluate(HookBase):
     """
 
     def __init__(self, period: int, function: Callable[[], Optional[Dict[str, Any]]]):
-        self._period = period
+        self.period = period
         self._function: Optional[Callable[[], Optional[Dict[str, Any]]]] = function
 
     def after_step(self) -> None:
-        if self._function is None or not self.trainer.is_due(self._period):
+        if self._function is None or not self.trainer.is_due(self.period):
             return
-        self.trainer.save_before(self)
+        self.trainer.state.save_before(self)
         with isolated_random_state():
             results = self._function()
         # Every rank gets the figures: a rank that decides by them must decide like the others.
@@ -152,8 +152,8 @@ class EarlyStopping(_BestMetric):
 
     def _all_is_evaluated(self) -> bool:
         """Whether this step, which this hook stands at the end of, has evaluated all there is."""
-        measuring = [h for h in self.trainer._hooks if isinstance(h, (Evaluate, ValidationLoss))]
-        return all(self.trainer.is_due(hook._period) for hook in measuring)
+        measuring = [h for h in self.trainer.all_hooks if isinstance(h, (Evaluate, ValidationLoss))]
+        return all(self.trainer.is_due(hook.period) for hook in measuring)
 
     def state_dict(self) -> Dict[str, Any]:
         return {**super().state_dict(), "waited": self.waited}

@@ -33,10 +33,10 @@ class ValidationLoss(HookBase):
     def __init__(
         self, period: int, model: nn.Module, batches: Callable[[], Iterable], seed: int = 0
     ):
-        self._period, self._model, self._batches, self._seed = period, model, batches, seed
+        self.period, self._model, self._batches, self._seed = period, model, batches, seed
 
     def after_step(self) -> None:
-        if self.trainer.is_due(self._period):
+        if self.trainer.is_due(self.period):
             for name, value in self.measure().items():
                 self.trainer.storage.put_scalar(f"val/{name}", value, smoothing_hint=False)
 
