@@ -262,12 +262,11 @@ _TOP_BLOCKS: Dict[str, Callable[[int, int, str, str], Optional[nn.Module]]] = {
 
 def _top_of_detector(cfg: Any, last: str) -> str:
     """The top block whose levels the detector reads; a level that nobody reads is not made."""
-    detector = cfg.MODEL.META_ARCHITECTURE
-    for word in ("RetinaNet", "ATSS", "FCOS"):
-        if word in detector:
-            names = cfg.MODEL[word.upper()].IN_FEATURES
-            if int(max(names)[1:]) <= int(last[1:]):
-                return "none"
-            return "c5" if word == "RetinaNet" else "p5"
     names = [*cfg.MODEL.RPN.IN_FEATURES, *cfg.MODEL.ROI_HEADS.IN_FEATURES]
-    return "pool" if int(max(names)[1:]) > int(last[1:]) else "none"
+    detector, top = cfg.MODEL.META_ARCHITECTURE, "pool"
+    sections = {"RetinaNet": "RETINANET", "DualWeighting": "DW", "ATSS": "ATSS", "FCOS": "FCOS"}
+    for word, section in sections.items():
+        if word in detector:
+            names, top = cfg.MODEL[section].IN_FEATURES, "c5" if word == "RetinaNet" else "p5"
+            break
+    return top if max(int(name[1:]) for name in names) > int(last[1:]) else "none"
