@@ -2,6 +2,9 @@
 
 import hashlib
 import importlib.util
+import os
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -40,6 +43,11 @@ def donor(tmp_path):
     return path
 
 
+def build_wheel(installer, donor, folder):
+    entries = installer.read_donor(donor)
+    return installer.build_wheel(entries, installer.DONOR_VERSION, installer.FROM_DONOR, folder)
+
+
 class Pip:
     """Stands in for ``subprocess.run``: records commands, answers as told."""
 
@@ -64,7 +72,7 @@ def run_main(installer, monkeypatch, pip, *arguments):
 
 
 def test_wheel_takes_detectron2_alone_and_renames_its_imports(installer, donor, tmp_path):
-    with zipfile.ZipFile(installer.build_wheel(donor, tmp_path)) as wheel:
+    with zipfile.ZipFile(build_wheel(installer, donor, tmp_path)) as wheel:
         names = wheel.namelist()
         assert not [n for n in names if not n.startswith(("detectron2/", "detectron2-0.6.dist"))]
         assert wheel.read("detectron2/__init__.py") == b"import detectron2.config\n"
@@ -78,14 +86,14 @@ def test_wheel_is_the_same_every_time(installer, donor, tmp_path):
     digests = set()
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        wheel = installer.build_wheel(donor, tmp_path / folder)
+        wheel = build_wheel(installer, donor, tmp_path / folder)
         digests.add(hashlib.sha256(wheel.read_bytes()).hexdigest())
     assert len(digests) == 1
 
 
 @pytest.mark.slow
 def test_wheel_is_one_that_pip_installs_and_python_imports(installer, donor, tmp_path):
-    wheel, target = installer.build_wheel(donor, tmp_path), tmp_path / "target"
+    wheel, target = build_wheel(installer, donor, tmp_path), tmp_path / "target"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*pip, "--target", str(target), str(wheel)], check=True)
     code = (
@@ -106,7 +114,7 @@ def test_donor_without_detectron2_is_refused(installer, tmp_path):
     with zipfile.ZipFile(empty, "w") as archive:
         archive.writestr("LabGym/__init__.py", "")
     with pytest.raises(installer.InstallError, match="empty.whl holds no LabGym/detectron2/"):
-        installer.build_wheel(empty, tmp_path)
+        build_wheel(installer, empty, tmp_path)
 
 
 # --- the whole run
@@ -119,8 +127,8 @@ def test_installs_what_it_built_and_keeps_it_if_asked(installer, donor, monkeypa
     download, install, try_import = pip.commands
     assert download[-1] == "labgym==3.1.2"
     assert install[1:4] == ["-m", "pip", "install"]
-    assert install[-1] == str(kept / installer.WHEEL_NAME)
-    assert (kept / installer.WHEEL_NAME).exists()
+    assert install[-1] == str(kept / "detectron2-0.6-py3-none-any.whl")
+    assert (kept / "detectron2-0.6-py3-none-any.whl").exists()
     assert "import detectron2" in try_import[-1]
 
 
@@ -140,7 +148,7 @@ def test_a_wheel_is_built_if_asked_where_detectron2_works(
     monkeypatch.setattr(installer, "DONOR_SHA256", hashlib.sha256(donor.read_bytes()).hexdigest())
     pip = Pip(delivers=donor)
     assert run_main(installer, monkeypatch, pip, "--wheel-dir", str(tmp_path / "kept")) == 0
-    wheel = tmp_path / "kept" / installer.WHEEL_NAME
+    wheel = tmp_path / "kept" / "detectron2-0.6-py3-none-any.whl"
     assert wheel.exists()
     assert len(pip.commands) == 1 and "download" in pip.commands[0]
     assert f"Built {wheel}" in (printed := capsys.readouterr().out) and "left as it is" in printed
@@ -212,3 +220,50 @@ def test_failed_installation_is_named(installer, donor, monkeypatch, capsys, tmp
     monkeypatch.setattr(installer, "download_donor", lambda folder: donor)
     assert run_main(installer, monkeypatch, Pip(1)) == 1
     assert "pip could not install" in capsys.readouterr().err
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of Detectron2 laid out as its repository, of a version that does not exist."""
+    import detectron2
+
+    package = Path(detectron2.__file__).parent
+    folder = tmp_path / "checkout"
+    ignored = shutil.ignore_patterns("__pycache__", "configs", "*.so")
+    shutil.copytree(package, folder / "detectron2", ignore=ignored)
+    shutil.copytree(package / "model_zoo" / "configs", folder / "configs")
+    init = folder / "detectron2" / "__init__.py"
+    text = re.sub(r'__version__ = ".*"', '__version__ = "0.6.9"', init.read_text())
+    init.write_text(text)
+    (folder / "detectron2" / "layers" / "csrc").mkdir(exist_ok=True)
+    (folder / "detectron2" / "layers" / "csrc" / "build.py").write_text("")
+    (folder / "README.md").write_text("")
+    return folder
+
+
+def test_a_checkout_gives_a_wheel_that_works(installer, checkout, monkeypatch, tmp_path, capsys):
+    kept, target = tmp_path / "kept", tmp_path / "target"
+    pip = Pip()
+    monkeypatch.setenv("D2EXT_DETECTRON2_SOURCE", str(checkout))
+    assert run_main(installer, monkeypatch, pip, "--wheel-dir", str(kept)) == 0
+    assert "Installed Detectron2 0.6.9 (pure Python)." in capsys.readouterr().out
+    assert not any("download" in command for command in pip.commands)
+    monkeypatch.undo()
+    with zipfile.ZipFile(kept / "detectron2-0.6.9-py3-none-any.whl") as wheel:
+        names = wheel.namelist()
+        wheel.extractall(target)
+    assert not any("csrc" in name or "README" in name for name in names)
+    assert "detectron2/model_zoo/configs/Base-RetinaNet.yaml" in names
+    assert "Version: 0.6.9" in (target / "detectron2-0.6.9.dist-info" / "METADATA").read_text()
+    code = "import detectron2, detectron2.model_zoo as zoo; print(detectron2.__file__, "
+    code += "zoo.get_config_file('Base-RCNN-FPN.yaml'))"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(target)}, text=True,
+                          capture_output=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(str(target)) == 2
+
+
+def test_a_folder_that_is_no_checkout_is_refused(installer, monkeypatch, tmp_path, capsys):
+    assert run_main(installer, monkeypatch, Pip(), "--source", str(tmp_path)) == 1
+    assert "is no checkout of Detectron2" in capsys.readouterr().err

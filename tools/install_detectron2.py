@@ -11,13 +11,17 @@ The wheel has no compiled operators (``detectron2._C``). RetinaNet, FCOS and the
 not need them; rotated boxes and Detectron2's own deformable convolutions do. For those, follow
 https://detectron2.readthedocs.io/tutorials/install.html instead.
 
-Usage: python tools/install_detectron2.py [--wheel-dir DIR] [--force]
+A checkout of Detectron2, of whatever version, can be used instead: --source DIR, or the environment
+variable D2EXT_DETECTRON2_SOURCE, takes the pure-Python part of it and the configs of its model zoo.
+
+Usage: python tools/install_detectron2.py [--source DIR] [--wheel-dir DIR] [--force]
 """
 
 import argparse
 import base64
 import hashlib
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -28,8 +32,8 @@ from pathlib import Path
 DONOR = "labgym==3.1.2"
 DONOR_SHA256 = "a2900cff8a3fb508e1975f19b5f9abd9f261966db87b0c332697fb4138c1cb2b"
 DONOR_PACKAGE = "LabGym/detectron2/"
-WHEEL_NAME = "detectron2-0.6-py3-none-any.whl"
-DIST_INFO = "detectron2-0.6.dist-info"
+ZOO = "detectron2/model_zoo/configs"
+DONOR_VERSION = "0.6"
 
 # What Detectron2's own setup.py asks for, minus its upper bounds on omegaconf and iopath that no
 # longer build; setuptools below 81 still has pkg_resources, which detectron2.model_zoo imports.
@@ -56,9 +60,12 @@ Detectron2, Copyright (c) Facebook, Inc. and its affiliates.
 Licensed under the Apache License, Version 2.0; you may obtain a copy of it at
 http://www.apache.org/licenses/LICENSE-2.0
 
-This wheel repackages the pure-Python part of Detectron2 0.6 as carried by labgym 3.1.2. The only
-change made to the sources is that imports of "LabGym.detectron2" read "detectron2" again.
+This wheel repackages the pure-Python part of Detectron2 {origin}.
 """
+FROM_DONOR = (
+    "0.6 as carried by labgym 3.1.2. The only\nchange made to the sources is that imports of "
+    '"LabGym.detectron2" read "detectron2" again'
+)
 
 # What pip prints when it never reached the index, as against an index without the package.
 NO_NETWORK = re.compile(
@@ -130,22 +137,44 @@ def verify(wheel, expected=None):
         )
 
 
-def build_wheel(donor, folder):
-    """Write the detectron2 wheel made from the donor wheel into ``folder``; return its path."""
-    entries = {**_read_package(donor), **_metadata()}
-    path = Path(folder) / WHEEL_NAME
+def build_wheel(entries, version, origin, folder):
+    """Write the detectron2 wheel with these files into ``folder``; return its path."""
+    dist_info = f"detectron2-{version}.dist-info"
+    entries = {**entries, **_metadata(dist_info, version, origin)}
+    path = Path(folder) / f"detectron2-{version}-py3-none-any.whl"
     record = []
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in entries.items():
             digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
             record.append(f"{name},sha256={digest},{len(data)}")
             _write_entry(archive, name, data)
-        record.append(f"{DIST_INFO}/RECORD,,")
-        _write_entry(archive, f"{DIST_INFO}/RECORD", ("\n".join(record) + "\n").encode())
+        record.append(f"{dist_info}/RECORD,,")
+        _write_entry(archive, f"{dist_info}/RECORD", ("\n".join(record) + "\n").encode())
     return path
 
 
-def _read_package(donor):
+def read_source(folder):
+    """The pure-Python files of a checkout by their names in the wheel, and its version."""
+    package = folder / "detectron2"
+    init = package / "__init__.py"
+    if not init.is_file():
+        raise InstallError(
+            f"{folder} is no checkout of Detectron2 (there is no detectron2/__init__.py); give the "
+            "folder that its repository was cloned to."
+        )
+    version = re.search(r'^__version__ = "([^"]+)"', init.read_text(encoding="utf-8"), re.M)
+    entries = {}
+    # Its own setup.py puts the model zoo's configs inside the package in this way.
+    for root, place in ((package, "detectron2"), (folder / "configs", ZOO)):
+        for path in sorted(root.rglob("*")):
+            name = path.relative_to(root).as_posix()
+            is_source = path.suffix in (".py", ".pyi", ".yaml", ".txt", ".typed", ".h5")
+            if path.is_file() and is_source and not name.startswith("layers/csrc/"):
+                entries.setdefault(f"{place}/{name}", path.read_bytes())
+    return entries, version.group(1) if version else "0"
+
+
+def read_donor(donor):
     """The files of the donor's Detectron2 by their names in the new wheel, imports renamed."""
     entries = {}
     with zipfile.ZipFile(donor) as archive:
@@ -161,18 +190,19 @@ def _read_package(donor):
     return entries
 
 
-def _metadata():
+def _metadata(dist_info, version, origin):
     """The files of the new wheel's dist-info folder, all but RECORD."""
-    lines = ["Metadata-Version: 2.1", "Name: detectron2", "Version: 0.6"]
+    notice = NOTICE.format(origin=origin)
+    lines = ["Metadata-Version: 2.1", "Name: detectron2", f"Version: {version}"]
     lines += ["Summary: Detectron2, pure-Python part", "License: Apache-2.0"]
     lines += [f"Requires-Dist: {requirement}" for requirement in REQUIRES]
     files = {
-        "METADATA": "\n".join(lines) + "\n\n" + NOTICE,
-        "NOTICE": NOTICE,
+        "METADATA": "\n".join(lines) + "\n\n" + notice,
+        "NOTICE": notice,
         "WHEEL": "Wheel-Version: 1.0\nGenerator: d2ext\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         "top_level.txt": "detectron2\n",
     }
-    return {f"{DIST_INFO}/{name}": text.encode() for name, text in files.items()}
+    return {f"{dist_info}/{name}": text.encode() for name, text in files.items()}
 
 
 def _write_entry(archive, name, data):
@@ -201,21 +231,37 @@ def _last_line(done):
     return (done.stdout.strip().splitlines() or ["no message"])[-1]
 
 
-def install(wheel_dir=None, force=False, *, needed=True):
-    """Download, build and, if needed, install; keep the wheel in ``wheel_dir`` when it is given."""
+def install(source=None, wheel_dir=None, force=False, *, needed=True):
+    """Build and, if needed, install; keep the wheel in ``wheel_dir`` when it is given.
+
+    Returns:
+        the version
+    """
     with tempfile.TemporaryDirectory() as folder:
         built = wheel_dir or Path(folder, "built")
         built.mkdir(parents=True, exist_ok=True)
-        wheel = build_wheel(download_donor(folder), built)
+        if source is None:
+            entries, version, origin = read_donor(download_donor(folder)), DONOR_VERSION, FROM_DONOR
+        else:
+            entries, version = read_source(source)
+            origin = f"{version} from a checkout of its repository"
+        wheel = build_wheel(entries, version, origin, built)
         if wheel_dir is not None:
             print(f"Built {wheel}.")
         if needed:
             pip_install(wheel, force)
+    return version
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--source",
+        type=Path,
+        default=os.environ.get("D2EXT_DETECTRON2_SOURCE") or None,
+        help="build from this checkout of Detectron2 (default: $D2EXT_DETECTRON2_SOURCE)",
     )
     parser.add_argument(
         "--wheel-dir", type=Path, help="keep the built wheel in this folder; always builds one"
@@ -236,7 +282,7 @@ def main(argv=None):
             raise InstallError(
                 f"{sys.executable} has no pip: run '{sys.executable} -m ensurepip' first."
             )
-        install(args.wheel_dir, args.force, needed=needed)
+        version = install(args.source, args.wheel_dir, args.force, needed=needed)
         if not needed:
             print("Detectron2 is installed already and left as it is.")
             return 0
@@ -244,7 +290,7 @@ def main(argv=None):
     except InstallError as error:
         print(f"install_detectron2: {error}", file=sys.stderr)
         return 1
-    print("Installed Detectron2 0.6 (pure Python).")
+    print(f"Installed Detectron2 {version} (pure Python).")
     return 0
 
 
