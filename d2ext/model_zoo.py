@@ -3,13 +3,15 @@
 import difflib
 import fnmatch
 import importlib.resources
+import os
 from pathlib import Path, PurePosixPath
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence, Union
 
 from .config import CfgNode, get_cfg
 
 __all__ = [
     "AUTHORS_AP",
+    "config_files",
     "config_root",
     "describe_config",
     "get_config",
@@ -95,19 +97,37 @@ def get_config_file(path: str) -> str:
     )
 
 
-def get_config(path: str) -> CfgNode:
+def config_files(names: Union[str, Sequence[str]]) -> List[str]:
+    """The files of a config that may be made of several, in the order in which they are merged.
+
+    Args:
+        names: files or names as in `get_config_file`; a text may hold several, with "+" between
+            them (``COCO/retinanet_R_50_FPN_1x+ALWA/alwa2``)
+    """
+    found: List[str] = []
+    for name in [names] if names and isinstance(names, (str, os.PathLike)) else names:
+        name = os.fspath(name)
+        parts = [name] if os.path.isfile(name) else name.split("+")
+        found += [part if os.path.isfile(part) else get_config_file(part) for part in parts]
+    return found
+
+
+def get_config(*names: str) -> CfgNode:
     """A config by its name, merged into the defaults and ready for overrides.
 
     Args:
-        path: as in `get_config_file`, a YAML config
+        names: as in `config_files`, YAML configs. What a later one says holds over what an earlier
+            one says, e.g. ``get_config("COCO/retinanet_R_50_FPN_1x", "ALWA/alwa2")``
     """
-    if path.endswith(".py"):
+    files = config_files(names)
+    lazy = [file for file in files if file.endswith(".py")]
+    if lazy:
         raise ValueError(
-            f"{path} is a LazyConfig; load get_config_file({path!r}) with Detectron2's LazyConfig, "
-            "or train it with --lazy."
+            f"{lazy[0]} is a LazyConfig; load it with Detectron2's LazyConfig, or train it with "
+            "--lazy."
         )
     cfg = get_cfg()
-    cfg.merge_from_file(get_config_file(path))
+    cfg.merge_from_file(files)
     return cfg
 
 

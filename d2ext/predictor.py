@@ -4,7 +4,6 @@ Shapes: H and W the size of an image.
 """
 
 import logging
-import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -18,7 +17,7 @@ from PIL import Image
 
 from . import model_zoo
 from ._files import open_image
-from .config import get_cfg, validate
+from .config import validate
 
 __all__ = ["Predictor", "load_config"]
 
@@ -27,7 +26,9 @@ logger = logging.getLogger(__name__)
 Picture = Union[np.ndarray, Image.Image, str, Path]
 
 
-def load_config(cfg_or_name: Union[CfgNode, str, Path, None], weights: str = "") -> CfgNode:
+def load_config(
+    cfg_or_name: Union[CfgNode, str, Path, Sequence[str], None], weights: str = ""
+) -> CfgNode:
     """A config from a config, a YAML file, a name of the model zoo or a checkpoint.
 
     Args:
@@ -44,11 +45,8 @@ def load_config(cfg_or_name: Union[CfgNode, str, Path, None], weights: str = "")
         cfg.defrost()
         return cfg
     if cfg_or_name is not None:
-        if not os.path.isfile(cfg_or_name):
-            return model_zoo.get_config(str(cfg_or_name))
-        cfg = get_cfg()
-        cfg.merge_from_file(str(cfg_or_name))
-        return cfg
+        several = isinstance(cfg_or_name, (list, tuple))
+        return model_zoo.get_config(*(cfg_or_name if several else [cfg_or_name]))
     if not weights:
         raise ValueError("Neither a config nor a checkpoint is given; name at least one.")
     description = read_description(weights)
@@ -68,8 +66,8 @@ class Predictor:
     >>> outputs = predictor(["a.jpg", Image.open("b.png"), array])
 
     Args:
-        cfg_or_name: a config, the name of a YAML file or of a config of the model zoo; None: the
-            config that the checkpoint holds.
+        cfg_or_name: a config, the name of a YAML file or of a config of the model zoo, or a list of
+            names, later ones over earlier ones; None: the config that the checkpoint holds.
         weights: a checkpoint or model-zoo file; "": ``MODEL.WEIGHTS`` of the config.
         device: where the model runs; None: ``MODEL.DEVICE``, or the CPU where there is no GPU.
         score_thresh: detections below this score are left out.
@@ -83,7 +81,7 @@ class Predictor:
 
     def __init__(
         self,
-        cfg_or_name: Union[CfgNode, str, Path, None] = None,
+        cfg_or_name: Union[CfgNode, str, Path, Sequence[str], None] = None,
         weights: Union[str, Path] = "",
         *,
         device: Optional[str] = None,

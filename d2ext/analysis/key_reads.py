@@ -89,10 +89,8 @@ def _plain(value: Any) -> Any:
 
 def keys_of_file(path: str) -> List[str]:
     """Dotted names of the keys that a YAML file sets itself, not in those it builds upon."""
-    import yaml
-    from iopath.common.file_io import g_pathmgr
+    from d2ext.config.yaml_files import read_yaml
 
-    with g_pathmgr.open(path) as stream:
-        values = yaml.safe_load(stream) or {}
+    values = read_yaml(path)
     values.pop("_BASE_", None)
     return sorted(flatten(values))

@@ -18,7 +18,6 @@ __all__ = [
     "add_output_argument",
     "add_pickle_argument",
     "annotation_source",
-    "config_file",
     "default_output",
     "load_config",
     "new_parser",
@@ -47,7 +46,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, nargs: Optional[str] =
         "config",
         nargs=nargs,
         metavar="CONFIG",
-        help="a YAML file, or the name of a config that 'd2ext zoo' lists",
+        help="a YAML file, or a config that 'd2ext zoo' lists; several with + between them",
     )
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of config keys"
@@ -88,7 +87,7 @@ def default_output(given: Optional[Path], command: str, source: str) -> Path:
     The name is that of the file, and for a JSON file that of the folders above it as well: each
     evaluation writes ``<run>/inference/<data set>/coco_instances_results.json``.
     """
-    name = Path(source).stem
+    name = "_".join(Path(part).stem for part in source.split("+"))
     if source.endswith(".json"):
         folders = Path(os.path.abspath(source)).parent.parts[1:]
         name = "_".join([*folders[-3:], name])
@@ -97,28 +96,20 @@ def default_output(given: Optional[Path], command: str, source: str) -> Path:
     return folder
 
 
-def config_file(name: str) -> str:
-    """The file of a config that is given as a file or by its name in the zoo."""
-    if os.path.isfile(name):
-        return name
-    from .. import model_zoo
-
-    return model_zoo.get_config_file(name)
-
-
 def load_config(
     name: str, opts: List[str], modules: Tuple[str, ...] = (), check: bool = True
 ) -> Any:
     """The config of a command line, on a device that this machine has.
 
     Args:
-        name: a YAML file, or a name in the zoo.
+        name: a YAML file, or a name in the zoo; several with "+" between them.
         opts: overrides, KEY VALUE in turn.
         modules: Python modules to import first.
         check: refuse impossible values; if not, the device is left as it is, too.
     """
     from ..config import get_cfg, validate
     from ..engine.setup import choose_device, import_modules
+    from ..model_zoo import config_files
 
     try:
         import_modules(list(modules))
@@ -129,7 +120,7 @@ def load_config(
         ) from error
     cfg = get_cfg()
     try:
-        cfg.merge_from_file(config_file(name))
+        cfg.merge_from_file(config_files(name))
         cfg.merge_from_list(opts)
         if check:
             validate(cfg)

@@ -9,7 +9,6 @@ from .._files import RunError
 from .common import (
     add_config_arguments,
     add_output_argument,
-    config_file,
     default_output,
     load_config,
     new_parser,
@@ -57,14 +56,17 @@ def _examine(args: argparse.Namespace) -> List[Any]:
     from ..analysis import doctor
     from ..analysis.key_reads import keys_of_file
     from ..analysis.trial_steps import check_steps
+    from ..config.node import override_pairs
     from ..engine.setup import choose_device
+    from ..model_zoo import config_files
 
     Finding = doctor.Finding
     listed = ", ".join(f"{name} {version}" for name, version in versions().items())
     found = [Finding("ok", "versions", f"{listed}.")]
     try:
         cfg = load_config(args.config, args.opts, args.modules, check=False)
-        explicit = keys_of_file(config_file(args.config)) + args.opts[::2]
+        explicit = [key for file in config_files(args.config) for key in keys_of_file(file)]
+        explicit += [key for key, _ in override_pairs(args.opts)]
     except RunError as error:
         fix = "Correct the config file or the command line."
         why = "Nothing can be built from it."

@@ -18,8 +18,10 @@ def add_export(commands) -> None:
     parser = commands.add_parser("export", help="export a detector to ONNX or TorchScript")
     parser.add_argument(
         "--config-file",
+        action="append",
         metavar="F",
-        help="a YAML file or a name that 'd2ext zoo' lists; by default what the checkpoint holds",
+        help="a YAML file or a name that 'd2ext zoo' lists; by default what the checkpoint holds; "
+        "may be repeated, later ones over earlier ones",
     )
     parser.add_argument("--weights", default="", metavar="W", help="checkpoint or model-zoo file")
     parser.add_argument(

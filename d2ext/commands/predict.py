@@ -22,8 +22,10 @@ def add_predict(commands) -> None:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, glob or video")
     parser.add_argument(
         "--config-file",
+        action="append",
         metavar="F",
-        help="a YAML file or a name that 'd2ext zoo' lists; by default what the checkpoint holds",
+        help="a YAML file or a name that 'd2ext zoo' lists; by default what the checkpoint holds; "
+        "may be repeated, later ones over earlier ones",
     )
     parser.add_argument("--weights", default="", metavar="W", help="checkpoint or model-zoo file")
     parser.add_argument("--output", default="predictions", metavar="DIR", help="where to write")

@@ -1,17 +1,19 @@
 """A config node that names the nearest keys when one is misspelt, and never runs code from YAML."""
 
 import difflib
-from typing import Any, Dict, List
+import os
+import re
+from typing import Any, Dict, List, Sequence, Tuple, Union
 
-import yaml
 from detectron2.config import CfgNode as _UpstreamCfgNode
 from iopath.common.file_io import g_pathmgr
 from yacs.config import CfgNode as _YacsCfgNode
 
 from .keys import add_keys
 from .rules import shown
+from .yaml_files import load_yaml, read_yaml_with_base
 
-__all__ = ["CfgNode", "get_cfg", "nearest_keys"]
+__all__ = ["CfgNode", "get_cfg", "nearest_keys", "override_pairs"]
 
 
 def get_cfg() -> "CfgNode":
@@ -23,20 +25,57 @@ def get_cfg() -> "CfgNode":
     return cfg
 
 
+def override_pairs(words: Sequence[Any]) -> List[Tuple[Any, Any]]:
+    """Keys and values of a command line: ``KEY VALUE`` words, or ``KEY=VALUE`` in one."""
+    pairs: List[Tuple[Any, Any]] = []
+    rest = list(words)
+    while rest:
+        key = rest.pop(0)
+        both = re.fullmatch(r"([A-Za-z_][\w.]*)=(.*)", key, re.S) if isinstance(key, str) else None
+        if both:
+            pairs.append((both[1], both[2]))
+        elif rest:
+            pairs.append((key, rest.pop(0)))
+        else:
+            raise ValueError(
+                f"Overrides come as KEY VALUE pairs or as KEY=VALUE, but {key} has no value in "
+                f"'{' '.join(map(str, words))}'."
+            )
+    return pairs
+
+
 def nearest_keys(key: str, known: List[str], count: int = 3) -> List[str]:
-    """The known dotted keys most like ``key``: by the whole path, then by the last word alone.
+    """The known dotted keys most like ``key``, or the section that was meant.
 
     A key is often right but stands in the wrong section (``BASE_LR`` for ``SOLVER.BASE_LR``), so
-    an equal last word counts as a hit too.
+    an equal last word counts before a path that is like it. A misspelt section is looked for among
+    sections.
     """
-    last = key.rsplit(".", 1)[-1].upper()
-    same_leaf = [k for k in known if k.rsplit(".", 1)[-1].upper() == last]
-    close = difflib.get_close_matches(key.upper(), known, n=count, cutoff=0.6)
+    wanted = key.upper()
+    corrected = _corrected(wanted, known)
+    if corrected and corrected not in known:
+        return [corrected]
+    last = wanted.rsplit(".", 1)[-1]
+    same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == last]
+    same_leaf.sort(key=lambda k: -difflib.SequenceMatcher(None, wanted, k).ratio())
+    close = difflib.get_close_matches(wanted, known, n=count, cutoff=0.6)
     leaves = {k.rsplit(".", 1)[-1]: k for k in known}
     close_leaf = [leaves[m] for m in difflib.get_close_matches(last, list(leaves), n=count)]
-    ranked = dict.fromkeys([*same_leaf[:count], *close, *close_leaf])
+    ranked = dict.fromkeys([*same_leaf[:count], *filter(None, [corrected]), *close, *close_leaf])
     ranked.pop(key, None)
     return list(ranked)[:count]
+
+
+def _corrected(key: str, known: List[str]) -> str:
+    """The key with each word replaced by the nearest one that stands there, or ""."""
+    path = ""
+    for word in key.split("."):
+        here = {k[len(path) :].split(".", 1)[0] for k in known if k.startswith(path)}
+        near = [word] if word in here else difflib.get_close_matches(word, sorted(here), n=1)
+        if not near:
+            return ""
+        path += f"{near[0]}."
+    return path[:-1]
 
 
 class CfgNode(_UpstreamCfgNode):
@@ -50,7 +89,7 @@ class CfgNode(_UpstreamCfgNode):
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> Dict[str, Any]:
         """Read a YAML file and the files it names in ``_BASE_``; ``allow_unsafe`` is ignored."""
-        values = _load_yaml_with_base(str(filename), ())
+        values = read_yaml_with_base(str(filename))
         if not isinstance(values.get("VERSION", 0), int):
             raise ValueError(f"VERSION is {shown(values['VERSION'])}; it must be an integer.")
         return values
@@ -59,7 +98,7 @@ class CfgNode(_UpstreamCfgNode):
     def load_cfg(cls, cfg_file_obj_or_str: Any) -> "CfgNode":
         """A config from YAML text or an open YAML file. yacs would run a Python file."""
         text = cfg_file_obj_or_str
-        return cls(yaml.safe_load(text if isinstance(text, str) else text.read()))
+        return cls(load_yaml(text if isinstance(text, str) else text.read()))
 
     @classmethod
     def _decode_cfg_value(cls, value: Any) -> Any:
@@ -77,11 +116,15 @@ class CfgNode(_UpstreamCfgNode):
         """
         super().__setattr__(name, _converted(value, type(self)))
 
-    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
-        """Merge a YAML file; ``allow_unsafe`` is accepted for compatibility and ignored."""
-        if not g_pathmgr.isfile(cfg_filename):
-            raise FileNotFoundError(f"Config file '{cfg_filename}' does not exist.")
-        super().merge_from_file(cfg_filename, allow_unsafe=False)
+    def merge_from_file(
+        self, cfg_filename: Union[str, Sequence[str]], allow_unsafe: bool = False
+    ) -> None:
+        """Merge a YAML file, or several in order; ``allow_unsafe`` is accepted and ignored."""
+        files = [cfg_filename] if isinstance(cfg_filename, (str, os.PathLike)) else cfg_filename
+        for file in map(os.fspath, files):
+            if not g_pathmgr.isfile(file):
+                raise FileNotFoundError(f"Config file '{file}' does not exist.")
+            super().merge_from_file(file, allow_unsafe=False)
 
     def merge_from_other_cfg(self, cfg_other: _YacsCfgNode) -> None:
         unknown = _unknown_keys(self, cfg_other)
@@ -90,14 +133,9 @@ class CfgNode(_UpstreamCfgNode):
         super().merge_from_other_cfg(_fitted(cfg_other, self))
 
     def merge_from_list(self, cfg_list: List[Any]) -> None:
-        if len(cfg_list) % 2:
-            raise ValueError(
-                f"Overrides come as KEY VALUE pairs, but {len(cfg_list)} words were given: "
-                f"{' '.join(map(str, cfg_list))}."
-            )
         known = set(self.dotted_keys())
         rest: List[Any] = []
-        for key, value in zip(cfg_list[0::2], cfg_list[1::2]):
+        for key, value in override_pairs(cfg_list):
             if key not in known and not _is_free_form(self, key):
                 raise KeyError(_unknown_message(key, self))
             if not _set_free_form(self, key, value):
@@ -226,40 +264,3 @@ def _unknown_message(key: str, cfg: _YacsCfgNode) -> str:
     near = nearest_keys(key, list(_leaves(cfg)))
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return f"There is no config key {key}.{hint}"
-
-
-def _load_yaml_with_base(filename: str, seen: tuple) -> Dict[str, Any]:
-    import os
-
-    if filename in seen:
-        raise ValueError(f"Config file '{filename}' names itself in _BASE_; remove the loop.")
-    with g_pathmgr.open(filename, "r") as stream:
-        try:
-            config = yaml.safe_load(stream)
-        except yaml.YAMLError as error:
-            raise ValueError(
-                f"Config file '{filename}' is not plain YAML: {str(error).splitlines()[0]}; "
-                "Python tags are refused because they would run code."
-            ) from error
-    if not isinstance(config, dict):
-        raise ValueError(f"Config file '{filename}' holds no mapping of keys to values.")
-    bases = config.pop("_BASE_", None)
-    if bases is None:
-        return config
-    merged: Dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        base = os.path.expanduser(base)
-        if not os.path.isabs(base) and "://" not in base:
-            base = os.path.join(os.path.dirname(filename), base)
-        _merge_dicts(_load_yaml_with_base(base, (*seen, filename)), merged)
-    _merge_dicts(config, merged)
-    return merged
-
-
-def _merge_dicts(source: Dict[str, Any], target: Dict[str, Any]) -> None:
-    """Merge ``source`` into ``target``, nested dicts key by key."""
-    for key, value in source.items():
-        if isinstance(value, dict) and isinstance(target.get(key), dict):
-            _merge_dicts(value, target[key])
-        else:
-            target[key] = value

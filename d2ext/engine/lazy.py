@@ -46,13 +46,22 @@ def adaptive_loss_weights(**kwargs: Any) -> hooks.LossWeights:
     return hooks.LossWeights(make_weighting=lambda: AdaptiveLossWeight(**kwargs))
 
 
+def load_lazy(args: argparse.Namespace) -> Any:
+    """The LazyConfig of a command line, with its overrides."""
+    if len(args.config_file) != 1:
+        raise ValueError(
+            f"--lazy takes one --config-file, not {len(args.config_file)}: a LazyConfig is Python "
+            "and imports what it is made of."
+        )
+    return LazyConfig.apply_overrides(LazyConfig.load(args.config_file[0]), args.opts)
+
+
 def train_lazy(args: argparse.Namespace) -> Optional[int]:
     """``train_net.py --lazy``: train or evaluate what a LazyConfig describes.
 
     Overrides are ``key=value`` words, such as ``train.max_iter=100 model.num_classes=20``.
     """
-    cfg = LazyConfig.load(args.config_file)
-    cfg = LazyConfig.apply_overrides(cfg, args.opts)
+    cfg = load_lazy(args)
     warning = missing_gpu("train.device", str(cfg.train.device))
     if warning:
         cfg.train.device = "cpu"

@@ -8,17 +8,17 @@ from datetime import timedelta
 from typing import Any, Optional
 
 import torch
-from detectron2.config import LazyConfig
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from .. import model_zoo
 from ..config import CfgNode, get_cfg
+from ..config.node import override_pairs
 from ..data import require_dataset
 from ..data.own import use_own_data
 from .checkpoint import Checkpointer
 from .launch import launch
-from .lazy import train_lazy
+from .lazy import load_lazy, train_lazy
 from .setup import (
     default_setup,
     fast_dev_run_folder,
@@ -92,15 +92,15 @@ def main(args: argparse.Namespace) -> Optional[int]:
 def _device_of(args: argparse.Namespace) -> str:
     """The device that a command line asks for, before anything of it is imported or checked."""
     if args.lazy:
-        cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+        cfg = load_lazy(args)
         return str(cfg.train.device)
-    model: Any = None
-    if args.config_file:
-        with contextlib.suppress(OSError, ValueError):  # main says what is wrong with the file
-            model = CfgNode.load_yaml_with_base(args.config_file).get("MODEL")
-    device = model.get("DEVICE") if isinstance(model, dict) else None
+    device = get_cfg().MODEL.DEVICE
+    with contextlib.suppress(OSError, ValueError):  # main says what is wrong with the file
+        for file in args.config_file:
+            model = CfgNode.load_yaml_with_base(file).get("MODEL")
+            device = model.get("DEVICE", device) if isinstance(model, dict) else device
     given = dict(zip(args.opts[::2], args.opts[1::2]))
-    return str(given.get("MODEL.DEVICE", device or get_cfg().MODEL.DEVICE))
+    return str(given.get("MODEL.DEVICE", device))
 
 
 def run(args: argparse.Namespace, main: Any = main) -> Optional[int]:
@@ -113,8 +113,9 @@ def run(args: argparse.Namespace, main: Any = main) -> Optional[int]:
     Returns:
         the exit code
     """
-    if args.config_file and not os.path.isfile(args.config_file):
-        args.config_file = model_zoo.get_config_file(args.config_file)
+    args.config_file = model_zoo.config_files(args.config_file)
+    if not args.lazy:
+        args.opts = [word for pair in override_pairs(args.opts) for word in pair]
     add_own_data(args)
     return launch(
         main,

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from d2ext._files import writing
+from d2ext.model_zoo import config_files
 
 from .checkpoint import Checkpointer
 from .output_lock import keep_until_the_end, lock_output_folder
@@ -38,8 +40,22 @@ logger = logging.getLogger(__name__)
 
 def argument_parser() -> argparse.ArgumentParser:
     """Detectron2's command line, and the flags of this trainer."""
-    parser = default_argument_parser()
+    upstream = default_argument_parser()
+    parser = argparse.ArgumentParser(
+        parents=[upstream],
+        conflict_handler="resolve",
+        epilog=upstream.epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
+    add(
+        "--config-file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a config: a file, or a name that 'd2ext zoo' lists; may be repeated, later ones are "
+        "merged over earlier ones",
+    )
     add("--init-from", default="", metavar="FILE", help="start from these weights, at step 0")
     add(
         "--reset-schedule",
@@ -88,8 +104,6 @@ def argument_parser() -> argparse.ArgumentParser:
                 "go on from the last checkpoint in OUTPUT_DIR as if nothing had happened; "
                 "with --eval-only, evaluate it"
             )
-        elif action.dest == "config_file":
-            action.help = "a config: a file, or a name that 'd2ext zoo' lists"
         elif action.dest == "dist_url":
             action.default = "auto"
     return parser
@@ -149,8 +163,10 @@ def set_up_output(cfg: Any, args: argparse.Namespace, folder: str) -> None:
         # Before anything is written: the log of the other run must not get our lines.
         keep_until_the_end(lock_output_folder(folder))
     with writing(folder):
-        upstream_default_setup(cfg, args)
+        upstream_default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": ""}))
         setup_logger(folder, distributed_rank=comm.get_rank(), name="d2ext")
+    for file in config_files(getattr(args, "config_file", "")):
+        logger.info(f"Contents of config file {file}:\n{Path(file).read_text()}")
     for name in ("detectron2", "fvcore", "d2ext"):
         for handler in logging.getLogger(name).handlers:
             if not isinstance(handler, logging.StreamHandler):

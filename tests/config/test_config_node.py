@@ -2,7 +2,7 @@
 
 import pytest
 
-from d2ext import get_cfg
+from d2ext import get_cfg, model_zoo
 from d2ext.config.keys import all_sections
 from d2ext.config.node import nearest_keys
 from d2ext.modeling.losses.build import _REFUSED_CLS
@@ -36,6 +36,9 @@ def test_the_meaning_of_a_class_loss_names_every_choice(place, section):
         ("SOLVER.BASELR", "SOLVER.BASE_LR"),
         ("BASE_LR", "SOLVER.BASE_LR"),
         ("MODEL.DENSE.CLASS_LOSS", "MODEL.DENSE.CLS_LOSS"),
+        ("MODLE", r"mean MODEL\?"),
+        ("MODLE.FCOS.NUM_CLASSES", "mean MODEL.FCOS.NUM_CLASSES"),
+        ("MODEL.RETINANT.NUM_CLASES", "mean MODEL.RETINANET.NUM_CLASSES"),
     ],
 )
 def test_override_typo_names_the_key(typo, meant):
@@ -50,10 +53,41 @@ def test_file_typo_names_the_key(tmp_path):
 
 
 def test_odd_overrides_and_missing_file():
-    with pytest.raises(ValueError, match="KEY VALUE pairs"):
+    with pytest.raises(ValueError, match="KEY=VALUE, but SOLVER.BASE_LR has no value"):
         get_cfg().merge_from_list(["SOLVER.BASE_LR"])
     with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
         get_cfg().merge_from_file("nowhere.yaml")
+
+
+def test_a_misspelt_section_of_a_file_is_named(tmp_path):
+    path = write(tmp_path, "a.yaml", "MODLE:\n  FCOS:\n    NUM_CLASSES: 3\n")
+    with pytest.raises(KeyError, match=r"no config key MODLE. Did you mean MODEL\?"):
+        get_cfg().merge_from_file(path)
+
+
+def test_words_with_an_equals_sign_are_overrides_too():
+    cfg = get_cfg()
+    words = ["SOLVER.BASE_LR=0.5", "OUTPUT_DIR", "a=b", "SOLVER.LOSS_WEIGHTS.loss_cls=2.0"]
+    cfg.merge_from_list([*words, "MODEL.WEIGHTS=", "DATASETS.TRAIN=('a', 'b')"])
+    assert (cfg.SOLVER.BASE_LR, cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS) == (0.5, "a=b", "")
+    assert cfg.SOLVER.LOSS_WEIGHTS.loss_cls == 2.0 and cfg.DATASETS.TRAIN == ("a", "b")
+    with pytest.raises(KeyError, match="SOLVER.BASELR.*SOLVER.BASE_LR"):
+        cfg.merge_from_list(["SOLVER.BASELR=0.5"])
+
+
+def test_several_files_are_merged_in_order(tmp_path):
+    base = write(tmp_path, "base.yaml", "SOLVER:\n  GAMMA: 0.5\n  MAX_ITER: 5\n")
+    one = write(tmp_path, "one.yaml", "_BASE_: base.yaml\nSOLVER:\n  BASE_LR: 1.0\n")
+    two = write(tmp_path, "two.yaml", "SOLVER:\n  BASE_LR: 2.0\n  MAX_ITER: 7\n")
+    cfg = get_cfg()
+    cfg.merge_from_file([one, two])
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.SOLVER.GAMMA) == (2.0, 7, 0.5)
+    cfg.merge_from_file([two, one])
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (1.0, 5)
+    assert base and model_zoo.get_config(one, two).SOLVER.MAX_ITER == 7
+    assert model_zoo.get_config(f"{one}+{two}").SOLVER.MAX_ITER == 7
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        cfg.merge_from_file([one, "nowhere.yaml"])
 
 
 def test_a_right_key_still_works_and_keeps_its_type():
