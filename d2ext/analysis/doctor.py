@@ -6,6 +6,8 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 from torch import nn
 
+from d2ext.modeling.backbones.pretrained import is_weights_name, starting_weights
+
 from .annotation_check import (
     KINDS,
     MILD,
@@ -155,7 +157,7 @@ def check_values(cfg: Any) -> List[Finding]:
 
 def check_weights(cfg: Any, model: nn.Module, allow_pickle: bool = False) -> List[Finding]:
     """Load ``MODEL.WEIGHTS`` into the model and count what fits."""
-    path = cfg.MODEL.WEIGHTS
+    path = starting_weights(cfg)
     if not path:
         if cfg.MODEL.BACKBONE.FREEZE_AT > 0:
             why = "Random layers that are not trained cost much accuracy."
@@ -163,9 +165,9 @@ def check_weights(cfg: Any, model: nn.Module, allow_pickle: bool = False) -> Lis
             fix = "Set MODEL.WEIGHTS, or MODEL.BACKBONE.FREEZE_AT to 0."
             return [Finding("error", "weights", what, why, fix)]
         return [Finding("ok", "weights", "None: the model is trained from scratch.")]
-    if "://" in path:
+    if "://" in path and not path.startswith("d2ext://"):
         return [Finding("ok", "weights", f"{path} is fetched when the training starts.")]
-    if not os.path.isfile(path):
+    if not is_weights_name(path) and not os.path.isfile(path):
         fix = 'Correct MODEL.WEIGHTS, or set it to "".'
         return [Finding("error", "weights", f"{path} does not exist.", "", fix)]
     from d2ext.engine import Checkpointer

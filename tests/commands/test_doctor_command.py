@@ -153,6 +153,20 @@ def test_weights_are_counted(tmp_path):
         assert "FREEZE_AT is 2" in check_weights(cfg, model)[0].what
 
 
+def test_packaged_weights_are_counted():
+    from d2ext import model_zoo
+    from d2ext.analysis.doctor import build_recorded, check_weights
+
+    cfg = model_zoo.get_config("Small/fcos_lite0")
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_recorded(cfg)["model"]
+    (finding,) = check_weights(cfg, model)
+    assert finding.level == "ok" and "come from d2ext://efficientnet_lite0" in finding.what
+    cfg.MODEL.WEIGHTS = "d2ext://unknown"
+    (finding,) = check_weights(cfg, model)
+    assert finding.level == "error" and "There are no weights d2ext://unknown" in finding.what
+
+
 @pytest.mark.parametrize(
     "overrides, topic, text",
     [

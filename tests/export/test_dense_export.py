@@ -147,3 +147,14 @@ def test_command_exports_and_checks(tmp_path, capsys):
     assert about["channel_order"] == "BGR" and len(about["class_names"]) == 20
     assert main([*words, "--format", "program"]) == 1
     assert "add --no-nms" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("network", ["tf_efficientnet_lite0", "convnext_atto"])
+def test_networks_of_timm_export(network, tmp_path):
+    words = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.BACKBONE.FREEZE_AT", 0]
+    detector = spread_detector("ExtRetinaNet", [*words, "MODEL.TIMM.NAME", network])
+    path = tmp_path / "detector.onnx"
+    export.export_onnx(detector, path)
+    found = export.compare(detector, export.load_exported(path), sizes=SIZES)
+    assert found["detections"] > 30
+    assert found.acceptable(box=1e-3, score=1e-5), found
