@@ -288,14 +288,18 @@ def check_schedule(cfg: Any) -> List[Finding]:
 
 
 def build_recorded(cfg: Any) -> Dict[str, Any]:
-    """Build the model of a config and note which keys it reads: ``model`` and ``seen``."""
+    """Build the model of a config: ``model``, the keys it reads, ``seen``, and ``findings``."""
     from detectron2.modeling import build_model
 
+    from d2ext import combinations
     from d2ext.engine import hooks
     from d2ext.modeling.methods_in_use import check_methods_in_use
 
     node = recording(cfg)
-    model = build_model(node)
+    with combinations.listening() as warnings:
+        model = build_model(node)
     check_methods_in_use(cfg, model)
+    told = [*warnings, *(note.reason for note in combinations.notes(cfg))]
     hooks.build_loss_weights(node)
-    return {"model": model, "seen": sorted(node.__dict__["seen"])}
+    findings = [Finding("warning", "methods", sentence) for sentence in told]
+    return {"model": model, "seen": sorted(node.__dict__["seen"]), "findings": findings}

@@ -87,7 +87,7 @@ def _examine(args: argparse.Namespace) -> List[Any]:
         reason = f"The model cannot be built: {error}".split("\n")[0]
         return [*found, Finding("error", "model", reason, "", "Correct the key it names.")]
     counting = [k for k in built["seen"] if k.endswith(".NUM_CLASSES") and "SEM_SEG" not in k]
-    found += doctor.check_keys(cfg, built["seen"], explicit)
+    found += built["findings"] + doctor.check_keys(cfg, built["seen"], explicit)
     described = [name for name in names if _has_classes(name)]
     classes = doctor.check_classes(
         built["model"], described, " and ".join(counting) or "NUM_CLASSES"

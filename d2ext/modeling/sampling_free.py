@@ -17,6 +17,7 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import nn
 
+from d2ext.combinations import check, present
 from d2ext.config import arguments, validate
 from d2ext.ops.reduce import reduce_sum
 from d2ext.ops.sampling_free import optimal_prior, softmax_prior_bias
@@ -61,11 +62,8 @@ class SamplingFreeOptions(NamedTuple):
             return None
         validate(cfg, "MODEL.SAMPLING_FREE")
         node = cfg.MODEL.SAMPLING_FREE
-        if node.PRIOR and node.SCORE_THRESH == "class_adaptive":
-            raise ValueError(
-                "MODEL.SAMPLING_FREE.SCORE_THRESH class_adaptive needs the number of objects of "
-                "each class; set PRIOR to 0, so that it is counted, or SCORE_THRESH to fg_ratio."
-            )
+        adaptive = node.SCORE_THRESH == "class_adaptive"
+        check("sampling free", *present(given_prior=node.PRIOR, adaptive_threshold=adaptive))
         return cls(**arguments(cfg, "MODEL.SAMPLING_FREE"))
 
 

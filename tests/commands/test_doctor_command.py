@@ -185,6 +185,18 @@ def test_schedule(tmp_path, overrides, topic, text):
     assert (finding.level, finding.topic) == ("warning", topic) and text in finding.fix
 
 
+def test_what_to_know_of_a_combination(tmp_path):
+    from d2ext.analysis.doctor import build_recorded
+    from d2ext.commands.common import load_config
+
+    words = ["MODEL.HARMONIC.ENABLED", "True", "MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "giou"]
+    words += ["MODEL.SAMPLING_FREE.ENABLED", "True", "SOLVER.ALWA.ENABLED", "True"]
+    cfg = load_config("Demo/retinanet_shapes", words)
+    findings = [f for f in build_recorded(cfg)["findings"] if f.topic == "methods"]
+    assert ["counts the overlap twice" in f.what for f in findings] == [True, False]
+    assert "ALWA finds nothing to do" in findings[1].what
+
+
 def test_recording_sees_reads_of_clones_but_no_others():
     cfg = recording(get_cfg())
     seen = cfg.__dict__["seen"]

@@ -3,9 +3,9 @@
 import pytest
 
 from d2ext import get_cfg, model_zoo
+from d2ext.combinations import reason_against
 from d2ext.config.keys import all_sections
 from d2ext.config.node import nearest_keys
-from d2ext.modeling.losses.build import _REFUSED_CLS
 from d2ext.modeling.losses.registry import CLS_LOSS_REGISTRY
 
 
@@ -25,7 +25,7 @@ def test_the_meaning_of_a_class_loss_names_every_choice(place, section):
     # Other tests register losses of their own.
     ours = {n for n in CLS_LOSS_REGISTRY.names()
             if CLS_LOSS_REGISTRY.get(n).__module__.startswith("d2ext.")}  # fmt: skip
-    choices = {n for n in ours if (place, n) not in _REFUSED_CLS}
+    choices = {n for n in ours if reason_against(place, f"cls:{n}") is None}
     assert set(named) == choices
 
 

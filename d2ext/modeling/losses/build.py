@@ -1,7 +1,8 @@
-"""Criteria from configs: what each place of a detector may choose, and what is refused."""
+"""Criteria from configs."""
 
 from typing import Any, Optional, Sequence
 
+from d2ext.combinations import CLS_LOSS_KEYS, check, present, reason_against
 from d2ext.losses import BoxLoss, ClsLoss
 
 from .criterion import Criterion
@@ -12,40 +13,22 @@ from .registry import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
 
 __all__ = ["build_box_loss", "build_cls_loss", "build_criterion"]
 
-# Class losses that make no sense somewhere, and why. Everything else registered is allowed, also
-# what a user registers.
-_REFUSED_CLS = {
-    ("dense", "softmax"): "a dense head has no background output",
-    ("rpn", "softmax"): "the RPN has one output an anchor",
-    ("dense", "seesaw"): "a dense head has no background output",
-    ("rpn", "seesaw"): "the RPN has one output an anchor",
-    ("rpn", "qfl"): "the RPN has no quality target",
-    ("rpn", "eqfl"): "the RPN has no quality target",
-    ("roi", "qfl"): "the score of an ROI head is trained with hard labels",
-    ("roi", "eqfl"): "the score of an ROI head is trained with hard labels",
-}
-_KEYS = {"dense": "MODEL.DENSE.CLS_LOSS", "roi": "MODEL.ROI_BOX_HEAD.CLS_LOSS"}
-
 
 def build_cls_loss(
     cfg: Any, name: str, *, place: str, num_classes: int, alpha: float = 0.25, gamma: float = 2.0
 ) -> ClsLoss:
     """The class loss called ``name`` for a place ("dense", "rpn" or "roi")."""
-    reason = _REFUSED_CLS.get((place, name))
-    if reason is not None:
-        allowed = [n for n in CLS_LOSS_REGISTRY.names() if (place, n) not in _REFUSED_CLS]
-        raise ValueError(
-            f"{_KEYS.get(place, 'The class loss')} cannot be '{name}' because {reason}; "
-            f"choose one of {', '.join(allowed)}."
-        )
-    loss = from_config(
-        CLS_LOSS_REGISTRY.get(name), cfg, num_classes=num_classes, alpha=alpha, gamma=gamma
+    head = {"num_classes": num_classes, "alpha": alpha, "gamma": gamma}
+    loss = from_config(CLS_LOSS_REGISTRY.get(name), cfg, **head)
+    choices = [n for n in CLS_LOSS_REGISTRY.names() if not reason_against(place, f"cls:{n}")]
+    check(
+        place,
+        f"cls:{name}",
+        *present(objectness=loss.objectness),
+        key=CLS_LOSS_KEYS.get(place, "The class loss"),
+        name=name,
+        choices=", ".join(choices),
     )
-    if loss.objectness and place != "roi":
-        raise ValueError(
-            f"{_KEYS.get(place, 'The class loss')} is '{name}' with a column for the background, "
-            "which only an ROI head has; set MODEL.EQLV2.OBJECTNESS to False."
-        )
     loss.place = place
     return loss
 

@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict
 from torch import nn
 
 from d2ext import losses
-from d2ext.config import construct, validate
+from d2ext.config import construct
 
 __all__ = ["from_config"]
 
@@ -46,7 +46,6 @@ def _quality_focal(cls, cfg, *, num_classes, alpha, gamma):
 
 
 def _ghmc(cls, cfg, *, num_classes, alpha, gamma):
-    validate(cfg, "MODEL.GHM")
     return construct(cls, cfg, "MODEL.GHM")
 
 

@@ -1,14 +1,12 @@
 """The coupling that a config wants: see :class:`d2ext.losses.HarmonicCoupling`."""
 
-import logging
-from typing import Any, Optional, Tuple
+from typing import Any, Optional
 
-from d2ext.config import construct, validate
+from d2ext.combinations import check, present
+from d2ext.config import construct
 from d2ext.losses import BoxLoss, ClsLoss, HarmonicCoupling, HarmonicIoULoss
 
 __all__ = ["HarmonicCoupling", "HarmonicIoULoss", "build_harmonic_coupling"]
-
-logger = logging.getLogger(__name__)
 
 
 def build_harmonic_coupling(
@@ -26,32 +24,31 @@ def build_harmonic_coupling(
     node = cfg.MODEL.HARMONIC
     if not (node.ENABLED and node[f"ON_{place.upper()}"]):
         return None
-    validate(cfg, "MODEL.HARMONIC")
     coupling = construct(HarmonicCoupling, cfg, "MODEL.HARMONIC", place=place)
     if coupling.is_off:
         return None
-    if coupling.couple and type(cls_loss).per_row is ClsLoss.per_row:
-        raise ValueError(
-            f"The harmonic loss needs the class loss of single samples, which "
-            f"{type(cls_loss).__name__} does not have; choose softmax, bce, focal or efl, or set "
-            f"MODEL.HARMONIC.COUPLE or MODEL.HARMONIC.ON_{place.upper()} to False."
-        )
-    if cfg.MODEL.ANCHOR_GENERATOR.NAME == "RotatedAnchorGenerator" or 5 in _box_sizes(cfg, place):
-        raise ValueError(
-            "The harmonic loss is not defined for rotated boxes; set MODEL.HARMONIC.ENABLED to "
-            "False."
-        )
-    if coupling.alpha_hiou and box_loss.overlap:
-        logger.warning(
-            f"MODEL.HARMONIC.ALPHA_HIOU {coupling.alpha_hiou} adds the harmonic IoU loss to "
-            f"{type(box_loss).__name__}, which counts the overlap twice; 0 leaves it out."
-        )
+    check(
+        "harmonic",
+        *present(
+            coupled_by_factors=coupling.couple,
+            no_rows=type(cls_loss).per_row is ClsLoss.per_row,
+            rotated_boxes=_is_rotated(cfg, place),
+            harmonic_iou=coupling.alpha_hiou > 0,
+            overlap=box_loss.overlap,
+        ),
+        alpha=coupling.alpha_hiou,
+        loss=type(cls_loss).__name__,
+        box_loss=type(box_loss).__name__,
+        place=place.upper(),
+    )
     return coupling
 
 
-def _box_sizes(cfg: Any, place: str) -> Tuple[int, ...]:
-    """How many numbers describe a box, by the weights of its deltas."""
+def _is_rotated(cfg: Any, place: str) -> bool:
+    """Whether boxes have an angle, by the anchors or by the number of weights of their deltas."""
+    if cfg.MODEL.ANCHOR_GENERATOR.NAME == "RotatedAnchorGenerator":
+        return True
     if place == "dense":
-        return (4,)
+        return False
     node = cfg.MODEL.RPN if place == "rpn" else cfg.MODEL.ROI_BOX_HEAD
-    return (len(node.BBOX_REG_WEIGHTS),)
+    return len(node.BBOX_REG_WEIGHTS) == 5

@@ -5,6 +5,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence
 
 from torch import nn
 
+from d2ext.combinations import check, present
 from d2ext.config import arguments, validate
 
 from ..assigners import build_assigner, needs_predictions
@@ -82,12 +83,8 @@ def dense_slots(
     assigner = build_assigner(cfg, auto=own.assigner, num_anchors=num_anchors)
     options = SamplingFreeOptions.from_cfg(cfg, "dense")
     if needs_predictions(assigner):
-        if options is not None and not options.prior:
-            raise ValueError(
-                f"MODEL.DENSE.ASSIGNER is '{cfg.MODEL.DENSE.ASSIGNER}', which assigns by "
-                "predictions, so the prior cannot be counted before training; set "
-                "MODEL.SAMPLING_FREE.PRIOR to a number, or choose another assigner."
-            )
+        counted = options is not None and not options.prior
+        check("needs predictions", *present(counted_prior=counted), name=cfg.MODEL.DENSE.ASSIGNER)
         own = own._replace(normalizer="positives", sync=True)
     return {
         "criterion": criterion,

@@ -16,6 +16,7 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
+from d2ext.combinations import changed, check
 from d2ext.config import construct
 from d2ext.ops.dual_weighting import DualWeightingConstants, dual_weighting_losses
 from d2ext.ops.precision import full_precision
@@ -81,7 +82,8 @@ class DualWeightingFCOS(FCOS):
 
     @classmethod
     def from_config(cls, cfg) -> Dict[str, Any]:
-        _refuse_other_losses(cfg)
+        for key in changed(cfg, "dense"):
+            check("own losses", key=key)
         node = cfg.MODEL.DW
         backbone = build_backbone(cfg)
         shapes = select_features(backbone, node.IN_FEATURES, "MODEL.DW.IN_FEATURES")
@@ -194,29 +196,3 @@ class DualWeightingFCOS(FCOS):
         limits = boxes.new_tensor([image_size[1], image_size[0]] * 2)
         boxes = Boxes(torch.minimum(boxes.clamp(min=0), limits))
         return Instances(image_size, pred_boxes=boxes, scores=scores, pred_classes=classes)
-
-
-def _refuse_other_losses(cfg: Any) -> None:
-    """DW is the assignment and the loss in one; what would replace one half is refused."""
-    dense = cfg.MODEL.DENSE
-    set_keys = [
-        key
-        for key, is_set in (
-            ("MODEL.DENSE.CLS_LOSS", dense.CLS_LOSS != "focal"),
-            ("MODEL.DENSE.BOX_LOSS", dense.BOX_LOSS != ""),
-            ("MODEL.DENSE.ASSIGNER", dense.ASSIGNER != "auto"),
-            ("MODEL.DENSE.NORMALIZER", dense.NORMALIZER != ""),
-            ("MODEL.DENSE.NORMALIZER_SYNC", dense.NORMALIZER_SYNC != "auto"),
-            ("MODEL.HARMONIC.ENABLED", cfg.MODEL.HARMONIC.ENABLED and cfg.MODEL.HARMONIC.ON_DENSE),
-            (
-                "MODEL.SAMPLING_FREE.ENABLED",
-                cfg.MODEL.SAMPLING_FREE.ENABLED and cfg.MODEL.SAMPLING_FREE.ON_DENSE,
-            ),
-        )
-        if is_set
-    ]
-    if set_keys:
-        raise ValueError(
-            f"DualWeightingFCOS has losses of its own, which {set_keys[0]} cannot change; leave "
-            "that key at its default, or set MODEL.META_ARCHITECTURE to ExtFCOS or ATSS."
-        )

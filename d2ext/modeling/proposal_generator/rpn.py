@@ -14,6 +14,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from d2ext.combinations import check, present
+
 from ..assigners import IoUAssigner
 from ..losses import Criterion, Positives, build_criterion
 from ..roi_heads.ohem import hardest_of_rows, loss_of_samples
@@ -51,11 +53,7 @@ class ExtRPN(OptimalBias, RPN):
                 subclass of ``Matcher`` is called itself, image by image.
         """
         super().__init__(**kwargs)
-        if ohem and sampling_free is not None:
-            raise ValueError(
-                "MODEL.OHEM.ON_RPN and MODEL.SAMPLING_FREE.ON_RPN exclude each other: one selects "
-                "anchors, the other takes all; set one of them to False."
-            )
+        check("rpn", *present(ohem=ohem, sampling_free=sampling_free is not None))
         self.criterion = criterion
         self.ohem = ohem
         self.assigner = _assigner_like(self.anchor_matcher)

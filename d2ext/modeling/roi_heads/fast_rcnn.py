@@ -17,6 +17,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import (
 from detectron2.structures import Instances
 from torch import nn
 
+from d2ext.combinations import check, present
 from d2ext.losses import GradientBalancedLoss
 
 from ..losses import Criterion, Positives, build_criterion
@@ -60,25 +61,18 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
                 used: the criterion holds its own. ``use_sigmoid_ce`` follows the class loss.
         """
         sigmoid = criterion.cls_loss.sigmoid
-        if kwargs.get("use_fed_loss") and not sigmoid:
-            raise ValueError(
-                "MODEL.ROI_BOX_HEAD.USE_FED_LOSS needs independent classes; set "
-                "MODEL.ROI_BOX_HEAD.CLS_LOSS to bce or focal."
-            )
-        if kwargs.get("use_fed_loss") and isinstance(criterion.cls_loss, GradientBalancedLoss):
-            raise ValueError(
-                "MODEL.ROI_BOX_HEAD.USE_FED_LOSS shows the loss other classes in each step, and "
-                "efl and eqlv2 keep statistics of all classes; set USE_FED_LOSS to False or "
-                "CLS_LOSS to bce or focal."
-            )
+        check(
+            "roi",
+            *present(
+                one_softmax=not sigmoid,
+                class_statistics=isinstance(criterion.cls_loss, GradientBalancedLoss),
+                federated=kwargs.get("use_fed_loss"),
+                ohem=num_hard,
+                sampling_free=sampling_free is not None,
+            ),
+        )
         super().__init__(input_shape, **{**kwargs, "use_sigmoid_ce": sigmoid})
         self.criterion = criterion
-        if num_hard and (sampling_free is not None or self.use_fed_loss):
-            raise ValueError(
-                "MODEL.OHEM.ON_ROI selects proposals, which works neither with "
-                "MODEL.SAMPLING_FREE.ON_ROI nor with MODEL.ROI_BOX_HEAD.USE_FED_LOSS; set one of "
-                "them to False."
-            )
         self.sampling_free = sampling_free
         self.num_hard = num_hard
         self.hard_nms_thresh = hard_nms_thresh
