@@ -36,7 +36,7 @@ def load_tensors(path: str, *, allow_pickle: bool = False) -> Any:
         allow_pickle: read other Python objects, too, which may run any code; a warning says so.
     """
     open_regular(path).close()  # which refuses pipes and devices
-    if path.endswith(".safetensors"):
+    if str(path).endswith(".safetensors"):
         return _load_safetensors(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

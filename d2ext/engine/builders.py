@@ -12,7 +12,7 @@ from d2ext.config import validate
 from .data_loader import check_batch_size
 from .nonfinite import NonFiniteGuard
 from .precision import GlobalNormClipper, Precision
-from .schedule import resolve_schedule, scale_to_world_size
+from .schedule import resolve_schedule
 
 __all__ = ["arguments_from_config", "check_config", "check_evaluators"]
 
@@ -56,7 +56,7 @@ def _differs(base: type, trainer: type, method: str) -> bool:
 
 def arguments_from_config(cfg: CfgNode, trainer: Any) -> Dict[str, Any]:
     """The arguments of a trainer's constructor, built by its class's methods."""
-    cfg = scale_to_world_size(cfg, comm.get_world_size())
+    cfg = trainer.auto_scale_workers(cfg, comm.get_world_size())
     if cfg.SEED >= 0:
         seed_all_rng(cfg.SEED + comm.get_rank())
     data_loader = trainer.build_train_loader(cfg)

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 from datetime import timedelta
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
@@ -23,6 +24,7 @@ __all__ = ["Place", "launch", "place_from_environment"]
 logger = logging.getLogger(__name__)
 
 _TIMEOUT = timedelta(minutes=30)
+_PATIENCE = 5.0  # seconds behind a time-out
 # Each says which GPUs a process may see.
 _GPU_LISTS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
@@ -155,13 +157,7 @@ def _run(
     on_gpu = device.startswith("cuda") and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(_choose_gpu(place, launched))
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        **_meeting_place(place, timeout),
-        world_size=place.world_size,
-        rank=place.rank,
-        timeout=timeout,
-    )
+    _join(place, timeout, "nccl" if on_gpu else "gloo")
     try:
         comm.create_local_process_group(place.local_world_size)
         # Without it the first collective call may meet a process that is not ready.
@@ -174,6 +170,42 @@ def _run(
         comm._LOCAL_PROCESS_GROUP = None
         comm.create_local_process_group.cache_clear()
         comm._get_global_gloo_group.cache_clear()
+
+
+def _join(place: Place, timeout: timedelta, backend: str) -> None:
+    """Join the group of processes, or end this one with a sentence."""
+    # Against a server that is none of ours torch's own time-out does not always help.
+    seconds = timeout.total_seconds() + _PATIENCE
+    watchdog = threading.Timer(seconds, lambda: os._exit(_cannot_join(place, "no answer")))
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        dist.init_process_group(
+            backend,
+            **_meeting_place(place, timeout),
+            world_size=place.world_size,
+            rank=place.rank,
+            timeout=timeout,
+        )
+    except (RuntimeError, OSError) as error:
+        sys.exit(_cannot_join(place, str(error).strip().splitlines()[0].split(". ")[0]))
+    finally:
+        watchdog.cancel()
+
+
+def _cannot_join(place: Place, reason: str) -> int:
+    """Say so; returns the exit code."""
+    where = place.url
+    if where == "env://":
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    print(
+        f"Process {place.rank} of {place.world_size} cannot meet the others at {where} ({reason}); "
+        "does another program use the port, or does rank 0 not run? Choose another port with "
+        "--dist-url (torchrun's --master-port), the same for all.",
+        file=sys.stderr,
+        flush=True,
+    )
+    return 1
 
 
 def _meeting_place(place: Place, timeout: timedelta) -> Dict[str, Any]:

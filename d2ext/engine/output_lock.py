@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import socket
+import stat
 import time
 from typing import Any, Dict, List, Optional
 
@@ -46,7 +47,8 @@ class OutputLock:
     with the process however it ends: so nothing has to be cleaned up after a kill, also on another
     machine. It is a record lock, because the children of a process (data workers, which may outlive
     a kill for a moment) do not share those. Where the file system has none, the process named in
-    the file counts, as long as it lives.
+    the file counts, as long as it lives. (filelock would do but for the workers: they inherit its
+    flock.)
 
     Several locks of one process on one folder are one; the last release frees it.
 
@@ -100,6 +102,18 @@ class OutputLock:
             del self._held[key]
             held.close()
 
+    def problem(self) -> str:
+        """Whether the folder is another one by now, or gone: a sentence, or "".
+
+        A lock file that was removed alone is made again.
+        """
+        held = self._held.get(self._key)
+        return "" if held is None else held.problem()
+
+    def make_again(self) -> bool:
+        """Make a folder that is gone once more, and lock it; False: another has its name."""
+        return self._held[self._key].make_again()
+
     def __enter__(self) -> "OutputLock":
         return self.acquire()
 
@@ -115,9 +129,16 @@ class _Held:
     """
 
     def __init__(self, path: str, folder: str):
-        self.path, self.count = path, 0
-        with writing(path):
-            self._file = _open_locked(path, folder)
+        self.path, self.folder, self.count = path, folder, 0
+        self._file = self._directory = -1
+        self._open()
+
+    def _open(self) -> None:
+        with writing(self.path):
+            self._file = _open_locked(self.path, self.folder)
+            with contextlib.suppress(OSError):  # not on Windows
+                # An open folder's number goes to no other one.
+                self._directory = os.open(self.folder, os.O_RDONLY)
             holder = {
                 "pid": os.getpid(),
                 "host": socket.gethostname(),
@@ -129,16 +150,59 @@ class _Held:
             os.write(self._file, text)
             os.ftruncate(self._file, len(text))
 
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            os.remove(self.path)  # while it is locked: see _open_locked
+    def problem(self) -> str:
+        if self._directory < 0:
+            return ""
+        if not self._is_at(self.folder, self._directory):
+            return (
+                f"The output folder {self.folder} was deleted, moved or replaced while this run "
+                "wrote to it"
+            )
+        if not self._is_at(self.path, self._file):
+            self.make_again()
+        return ""
+
+    def _is_at(self, path: str, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(path))
+        except OSError:
+            return False
+
+    def make_again(self) -> bool:
+        if os.path.lexists(self.path):
+            return False
+        with writing(self.path):
+            os.makedirs(self.folder, exist_ok=True)
+        self._close_files()
+        self._open()
+        return True
+
+    def _close_files(self) -> None:
         os.close(self._file)
+        if self._directory >= 0:
+            os.close(self._directory)
+            self._directory = -1
+
+    def close(self) -> None:
+        if self._is_at(self.path, self._file):
+            with contextlib.suppress(OSError):
+                os.remove(self.path)  # while it is locked: see _open_locked
+        self._close_files()
 
 
 def _open_locked(path: str, folder: str) -> int:
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
+            # Never through a link: who it is that holds the lock would be written over its target.
+            file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR):
+                raise _not_a_lock(path) from error
+            raise
+        try:
+            found = os.fstat(file)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                raise _not_a_lock(path)
             _lock(file, path, folder)
             # The one before may have removed the file between our opening and locking it.
             with contextlib.suppress(FileNotFoundError):
@@ -148,6 +212,13 @@ def _open_locked(path: str, folder: str) -> int:
             os.close(file)
             raise
         os.close(file)
+
+
+def _not_a_lock(path: str) -> RunError:
+    return RunError(
+        f"{path} is a link or no regular file, so that it cannot be the lock of its folder; remove "
+        "it, or choose another OUTPUT_DIR."
+    )
 
 
 def _lock(file: int, path: str, folder: str) -> None:

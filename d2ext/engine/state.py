@@ -11,7 +11,7 @@ from d2ext.modeling.backbones.pretrained import starting_weights
 
 from .checkpoint import plain
 from .description import describe_run
-from .errors import RunError
+from .errors import RunError, WriteError
 from .module_state import (
     ChangedAttributes,
     buffers_of,
@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 # A new schedule starts these anew.
 _SCHEDULE_HOOKS = ("LRScheduler", "PeriodicWriter", "IterationTimer", "EarlyStopping")
 
+# What tells optimisers apart in a group of their parameters.
+_KINDS = {"momentum", "betas", "alpha", "rho", "lambd", "etas", "lr_decay"}
+
 
 class RunState:
     """What :class:`Trainer` saves and restores, and where it stands after that.
@@ -42,12 +45,15 @@ class RunState:
         resumed: whether the run goes on from a checkpoint.
         restarted: a resume was asked for, and there was nothing to resume from.
         schedule_is_new: the checkpoint's state goes on in a schedule that begins at step 0.
+        writing: "now" while a checkpoint is being written, "written" after the last one of a run
+            that stops, else "".
     """
 
     def __init__(self, trainer: Any, model: nn.Module):
         self.trainer = trainer
         self._attributes = ChangedAttributes(model)
         self.resumed = self.restarted = self.schedule_is_new = False
+        self.writing = ""
         self._description: Optional[Dict[str, Any]] = None
         self._random_state: Optional[Dict[str, Any]] = None
         self._storage_state: Optional[Dict[str, Any]] = None
@@ -55,6 +61,7 @@ class RunState:
         self._interrupted_at = self._interrupted_at_load = ""
         self._restored: List[str] = []
         self._missing: List[str] = []
+        self._path = ""  # the checkpoint that is being resumed from
 
     # --------------------------------------------------------------- saving
 
@@ -106,6 +113,15 @@ class RunState:
             WriteError: it could not be written; on every rank.
             NonFiniteLossError: there is a number in it that is not finite; on every rank.
         """
+        self.writing = "now"
+        try:
+            self._save(name, tag)
+        except BaseException:
+            self.writing = ""
+            raise
+        self.writing = "written" if self.trainer.stopping and tag else ""
+
+    def _save(self, name: str, tag: bool) -> None:
         self.trainer.flush_metrics()
         per_rank = {k: h for k, h in self.hook_keys().items() if _differs_among_ranks(h)}
         ranks = comm.gather(
@@ -120,7 +136,14 @@ class RunState:
         if comm.is_main_process():
             if self._description is None:
                 self._description = describe_run(self.trainer.cfg)
+            lock = self.trainer.lock
             try:
+                lost = lock.problem() if lock is not None else ""
+                if lost and not lock.make_again():
+                    raise WriteError(
+                        f"{lost}; {name}.pth is not written into what is there now: see where the "
+                        "files of the run are, and start again with --resume."
+                    )
                 self.trainer.checkpointer.save(
                     name,
                     tag=tag,
@@ -128,6 +151,11 @@ class RunState:
                     ranks=without_repeats(ranks),
                     **self._description,
                 )
+                if lost:
+                    raise WriteError(
+                        f"{lost}; {name}.pth is in a new folder of that name: put it to the other "
+                        "files, if there are any, and start again with --resume."
+                    )
             except RunError as error:
                 problem = error
         problem = comm.all_gather(problem)[0]
@@ -164,7 +192,9 @@ class RunState:
             return
         self.schedule_is_new = new_schedule
         self._restored, self._missing = [], []
+        self._path = path
         extra = self.trainer.checkpointer.load(path)
+        self._path = ""
         self.trainer.checkpointer.adopt(extra)
         if not self._restored:
             self._missing.append("the trainer's state")
@@ -219,11 +249,47 @@ class RunState:
         if "optimizer" not in state:
             self._missing.append("optimizer")
             return
-        saved = state["optimizer"]
+        saved, optimizer = state["optimizer"], self.trainer.optimizer
+        self._require_same_model(saved["param_groups"])
+        self._require_same_optimizer(saved["param_groups"])
         if self.schedule_is_new:
-            saved = {**saved, "param_groups": self.trainer.optimizer.state_dict()["param_groups"]}
-        self.trainer.optimizer.load_state_dict(saved)
+            saved = {**saved, "param_groups": optimizer.state_dict()["param_groups"]}
+        optimizer.load_state_dict(saved)
         self._restored.append("optimizer")
+
+    def _require_same_model(self, saved_groups: List[Dict[str, Any]]) -> None:
+        """A run cannot go on in another model: its optimiser's state would fit nothing."""
+        found = self.trainer.checkpointer.last_incompatible
+        if not self._path or found is None:
+            return
+        parameters = dict(self.trainer.raw_model.named_parameters())
+        other = [
+            f"{name} is {tuple(saved)} there and {tuple(now)} here"
+            for name, saved, now in found.incorrect_shapes
+            if name in parameters
+        ]
+        if _sizes(saved_groups) != _sizes(self.trainer.optimizer.param_groups):
+            other += [f"it has no {name}" for name in found.missing_keys if name in parameters]
+        if other:
+            more = f", and {len(other) - 1} more differ" if len(other) > 1 else ""
+            raise RunError(
+                f"The checkpoint {self._path} is of another model ({other[0]}{more}), and a run "
+                "goes on with its own; choose another OUTPUT_DIR and start from its weights with "
+                f"--init-from {self._path}."
+            )
+
+    def _require_same_optimizer(self, saved: List[Dict[str, Any]]) -> None:
+        groups = self.trainer.optimizer.param_groups
+        kinds = [{key for group in part for key in group} & _KINDS for part in (saved, groups)]
+        if _sizes(saved) == _sizes(groups) and kinds[0] == kinds[1]:
+            return
+        now = type(self.trainer.optimizer).__name__
+        raise RunError(
+            f"The checkpoint {self._path or 'to resume from'} was written with another optimiser, "
+            f"or with other groups of parameters, than {now} has here; resume with the keys in "
+            "SOLVER that it was trained with, or choose another OUTPUT_DIR and start from its "
+            "weights with --init-from."
+        )
 
     def _load_hooks(self, states: Dict[str, Any]) -> None:
         hooks = self.hook_keys()
@@ -323,6 +389,10 @@ class RunState:
         if hook is not None:
             logger.info(f"The last run was interrupted at {key}; doing that first.")
         return hook
+
+
+def _sizes(groups: List[Dict[str, Any]]) -> List[int]:
+    return [len(group["params"]) for group in groups]
 
 
 def _differs_among_ranks(hook: UpstreamHookBase) -> bool:

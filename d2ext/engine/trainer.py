@@ -33,8 +33,9 @@ from .evaluation import augmented, evaluate_data_sets, max_batches_of, with_aver
 from .module_state import recent_storage
 from .nonfinite import NonFiniteGuard
 from .optimizer import build_optimizer
-from .output_lock import lock_output_folder
+from .output_lock import OutputLock, lock_output_folder
 from .precision import GlobalNormClipper, Precision
+from .schedule import scale_to_world_size
 from .state import RunState
 from .step import TrainingStep
 from .stopping import StopVotes
@@ -122,6 +123,7 @@ class Trainer(TrainerBase):
         self.finished = False
         self.completed_steps = 0
         self.stop, self.state = StopVotes(), RunState(weakref.proxy(self), model)
+        self.lock: Optional[OutputLock] = None
         self.ema: Optional[hooks.ModelEMA] = None
         self._last_hooks: List[UpstreamHookBase] = []
         self._loss_hooks: List[Any] = []
@@ -180,11 +182,12 @@ class Trainer(TrainerBase):
         self.start_iter = self.start_iter if start_iter is None else start_iter
         self.max_iter = self.max_iter if max_iter is None else max_iter
         self.iter = self.completed_steps = self.start_iter
-        lock = lock_output_folder(self.output_dir)
-        if lock is not None:
+        self.lock = lock_output_folder(self.output_dir)
+        if self.lock is not None:
             self.checkpointer.remove_leftovers()
         logger.info(f"Training from step {self.start_iter} to {self.max_iter}.")
-        with lock or contextlib.nullcontext(), recent_storage(self.start_iter) as self.storage:
+        storage = recent_storage(self.start_iter)
+        with self.lock or contextlib.nullcontext(), storage as self.storage:
             try:
                 self.state.restore_storage()
                 self.before_train()
@@ -319,6 +322,11 @@ class Trainer(TrainerBase):
         cls.check_config(cfg)
         check_evaluators(cfg, Trainer, cls)
         return arguments_from_config(cfg, cls)
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """Batch and schedule for another number of ranks; see SOLVER.REFERENCE_WORLD_SIZE."""
+        return scale_to_world_size(cfg, num_workers)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 
@@ -10,7 +11,15 @@ import pytest
 from engine_kit import Run, metrics, start_ranks, train
 from test_trainer_hooks import line_trainer
 
-from d2ext.engine import HookBase, OutputInUseError, OutputLock, output_lock
+from d2ext.engine import (
+    HookBase,
+    OutputInUseError,
+    OutputLock,
+    RunError,
+    WriteError,
+    output_lock,
+)
+from d2ext.engine.hooks import PeriodicCheckpointer, PeriodicWriter
 
 LONG = ("SOLVER.MAX_ITER", 100000, "SOLVER.STEPS", "()")
 
@@ -177,3 +186,81 @@ def test_two_ranks_are_refused_together(tiny, tmp_path):
         assert os.listdir(out) == [".lock"]
     runs = start_ranks(tiny, out, "SOLVER.MAX_ITER", 2)
     assert [run.wait() for run in runs] == [0, 0], runs[0].text
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "hard", "folder", "fifo"])
+def test_what_is_no_lock_file_is_left_alone(tmp_path, kind):
+    target, path = tmp_path / "precious", tmp_path / "run" / ".lock"
+    target.write_text("precious")
+    path.parent.mkdir()
+    if kind == "symbolic":
+        path.symlink_to(target)
+    elif kind == "hard":
+        os.link(target, path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    with pytest.raises(RunError, match=r"\.lock is a link or no regular file.*remove it"):
+        OutputLock(path.parent).acquire()
+    assert target.read_text() == "precious"
+
+
+class Do(HookBase):
+    """Calls a function at the end of a step."""
+
+    def __init__(self, step, function):
+        self.step, self.function = step, function
+
+    def after_step(self):
+        if self.trainer.iter == self.step:
+            self.function()
+
+
+def losing_trainer(folder, lose, writers=(), period=1):
+    trainer = line_trainer(output_dir=str(folder), max_iter=40)
+    hooks = [Do(2, lose), PeriodicWriter(list(writers), period), PeriodicCheckpointer(30)]
+    trainer.register_hooks(hooks)
+    return trainer
+
+
+@pytest.mark.parametrize("move", [False, True])
+def test_a_folder_that_is_gone_costs_no_work(tmp_path, move):
+    """The run ends soon, with its state in a new folder."""
+    folder = tmp_path / "run"
+
+    def lose():
+        folder.rename(tmp_path / "moved") if move else shutil.rmtree(folder)
+
+    trainer = losing_trainer(folder, lose)
+    with pytest.raises(WriteError, match="run was deleted, moved .* is in a new folder"):
+        trainer.train()
+    assert trainer.completed_steps < 6
+    assert [p.name for p in folder.glob("*.pth")] == ["model_0000003.pth"]
+    again = line_trainer(output_dir=str(folder), max_iter=40)
+    again.resume_or_load()
+    assert again.start_iter == trainer.completed_steps
+
+
+def test_a_folder_that_was_replaced_is_not_written_into(tmp_path):
+    folder = tmp_path / "run"
+
+    def lose():
+        folder.rename(tmp_path / "moved")
+        folder.mkdir()
+        (folder / ".lock").write_text("of another run")
+
+    with pytest.raises(WriteError, match="not written into what is there now"):
+        losing_trainer(folder, lose).train()
+    assert [p.name for p in folder.iterdir()] == [".lock"]
+    assert (folder / ".lock").read_text() == "of another run"
+
+
+def test_a_lock_file_that_is_gone_alone_is_made_again(tmp_path):
+    def lose():
+        (tmp_path / ".lock").unlink()
+
+    trainer = losing_trainer(tmp_path, lose)
+    trainer.register_hooks([Do(5, lambda: in_a_fork(lambda: refused(tmp_path)) and lose())])
+    trainer.train()
+    assert trainer.finished and not (tmp_path / ".lock").exists()

@@ -1,12 +1,20 @@
 """SIGTERM and SIGINT: finish the step, write a checkpoint, exit with 75; twice: exit at once."""
 
+import os
 import signal
+import socket
+import sys
 import time
+from datetime import timedelta
 
 import pytest
 from campaigns.runs import arguments_of, environment_of
 from engine_kit import ROOT, Run, differences, load, metrics, start_ranks, state_of, train
-from process_kit import call_python
+from process_kit import call_python, fork, wait_for_all
+from test_trainer_hooks import line_trainer
+
+from d2ext.engine import HookBase, launch
+from d2ext.engine.hooks import PeriodicCheckpointer, StopOnSignal
 
 LONG = ("SOLVER.MAX_ITER", 100000, "SOLVER.STEPS", "()")
 SHORT = ("SOLVER.MAX_ITER", 8)
@@ -87,3 +95,68 @@ def test_torchrun(tiny, tmp_path):
     done = call_python("-m", "torch.distributed.run", *words, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(load(out / "model_final.pth")["ranks"]) == 2
+
+
+@pytest.mark.parametrize("when", ["while it is written", "after it", "before it"])
+def test_a_second_signal_and_the_checkpoint(tmp_path, when):
+    """Once the checkpoint is under way, a second signal ends the run as the first one would."""
+
+    def send():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    class Send(HookBase):
+        def before_step(self):
+            if self.trainer.iter == 2:
+                send()
+
+        def after_step(self):
+            if when == "before it" and self.trainer.iter == 2:
+                send()
+
+        def after_train(self):
+            if when == "after it":
+                send()
+
+    def main():
+        trainer = line_trainer(output_dir=str(tmp_path), max_iter=9)
+        trainer.register_hooks([StopOnSignal(grace=-1.0), Send(), PeriodicCheckpointer(0)])
+        write = trainer.checkpointer.write
+
+        def slow(*args, **kwargs):
+            if when == "while it is written":
+                send()
+            write(*args, **kwargs)
+
+        trainer.checkpointer.write = slow
+        trainer.train()
+        sys.exit(trainer.exit_code)
+
+    (code,) = wait_for_all([fork(main)])
+    names = [path.name for path in tmp_path.glob("*.pth")]
+    if when == "before it":
+        assert (code, names) == (128 + signal.SIGTERM, [])
+    else:
+        assert (code, names) == (75, ["model_0000002.pth"])
+
+
+@pytest.mark.dist
+def test_a_port_in_use_ends_in_a_sentence_on_all_ranks(tmp_path):
+    """A program that listens there, and talks as no rank 0 does."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        url = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+        def rank_main(rank):
+            sys.stderr = (tmp_path / str(rank)).open("w", buffering=1)
+            options = {"num_machines": 2, "machine_rank": rank, "dist_url": url}
+            launch(print, 1, timeout=timedelta(seconds=5), device="cpu", **options)
+
+        began = time.monotonic()
+        pids = [fork(lambda rank=rank: rank_main(rank)) for rank in range(2)]
+        assert wait_for_all(pids) == [1, 1]
+    assert time.monotonic() - began < 60
+    for rank in range(2):
+        text = (tmp_path / str(rank)).read_text()
+        assert f"Process {rank} of 2 cannot meet the others at {url}" in text
+        assert "--dist-url" in text and "Traceback" not in text

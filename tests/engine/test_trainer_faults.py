@@ -24,7 +24,8 @@ from d2ext.engine import (
     module_state,
     save_batch,
 )
-from d2ext.engine.errors import DamagedCheckpointError
+from d2ext.engine.errors import DamagedCheckpointError, RunError
+from d2ext.engine.hooks import PeriodicCheckpointer
 
 
 def test_a_non_finite_loss_says_what_where_and_saves_the_batch(tiny, tmp_path):
@@ -374,3 +375,34 @@ def test_overwriting_a_finished_run_is_warned_of(tiny, tmp_path, caplog):
         other.resume_or_load(False)
     assert "which this new run will overwrite" in caplog.text
     assert metrics(tmp_path)
+
+
+def trainer_of(model, optimizer, folder):
+    return Trainer(
+        model=model,
+        data_loader=[torch.randn(4, 3)],
+        optimizer=optimizer(model.parameters(), lr=0.1),
+        max_iter=2,
+        output_dir=str(folder),
+    )
+
+
+@pytest.mark.parametrize("new_schedule", [False, True])
+def test_another_model_or_optimiser_on_resume_is_a_sentence(tmp_path, new_schedule):
+    trainer = trainer_of(Line(), torch.optim.SGD, tmp_path)
+    trainer.register_hooks([PeriodicCheckpointer(0)])
+    trainer.train()
+
+    class Other(Line):
+        def __init__(self):
+            super().__init__()
+            self.more = nn.Parameter(torch.zeros(3))
+
+    cases = [
+        (Line(), torch.optim.AdamW, "another optimiser.*than AdamW has.*--init-from"),
+        (Line(1), torch.optim.SGD, r"another model \(weight is \(3,\) there and \(1,\) here\)"),
+        (Other(), torch.optim.SGD, "another model .it has no more.*--init-from .*model_final"),
+    ]
+    for model, optimizer, message in cases:
+        with pytest.raises(RunError, match=message):
+            trainer_of(model, optimizer, tmp_path).resume_or_load(new_schedule=new_schedule)

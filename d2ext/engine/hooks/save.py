@@ -38,6 +38,14 @@ class PeriodicWriter(HookBase):
             self.trainer.flush_metrics()
             for writer in self._writers:
                 _write(writer)
+            self._look_at_folder()
+
+    def _look_at_folder(self) -> None:
+        """Stop before more work is lost if the output folder is gone; see RunState."""
+        lock = self.trainer.lock
+        lost = lock.problem() if lock is not None else ""
+        if lost:
+            self.trainer.request_stop(lost, by_signal=True)
 
     def after_train(self) -> None:
         try:

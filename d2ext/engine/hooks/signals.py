@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any, Dict, Sequence
 
+from ..errors import EXIT_PREEMPTED
 from .base import HookBase
 
 __all__ = ["StopOnSignal"]
@@ -18,7 +19,8 @@ class StopOnSignal(HookBase):
     """The first signal finishes the step and writes a checkpoint; a second one exits at once.
 
     A launcher and the scheduler above it often send the same signal twice within a moment, as does
-    Ctrl-C in a process group; within ``grace`` seconds that counts as one.
+    Ctrl-C in a process group; within ``grace`` seconds that counts as one. Once the checkpoint is
+    being written, a second one waits for it and exits with 75, as the first one would have.
 
     Args:
         names: signals by name, for example SIGTERM, SIGINT, SIGUSR1.
@@ -44,6 +46,8 @@ class StopOnSignal(HookBase):
             self._previous[number] = signal.signal(number, self._handle)
 
     def after_train(self) -> None:
+        if self.trainer.stopped_by_signal and self.trainer.state.writing == "written":
+            return  # what comes between here and the end of the process keeps its exit code
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
@@ -54,10 +58,18 @@ class StopOnSignal(HookBase):
         name = signal.Signals(number).name
         now = time.monotonic()
         if self._first and now - self._first > self._grace:
-            os.write(2, f"{name} again: exiting at once.\n".encode())
-            os._exit(128 + number)
+            self._again(number, name)
+            return
         if not self._first:
             self._first = now
             # No logging here: the signal may have come inside of it.
             os.write(2, f"{name}: finishing the step, then writing a checkpoint.\n".encode())
             self._trainer.request_stop(name, by_signal=True)
+
+    def _again(self, number: int, name: str) -> None:
+        writing = self._trainer.state.writing if self._trainer.stopping else ""
+        if writing == "now":
+            os.write(2, f"{name} again: the checkpoint is being written.\n".encode())
+            return
+        os.write(2, f"{name} again: exiting at once.\n".encode())
+        os._exit(EXIT_PREEMPTED if writing == "written" else 128 + number)
