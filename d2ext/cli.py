@@ -23,6 +23,7 @@ from .commands.predict import add_predict
 from .commands.report import add_report
 from .commands.show import add_show
 from .commands.train import add_train
+from .commands.val import add_val
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
@@ -61,6 +62,7 @@ def run_zoo(args: argparse.Namespace) -> int:
 COMMANDS = (
     add_zoo,
     add_train,
+    add_val,
     add_doctor,
     add_show,
     add_analyze,

@@ -43,7 +43,7 @@ def _add_import(kinds: Any) -> None:
     parser.add_argument("out", metavar="OUT", type=Path, help="a new folder; images are not copied")
     parser.add_argument(
         "--split",
-        default="0.8",
+        default=None,
         metavar="SHARE",
         help="where there are no splits: share of training images (default: 0.8), or shares of "
         "training, validation and test images such as 0.7,0.2,0.1",
@@ -62,7 +62,7 @@ def _add_split(kinds: Any) -> None:
     parser.add_argument("out", metavar="OUT", type=Path, help="a new folder; images are not copied")
     parser.add_argument(
         "--split",
-        default="0.8",
+        default=None,
         metavar="SHARE",
         help="share of training images (default: 0.8), or 0.7,0.2,0.1",
     )

@@ -1,7 +1,7 @@
 """Keys of data of one's own: labelled folders that need no registration."""
 
 from .keys import Key, Section
-from .rules import TEXT
+from .rules import TEXT, listing, number
 
 __all__ = ["SECTIONS"]
 
@@ -12,9 +12,9 @@ SECTIONS = [
         Key("DATA", "", TEXT, "folder, data.yaml or COCO JSON of your own; '': TRAIN and TEST"),
         Key(
             "SPLIT",
-            "0.8",
-            TEXT,
-            "share of training images, or '0.7,0.2,0.1', where DATA has no splits",
+            [0.8, 0.2],
+            listing(number(above=0, high=1), least=2),
+            "shares of training, validation and test images, where DATA has no splits",
         ),
     ),
 ]

@@ -15,7 +15,7 @@ from d2ext._files import RunError
 
 from .checks.kinds import Problem
 from .sources import OwnData, read_data
-from .sources.read import parse_shares, watched_folders
+from .sources.read import watched_folders
 from .store import dataset_folder, publish
 
 __all__ = ["RegisteredData", "register_own_data", "use_own_data", "write_own_data"]
@@ -45,25 +45,26 @@ class RegisteredData(NamedTuple):
     problems: List[Problem]
 
     @property
-    def test(self) -> str:
-        """The split to evaluate during a training: the validation split if there is one."""
-        return self.names.get("val") or self.names.get("test") or self.names["train"]
+    def evaluated(self) -> str:
+        """The split to evaluate in a training: validation if there is one."""
+        return next(split for split in ("val", "test", "train") if split in self.names)
 
 
-def register_own_data(path: str, split: str = "0.8") -> RegisteredData:
+def register_own_data(path: str, shares: Sequence[float] = (0.8, 0.2)) -> RegisteredData:
     """Read labelled photographs and register their splits as ``{folder}_{split}``.
 
     What was read is kept in the cache until a file changes.
 
     Args:
         path: a folder, a ``data.yaml`` or a COCO JSON file.
-        split: shares of training, validation and test images where the data have no splits.
+        shares: of training, validation and, if there are three, test images, where the data have
+            no splits.
 
     Raises:
         BadDataError: if the data cannot be read.
     """
     path = os.path.abspath(os.path.expanduser(path))
-    shares = parse_shares(split)
+    shares = tuple(float(share) for share in shares)
     stamp = _stamp(path, shares)
     slug = _slug(path)
     key = hashlib.sha1(f"{path}|{shares}".encode("utf-8", "surrogateescape")).hexdigest()[:8]
@@ -127,7 +128,7 @@ def use_own_data(cfg: Any, given: Sequence[str] = ()) -> Any:
         return None
     data = register_own_data(cfg.DATASETS.DATA, cfg.DATASETS.SPLIT)
     keys = set(list(given)[::2])
-    for key, name in (("TRAIN", data.names["train"]), ("TEST", data.test)):
+    for key, name in (("TRAIN", data.names["train"]), ("TEST", data.names[data.evaluated])):
         if f"DATASETS.{key}" not in keys:
             cfg.DATASETS[key] = (name,)
     try:

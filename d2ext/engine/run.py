@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import logging
-import os
 from datetime import timedelta
 from typing import Any, Optional
 
@@ -19,6 +18,7 @@ from ..data.own import use_own_data
 from .checkpoint import Checkpointer
 from .launch import launch
 from .lazy import load_lazy, train_lazy
+from .own_data import prepare_own_data
 from .setup import (
     default_setup,
     fast_dev_run_folder,
@@ -56,14 +56,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if warning:
         logger.warning(warning)  # there is a log only now
     return cfg
-
-
-def add_own_data(args: argparse.Namespace) -> None:
-    """Turn ``--data`` and ``--split`` into the overrides that they stand for, in place."""
-    if args.data:
-        args.opts = [*args.opts, "DATASETS.DATA", os.path.abspath(os.path.expanduser(args.data))]
-    if args.split:
-        args.opts = [*args.opts, "DATASETS.SPLIT", args.split]
 
 
 def main(args: argparse.Namespace) -> Optional[int]:
@@ -116,7 +108,7 @@ def run(args: argparse.Namespace, main: Any = main) -> Optional[int]:
     args.config_file = model_zoo.config_files(args.config_file)
     if not args.lazy:
         args.opts = [word for pair in override_pairs(args.opts) for word in pair]
-    add_own_data(args)
+    prepare_own_data(args)
     return launch(
         main,
         args.num_gpus,

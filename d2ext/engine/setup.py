@@ -82,6 +82,20 @@ def argument_parser() -> argparse.ArgumentParser:
         "shares of training, validation and test images such as 0.7,0.2,0.1",
     )
     add(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="with --data and without --config-file: choose model and schedule for N minutes "
+        "(default: 10 on a CPU, 20 on a GPU)",
+    )
+    add(
+        "--method",
+        default="",
+        metavar="NAME",
+        help="with --data and without --config-file: dw, fcos, atss, retinanet, faster, efl, "
+        "harmonic, alwa or sampling_free instead of what would be chosen",
+    )
+    add(
         "--import",
         action="append",
         default=[],

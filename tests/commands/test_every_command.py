@@ -22,7 +22,11 @@ def commands(parser, words=()):
 
 
 ALL = dict(commands(build_parser()))
-MINE = [w for w in ALL if w[0] in ("zoo", "doctor", "show", "analyze", "report", "lr-find", "data")]
+MINE = [
+    w
+    for w in ALL
+    if w[0] in ("zoo", "val", "doctor", "show", "analyze", "report", "lr-find", "data")
+]
 
 
 @pytest.mark.parametrize("words", MINE, ids=" ".join)
@@ -45,6 +49,7 @@ def test_docs_show_it(words):
 
 def test_all_are_there():
     assert set(MINE) == {
+        ("val",),
         ("zoo",), ("doctor",), ("show", "assign"), ("show", "predict"), ("analyze",), ("report",),
         ("lr-find",), ("data", "shapes"), ("data", "voc2coco"), ("data", "check"),
         ("data", "stats"), ("data", "import"), ("data", "split"),

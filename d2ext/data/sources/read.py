@@ -58,14 +58,16 @@ class OwnData(NamedTuple):
     problems: List[Problem]
 
 
-def parse_shares(text: str) -> Tuple[float, ...]:
-    """The shares of training, validation and test images: "0.8", or "0.7,0.2,0.1"."""
+def parse_shares(text: Optional[str]) -> Tuple[float, ...]:
+    """The shares of training, validation and test images: "0.8", or "0.7,0.2,0.1"; None: 0.8."""
+    if text is None:
+        return (0.8, 0.2)
     try:
         given = [float(part) for part in str(text).split(",")]
     except ValueError:
         given = []
     if len(given) == 1:
-        given.append(1 - given[0])
+        given.append(round(1 - given[0], 9))
     total = sum(given)
     if not 2 <= len(given) <= 3 or min(given) <= 0 or not abs(total - 1) < 1e-6:
         raise BadDataError(

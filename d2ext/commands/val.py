@@ -1,0 +1,225 @@
+"""``d2ext val``: evaluate weights on a data set."""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Dict, Tuple
+
+from .._files import RunError, sentence_of
+from .common import (
+    add_output_argument,
+    add_pickle_argument,
+    annotation_source,
+    new_parser,
+    quiet,
+    read_results,
+    require_data,
+    write_json,
+)
+
+__all__ = ["add_val", "run_val"]
+
+_SPLITS = ("test", "val", "train")
+
+
+def add_val(commands: Any) -> None:
+    """``d2ext val --weights FILE``."""
+    parser = new_parser(
+        commands,
+        "val",
+        "evaluate weights on a data set: figures, speed, parameters, FLOPs",
+        "d2ext val --weights output/model_final.pth --data my_photos --split test",
+    )
+    add = parser.add_argument
+    add("--weights", required=True, metavar="FILE", help="a checkpoint of the trainer")
+    add("--data", metavar="PATH", help="labelled images: a folder, a data.yaml or a COCO JSON")
+    add("--dataset", metavar="NAME", help="a registered data set instead")
+    add("--split", choices=_SPLITS, help="of --data (default: test, else val, else train)")
+    add("--config-file", metavar="CONFIG", help="default: the config that the checkpoint holds")
+    add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of config keys")
+    add("--import", action="append", default=[], dest="modules", metavar="MODULE",
+        help="import a Python module first, for what it registers; may be repeated")  # fmt: skip
+    add("--json", action="store_true", help="print the figures as JSON and nothing else")
+    add_pickle_argument(parser)
+    add_output_argument(parser, "val")
+    parser.set_defaults(func=run_val)
+
+
+def run_val(args: argparse.Namespace) -> int:
+    from ..engine import Trainer
+    from ..engine.setup import choose_device, import_modules
+    from .show import load_model
+
+    import_modules(args.modules)
+    with quiet():
+        cfg = _config(args)
+        name = _data(args, cfg)
+        choose_device(cfg)
+        # Beside the weights, where a report of the run finds it.
+        output = args.output or Path(os.path.dirname(args.weights)) / "val" / name
+        output.mkdir(parents=True, exist_ok=True)
+        cfg.DATASETS.TEST, cfg.OUTPUT_DIR = (name,), str(output)
+        model = load_model(cfg, args.weights, args.allow_pickle)
+        _check_classes(args.weights, name)
+        timed = _Timed(model)
+        results = Trainer.test(cfg, model)
+        figures = {**_flat(results), **timed.figures(), **_cost(cfg, model, name)}
+    figures = {"weights": args.weights, "dataset": name, **figures}
+    row = {"iteration": 0, **{k: v for k, v in figures.items() if isinstance(v, (int, float))}}
+    (output / "config.yaml").write_text(cfg.dump())
+    write_json(output / "figures.json", figures)
+    _write_row(output / "metrics.json", row)
+    made = _draw(output, name)
+    if args.json:
+        print((output / "figures.json").read_text())
+        return 0
+    _print(figures)
+    print(f"Written to {output}: figures.json, metrics.json{made}.")
+    print(f"Next: d2ext report {output}")
+    return 0
+
+
+def _config(args: argparse.Namespace) -> Any:
+    from ..config import validate
+    from ..predictor import load_config
+
+    try:
+        cfg = load_config(args.config_file, args.weights)
+        cfg.merge_from_list(args.opts)
+        validate(cfg)
+    except (KeyError, ValueError, AssertionError, OSError) as error:
+        raise RunError(sentence_of(error)) from error
+    return cfg
+
+
+def _data(args: argparse.Namespace, cfg: Any) -> str:
+    """The name of the data set to evaluate, registered."""
+    from ..data.own import register_own_data
+
+    if args.data and args.dataset:
+        raise RunError("--data and --dataset name two data sets; leave one of them out.")
+    path = args.data or ("" if args.dataset else cfg.DATASETS.DATA)
+    if not path:
+        if not args.dataset and not cfg.DATASETS.TEST:
+            raise RunError("The config names no data set; give --data PATH or --dataset NAME.")
+        name = args.dataset or cfg.DATASETS.TEST[0]
+        require_data([name])
+        return name
+    data = register_own_data(path, cfg.DATASETS.SPLIT)
+    split = args.split or next(split for split in _SPLITS if split in data.names)
+    if split not in data.names:
+        raise RunError(f"{path} has no split '{split}'; its splits are {', '.join(data.names)}.")
+    return data.names[split]
+
+
+def _check_classes(weights: str, name: str) -> None:
+    """Refuse a data set whose labels mean something else than the checkpoint's."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from ..engine.description import read_description
+
+    known = read_description(weights).get("class_names")
+    if not MetadataCatalog.get(name).get("thing_classes"):
+        DatasetCatalog.get(name)  # some name their classes when they are loaded
+    names = MetadataCatalog.get(name).get("thing_classes")
+    if known and names and list(known) != list(names):
+        raise RunError(
+            f"{weights} was trained on the classes {', '.join(known[:5])} ... ({len(known)}) and "
+            f"'{name}' has {', '.join(names[:5])} ... ({len(names)}); evaluate on data with the "
+            "same list of classes, in its order."
+        )
+
+
+class _Timed:
+    """Seconds and images of a model's forward passes."""
+
+    def __init__(self, model: Any):
+        self.seconds, self.images, self._start = 0.0, 0, 0.0
+        self._handles = [
+            model.register_forward_pre_hook(self._begin),
+            model.register_forward_hook(self._end),
+        ]
+
+    def _begin(self, model: Any, inputs: Tuple[Any, ...]) -> None:
+        self._wait(model)
+        self._start = time.perf_counter()
+
+    def _end(self, model: Any, inputs: Tuple[Any, ...], output: Any) -> None:
+        self._wait(model)
+        self.seconds += time.perf_counter() - self._start
+        self.images += len(inputs[0])
+
+    @staticmethod
+    def _wait(model: Any) -> None:
+        import torch
+
+        if next(model.parameters()).is_cuda:
+            torch.cuda.synchronize()
+
+    def figures(self) -> Dict[str, float]:
+        for handle in self._handles:
+            handle.remove()
+        return {"images": self.images, "images_per_second": self.images / max(self.seconds, 1e-9)}
+
+
+def _cost(cfg: Any, model: Any, name: str) -> Dict[str, float]:
+    """Parameters, and floating-point operations for the first image."""
+    import torch
+    from detectron2.utils.analysis import FlopCountAnalysis
+
+    from ..engine import Trainer
+
+    batch = next(iter(Trainer.build_test_loader(cfg, name)))
+    with torch.no_grad():
+        counted = FlopCountAnalysis(model, batch[:1]).unsupported_ops_warnings(False)
+        counted = counted.uncalled_modules_warnings(False)
+        flops = counted.total()
+    height, width = batch[0]["image"].shape[-2:]
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "gflops": flops / 1e9,
+        "gflops_of": f"{width} x {height}",
+    }
+
+
+def _flat(results: Dict[str, Any]) -> Dict[str, float]:
+    return {f"{task}/{key}": v for task, part in results.items() for key, v in part.items()}
+
+
+def _write_row(path: Path, row: Dict[str, Any]) -> None:
+    path.write_text(json.dumps(row) + "\n")
+
+
+def _draw(output: Path, name: str) -> str:
+    """The analysis of the detections; what was written, for the message."""
+    from ..analysis import results_report
+    from ..evaluation.thresholds import Thresholds
+
+    found = sorted((output / "inference").rglob("coco_instances_results.json"))
+    if not found:
+        return ""
+    report = results_report.analyze_results(read_results(str(found[0])), annotation_source(name))
+    results_report.draw_analysis(report, name, output / "analysis.png")
+    Thresholds(**report.pop("threshold_file"), source=name).save(output / "thresholds.json")
+    write_json(output / "analysis.json", report)
+    return ", analysis.json, thresholds.json, analysis.png"
+
+
+def _print(figures: Dict[str, Any]) -> None:
+    rows = {k: v for k, v in figures.items() if "/" in k and isinstance(v, float)}
+    tasks = sorted({key.split("/")[0] for key in rows})
+    print(f"{figures['dataset']}: {figures['images']} images")
+    for task in tasks:
+        short = {k.split("/")[1]: v for k, v in rows.items() if k.startswith(f"{task}/")}
+        parts = [f"{k} {v:.1f}" for k, v in short.items() if "-" not in k]
+        print(f"{task}: {', '.join(parts)}")
+        classes = [f"{k[3:]} {v:.1f}" for k, v in short.items() if k.startswith("AP-")]
+        if classes:
+            print(f"  AP by class: {', '.join(classes)}")
+    print(
+        f"{figures['images_per_second']:.1f} images a second, "
+        f"{figures['parameters'] / 1e6:.2f} million parameters, "
+        f"{figures['gflops']:.2f} GFLOPs at {figures['gflops_of']}"
+    )
