@@ -5,6 +5,7 @@ They need torch and nothing else, so that they work in any framework: docs/losse
 
 from .box_losses import BoxLoss, CIoULoss, DIoULoss, GIoULoss, IoULoss, SmoothL1Loss
 from .cls_losses import BCELoss, ClsLoss, FocalLoss, QualityFocalLoss, SoftmaxLoss
+from .counted import CountedLoss
 from .criterion import CoupledTerms, Criterion
 from .eqlv2 import EQLv2Loss
 from .equalized_focal import EqualizedFocalLoss, EqualizedQualityFocalLoss
@@ -22,6 +23,7 @@ __all__ = [
     "BoxLoss",
     "CIoULoss",
     "ClsLoss",
+    "CountedLoss",
     "CoupledTerms",
     "Criterion",
     "DIoULoss",

@@ -29,6 +29,9 @@ class ClsLoss(nn.Module):
         needs_quality: True if ``forward`` wants the IoU of each positive.
         objectness: True for independent classes beside a column of its own for the background
             (logits (M, C + 1)); the loss then defines ``scores``, (M, C) for inference.
+        counts_first: True if ``forward`` takes the batch into its statistics before it computes the
+            loss: single samples are then to be asked for after it, and otherwise before it, so that
+            both see the same statistics.
         place: "dense", "rpn" or "roi" if it was built from a config, else "".
     """
 
@@ -36,6 +39,7 @@ class ClsLoss(nn.Module):
     sigmoid = True
     needs_quality = False
     objectness = False
+    counts_first = False
 
     def forward(
         self,

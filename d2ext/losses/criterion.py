@@ -95,11 +95,15 @@ class Criterion(nn.Module):
         """
         with torch.autocast(device_type=logits.device.type, enabled=False):
             logits = full_precision(logits)
-            # The coupling first: a class loss that keeps statistics moves them when it is called,
-            # and the coupling must see what the class loss itself sees.
-            terms = None if self.coupling is None else self._couple(logits, labels, positives)
             quality = self._quality(labels, positives, target)
+            # A class loss that keeps statistics moves them when it is called, and the coupling
+            # must see what the class loss itself sees.
+            terms = None
+            if self.coupling is not None and not self.cls_loss.counts_first:
+                terms = self._couple(logits, labels, positives)
             cls = self.cls_loss(logits, labels, cls_normalizer, quality)
+            if self.coupling is not None and self.cls_loss.counts_first:
+                terms = self._couple(logits, labels, positives)
             box = self.box_loss(positives) if terms is None else terms.box
             more: Dict[str, torch.Tensor] = {}
             if terms is not None:
@@ -122,8 +126,9 @@ class Criterion(nn.Module):
         if not self.cls_loss.needs_quality:
             return None
         if target is not None:
+            positives.quality = target.detach()[positives.index]
             return target.detach()
-        iou = positives.iou.detach()
+        iou = positives.quality
         return iou.new_zeros(labels.shape).index_copy(0, positives.index, iou)
 
     def _couple(self, logits, labels, positives) -> CoupledTerms:

@@ -35,6 +35,7 @@ class EQLv2Loss(GradientBalancedLoss):
     """
 
     collects_normalized = False
+    plain_form = "plain binary cross entropy"
 
     def __init__(
         self,
@@ -50,6 +51,10 @@ class EQLv2Loss(GradientBalancedLoss):
         self.mu = mu
         self.alpha = alpha
         self.objectness = objectness
+
+    def is_plain(self, ratio):
+        _, neg = equalization_v2_weights(ratio, **self._factors())
+        return neg > 0.999
 
     def compute(self, logits, labels, quality, ratio):
         total, pos, neg = equalization_v2_loss(

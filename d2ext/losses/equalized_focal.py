@@ -59,6 +59,11 @@ class EqualizedFocalLoss(GradientBalancedLoss):
         self.scale = scale
         self.needs_quality = quality
 
+    plain_form = "a plain focal loss"
+
+    def is_plain(self, ratio):
+        return (ratio >= 1) & (self.scale > 0)
+
     def compute(self, logits, labels, quality, ratio):
         factors = {"gamma_b": self.gamma_b, "scale": self.scale}
         if self.needs_quality:

@@ -3,20 +3,18 @@
 Shapes: M samples of all images, C classes, B unit regions of the gradient's size.
 """
 
-from typing import Optional, Union
-
 import torch
 from torch.nn import functional as F
 
 from d2ext.ops.precision import full_precision
 from d2ext.ops.reduce import reduce_sum, world_size
 
-from .cls_losses import ClsLoss
+from .counted import CountedLoss
 
 __all__ = ["GHMCLoss"]
 
 
-class GHMCLoss(ClsLoss):
+class GHMCLoss(CountedLoss):
     """Binary cross entropy, each of its terms divided by how many have a gradient of its size.
 
     With ``g = |p - target|`` in one of B equal regions of [0, 1], and ``R`` the terms in that
@@ -30,6 +28,8 @@ class GHMCLoss(ClsLoss):
     compute what one does with all their images. The authors' code keeps one a rank. Every rank must
     run as many training passes as the others, because each ends in one all-reduce of B numbers.
     """
+
+    counts_first = True
 
     def __init__(self, bins: int = 30, momentum: float = 0.75, divide_by: str = "occupied"):
         """
@@ -51,14 +51,12 @@ class GHMCLoss(ClsLoss):
         if momentum:
             # float64: a region has 1e7 terms and more, which float32 cannot count one by one.
             self.register_buffer("count", torch.zeros(bins, dtype=torch.float64))
+        # The weight of a term in each region, and 0 for those in none, in the last counted pass:
+        # what a repetition of that pass must see.
+        weight = torch.zeros(bins + 1, dtype=torch.float64)
+        self.register_buffer("_weight_read", weight, persistent=False)
 
-    def forward(
-        self,
-        logits: torch.Tensor,
-        labels: torch.Tensor,
-        normalizer: Union[float, torch.Tensor] = 1.0,
-        quality: Optional[torch.Tensor] = None,
-    ) -> torch.Tensor:
+    def forward(self, logits, labels, normalizer=1.0, quality=None):
         """
         Args:
             logits: (M, C).
@@ -71,20 +69,26 @@ class GHMCLoss(ClsLoss):
             column = torch.where(labels < 0, num_classes, labels)[:, None]
             target = logits.new_zeros(len(logits), num_classes + 1).scatter_(1, column, 1.0)
             target = target[:, :num_classes]
-            # A validation pass computes losses too, but must not move the counts.
-            learning = self.training and torch.is_grad_enabled()
-            weight = self._weights(logits.detach(), target, labels, learning)
+            region = self._regions(logits.detach(), target, labels)
+            if self.is_repetition():
+                weight = self._weight_read
+            else:
+                weight = self._weights(region, learning=self.counts_now())
+            weight = weight.to(logits.dtype)[region]
             return F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum")
 
-    @torch.no_grad()
-    def _weights(
-        self, logits: torch.Tensor, target: torch.Tensor, labels: torch.Tensor, learning: bool
+    def _regions(
+        self, logits: torch.Tensor, target: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
-        """(M, C) weight of each term; 0 for ignored samples."""
+        """(M, C) region of each term; B for those that do not count."""
         size = (logits.sigmoid() - target).abs_().mul_(self.bins).clamp_(max=self.bins - 1)
         # Ignored samples and NaN, which no integer stands for, go to a region that nobody reads.
         region = size.nan_to_num_(nan=self.bins).long()
-        region.masked_fill_((labels < 0)[:, None], self.bins)
+        return region.masked_fill_((labels < 0)[:, None], self.bins)
+
+    @torch.no_grad()
+    def _weights(self, region: torch.Tensor, learning: bool) -> torch.Tensor:
+        """(B + 1,) weight of a term in each region; 0 for those that do not count."""
         now = torch.bincount(region.flatten(), minlength=self.bins + 1)[: self.bins].double()
         # A validation pass reduces nothing: ranks may have unequal numbers of those.
         now = reduce_sum(now) if learning else now * world_size()
@@ -93,8 +97,10 @@ class GHMCLoss(ClsLoss):
         regions = occupied.sum().clamp(min=1) if self.divide_by == "occupied" else self.bins
         # The gradients of the ranks are averaged, the loss is a sum over the terms of all.
         weight = torch.where(occupied, world_size() / (count * regions), 0.0)
-        weight = torch.cat([weight, weight.new_zeros(1)]).to(logits.dtype)
-        return weight[region]
+        weight = torch.cat([weight, weight.new_zeros(1)])
+        if learning:
+            self._weight_read.copy_(weight)
+        return weight
 
     def _moving(self, now: torch.Tensor, occupied: torch.Tensor, learning: bool) -> torch.Tensor:
         """(B,) moving average of the counts; regions that are empty now keep theirs.

@@ -5,14 +5,14 @@ Shapes: M samples (anchors, points or proposals of all images), C classes. Label
 """
 
 import logging
-from typing import Dict, Mapping, Optional, Sequence, Tuple, Union
+from typing import Dict, Mapping, Optional, Sequence, Tuple
 
 import torch
 
 from d2ext.ops import host
 from d2ext.ops.reduce import reduce_later
 
-from .cls_losses import ClsLoss
+from .counted import CountedLoss
 
 __all__ = ["GradientBalancedLoss"]
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _EPS = 1e-10  # the authors' guard of the division
 
 
-class GradientBalancedLoss(ClsLoss):
+class GradientBalancedLoss(CountedLoss):
     """Base of losses that weigh classes by the gradients that they collected so far.
 
     The statistics are buffers, so they are in every checkpoint, and are identical on all ranks:
@@ -31,11 +31,9 @@ class GradientBalancedLoss(ClsLoss):
       before any outer loss weight and before an AMP scale.
     * ``pos_neg``: (C,) g_j, ``pos_grad / neg_grad``, cut at ``max_ratio``.
 
-    A forward pass first reads g and then collects, if the module is in training mode and gradients
-    are enabled. Evaluation and passes under ``no_grad`` leave no trace, a forward pass that
-    activation checkpointing repeats is counted once, and with gradient accumulation each of the
-    forward passes counts and sees what the earlier ones collected. If any sum is not finite on any
-    rank, that forward pass is not counted at all.
+    A forward pass first reads g and then collects, if it counts. With gradient accumulation each of
+    the forward passes counts and sees what the earlier ones collected. If any sum is not finite on
+    any rank, that forward pass is not counted at all.
 
     Every rank must run as many counted forward passes as the others, because each ends in the
     sum of a (2, C) tensor over the ranks; ranks without samples take part with an empty ``logits``.
@@ -50,6 +48,12 @@ class GradientBalancedLoss(ClsLoss):
 
     collects_normalized = True
     """Whether the statistics are of the loss after normalizer and ``loss_weight``."""
+
+    plain_form = ""
+    """What the loss is for a class whose gradients are in balance, for a warning."""
+
+    saturates_after = 1000
+    """Counted passes before all classes may not be in balance any more: at the start they are."""
 
     def __init__(
         self,
@@ -71,8 +75,9 @@ class GradientBalancedLoss(ClsLoss):
         # g as the last counted forward pass read it: what a recomputation of that pass must see.
         self.register_buffer("_ratio_read", self.pos_neg.clone(), persistent=False)
         self.register_buffer("_num_skipped", torch.zeros((), dtype=torch.long), persistent=False)
-        self._counted_last_forward = False
         self._warned = False
+        self._warned_of_balance = False
+        self._num_counted = 0
 
     def compute(
         self,
@@ -94,13 +99,7 @@ class GradientBalancedLoss(ClsLoss):
         """The loss of each row, (M,), in plain differentiable operations."""
         raise NotImplementedError(f"{type(self).__name__} must define compute_rows.")
 
-    def forward(
-        self,
-        logits: torch.Tensor,
-        labels: torch.Tensor,
-        normalizer: Union[float, torch.Tensor] = 1.0,
-        quality: Optional[torch.Tensor] = None,
-    ) -> torch.Tensor:
+    def forward(self, logits, labels, normalizer=1.0, quality=None):
         """Sum over all valid samples times ``loss_weight / normalizer``.
 
         Args:
@@ -120,13 +119,12 @@ class GradientBalancedLoss(ClsLoss):
             normalizer = normalizer.detach().to(device=total.device, dtype=total.dtype)
         factor = self.loss_weight / normalizer
         if counts:
+            self._num_counted += 1
             sums = torch.stack((pos, neg))
             self._collect(sums * factor if self.collects_normalized else sums)
         return total * factor
 
-    def per_row(
-        self, logits: torch.Tensor, labels: torch.Tensor, quality: Optional[torch.Tensor] = None
-    ) -> torch.Tensor:
+    def per_row(self, logits, labels, quality=None):
         """Loss of each of a few samples with the statistics as they are, which are not updated.
 
         Call it before :meth:`forward`, so that both see the same statistics.
@@ -135,7 +133,7 @@ class GradientBalancedLoss(ClsLoss):
             (M,) losses times ``loss_weight``, not normalized, differentiable.
         """
         self._check_quality(quality)
-        ratio = self._ratio_read if self._is_recomputation() else self.pos_neg
+        ratio = self._ratio_read if self.is_repetition() else self.pos_neg
         return self.compute_rows(logits, labels, quality, ratio) * self.loss_weight
 
     def stats(self, groups: Optional[Mapping[str, Sequence[int]]] = None) -> Dict[str, float]:
@@ -150,6 +148,7 @@ class GradientBalancedLoss(ClsLoss):
             and ``ratio_<group>``, the mean of each group that has a class.
         """
         self._warn_of_skipped(int(self._num_skipped))
+        self._warn_of_balance()
         ratio = self.pos_neg.detach().double().cpu()
         result = {
             "ratio_mean": float(ratio.mean()),
@@ -159,6 +158,25 @@ class GradientBalancedLoss(ClsLoss):
         }
         result.update(self._group_means("ratio", ratio, groups))
         return result
+
+    def is_plain(self, ratio: torch.Tensor) -> torch.Tensor:
+        """(C,) bool, for which classes the loss is its plain form."""
+        return torch.zeros_like(ratio, dtype=torch.bool)
+
+    def _warn_of_balance(self) -> None:
+        """Say once that the loss does nothing, if that is so for every class with positives."""
+        if self._warned_of_balance or self._num_counted < self.saturates_after:
+            return
+        seen = self.pos_grad > 0
+        if bool(seen.any()) and bool(self.is_plain(self.pos_neg)[seen].all()):
+            self._warned_of_balance = True
+            logger.warning(
+                f"{type(self).__name__} has become {self.plain_form}: the ratio g of all "
+                f"{int(seen.sum())} classes with objects is {float(self.pos_neg[seen].min()):.3g} "
+                "or more, because positives give more gradient than negatives. Train on more "
+                "background (larger images, all anchors or queries instead of a sample), or choose "
+                "the plain loss. Said once."
+            )
 
     @staticmethod
     def _group_means(name, values: torch.Tensor, groups) -> Dict[str, float]:
@@ -172,22 +190,10 @@ class GradientBalancedLoss(ClsLoss):
         if quality is not None and not self.needs_quality:
             raise ValueError(f"This {name} takes no quality; its targets are hard labels.")
 
-    def _is_recomputation(self) -> bool:
-        """Whether activation checkpointing is repeating a forward pass that was counted.
-
-        A forward pass inside a backward pass is checkpointing at work. In its non-reentrant form
-        the first pass had gradients enabled and was counted. In its reentrant form the first pass
-        ran under no_grad, so that the repetition is the one to count.
-        """
-        in_backward = torch._C._current_graph_task_id() != -1
-        return in_backward and torch.is_grad_enabled() and self._counted_last_forward
-
     def _ratio_and_whether_to_count(self) -> Tuple[torch.Tensor, bool]:
-        if self._is_recomputation():
+        if self.is_repetition():
             return self._ratio_read, False
-        counts = self.training and torch.is_grad_enabled()
-        if self.training and torch._C._current_graph_task_id() == -1:
-            self._counted_last_forward = counts
+        counts = self.counts_now()
         if counts:
             self._ratio_read.copy_(self.pos_neg)
         return self.pos_neg, counts
@@ -226,17 +232,3 @@ class GradientBalancedLoss(ClsLoss):
                 f"The gradients of {type(self).__name__} were not finite; its statistics leave out "
                 "such iterations. Said once; look for a diverging loss if it was not AMP."
             )
-
-    def _apply(self, fn, *args, **kwargs):
-        """Move the module, but keep the statistics in float32 or wider.
-
-        A sum over a whole training would stop growing in half precision.
-        """
-        names = ("pos_grad", "neg_grad", "pos_neg", "_ratio_read")
-        kept = {name: getattr(self, name) for name in names}
-        super()._apply(fn, *args, **kwargs)
-        for name, before in kept.items():
-            now = getattr(self, name)
-            if now.dtype in (torch.float16, torch.bfloat16):
-                setattr(self, name, before.to(now.device))
-        return self

@@ -176,7 +176,7 @@ class HarmonicCoupling(Recording, nn.Module):
         extra, coupled = torch.zeros_like(loc), loc
         self.record = {}
         if self.couple:
-            quality = (positives.iou.detach(),) if cls_loss.needs_quality else ()
+            quality = (positives.quality,) if cls_loss.needs_quality else ()
             cls = cls_loss.per_row(logits, labels, *quality)
             exponent = self._cls_exponent(cls_loss, cls, logits, labels)
             source = loc if self.beta_r_source == "loc" else box

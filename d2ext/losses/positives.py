@@ -59,6 +59,14 @@ class Positives:
             return self.transform.apply_deltas(self.deltas, self.priors)
 
     @cached_property
+    def quality(self) -> torch.Tensor:
+        """(K,) what a class loss that wants a quality aims at, without graph.
+
+        It is the IoU, unless whoever assigned the samples has set another target.
+        """
+        return self.iou.detach()
+
+    @cached_property
     def iou(self) -> torch.Tensor:
         """(K,) IoU of predicted and true boxes, with graph."""
         with torch.set_grad_enabled(self.deltas.requires_grad):

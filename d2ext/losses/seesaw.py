@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from d2ext.ops.precision import full_precision
 from d2ext.ops.reduce import reduce_sum
 
-from .cls_losses import ClsLoss
+from .counted import CountedLoss
 
 __all__ = ["SeesawLoss"]
 
 
-class SeesawLoss(ClsLoss):
+class SeesawLoss(CountedLoss):
     """Softmax cross entropy that spares the rarer classes, unless they are wrongly preferred.
 
     For a proposal of class i, class j enters the softmax with the factor ``S_ij = M_ij C_ij``:
@@ -29,8 +29,7 @@ class SeesawLoss(ClsLoss):
     proposals of the background keep the plain cross entropy: their number would otherwise silence
     what they teach nearly every class.
 
-    ``num_seen`` (C,) is a buffer, counted over all ranks before the loss is computed, in training
-    with gradients enabled.
+    ``num_seen`` (C,) is a buffer, counted over all ranks before the loss is computed.
 
     Args:
         num_classes: C, without background.
@@ -41,6 +40,7 @@ class SeesawLoss(ClsLoss):
     """
 
     sigmoid = False
+    counts_first = True
 
     def __init__(
         self,
@@ -61,8 +61,7 @@ class SeesawLoss(ClsLoss):
         self.register_buffer("num_seen", torch.zeros(num_classes, dtype=torch.long))
 
     def forward(self, logits, labels, normalizer=1.0, quality=None):
-        # A forward pass inside a backward pass is activation checkpointing repeating itself.
-        if self.training and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+        if self.counts_now():
             self._count(labels)
         return self._rows(logits, labels).sum() * (self.loss_weight / normalizer)
 

@@ -1,0 +1,50 @@
+"""When a forward pass of a class loss counts towards its statistics."""
+
+import torch
+
+from .cls_losses import ClsLoss
+
+__all__ = ["CountedLoss"]
+
+
+class CountedLoss(ClsLoss):
+    """Base of class losses whose statistics, in buffers, move with every training step.
+
+    A forward pass counts if the module is in training mode and gradients are enabled. Evaluation
+    and passes under ``no_grad`` leave no trace, and a forward pass that activation checkpointing
+    repeats is counted once.
+    """
+
+    _counted_last_forward = False
+
+    def is_repetition(self) -> bool:
+        """Whether activation checkpointing is repeating a forward pass that was counted.
+
+        A forward pass inside a backward pass is checkpointing at work. In its non-reentrant form
+        the first pass had gradients enabled and was counted. In its reentrant form the first pass
+        ran under no_grad, so that the repetition is the one to count.
+        """
+        in_backward = torch._C._current_graph_task_id() != -1
+        return in_backward and torch.is_grad_enabled() and self._counted_last_forward
+
+    def counts_now(self) -> bool:
+        """Whether this forward pass is to be counted; to be asked once in each."""
+        if self.is_repetition():
+            return False
+        counts = self.training and torch.is_grad_enabled()
+        if self.training and torch._C._current_graph_task_id() == -1:
+            self._counted_last_forward = counts
+        return counts
+
+    def _apply(self, fn, *args, **kwargs):
+        """Move the module, but keep the statistics in float32 or wider.
+
+        A sum over a whole training would stop growing in half precision.
+        """
+        kept = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, *args, **kwargs)
+        for name, before in kept.items():
+            now = getattr(self, name)
+            if now.dtype in (torch.float16, torch.bfloat16):
+                setattr(self, name, before.to(now.device))
+        return self
