@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from d2ext._files import open_image, open_regular
 from d2ext.data.checks.images import check_image_file, check_sample
 from d2ext.data.checks.json_file import read_json
-from d2ext.data.fast_mapper import _read
+from d2ext.data.fast_mapper import read_image
 from d2ext.safe_load import load_tensors, parse_xml
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n%%EOF\n"
@@ -33,7 +33,7 @@ def endless(request, tmp_path):
 
 READERS = {
     "image": lambda path: open_image(path).__enter__(),
-    "training image": lambda path: _read(str(path)),
+    "training image": lambda path: read_image(str(path)),
     "sample": lambda path: check_sample({"file_name": str(path)}),
     "json": lambda path: read_json(str(path)),
     "xml": parse_xml,
@@ -68,7 +68,7 @@ def test_postscript_is_not_handed_to_ghostscript_whatever_its_name(tmp_path, mon
     path.write_bytes(POSTSCRIPT)
     assert Image.open(path).format == "EPS"  # what Pillow would do by itself
     with pytest.raises(UnidentifiedImageError, match=r"cannot identify image file '.*a\.png'"):
-        _read(str(path))
+        read_image(str(path))
     with pytest.raises(UnidentifiedImageError):
         check_sample({"file_name": str(path)})
 

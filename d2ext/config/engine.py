@@ -97,6 +97,9 @@ _DATA = [
         # Figures are compared with published ones to the last digit.
         Key("MAPPER_TEST", "detectron2", one_of("auto", "fast", "detectron2"),
             "who reads images for evaluation", ""),
+        # "auto": on if they take no more than a quarter of the free memory. With the fast mapper.
+        Key("CACHE", "auto", one_of("auto", "on", "off"),
+            "keep decoded training images in memory, once for all workers", ""),
         # Boxes without area or outside of their image, polygons of two points, annotations of
         # images that are not there. "skip" as Detectron2 does, but counted in the log. Worse
         # mistakes are always an error. See docs/reliability_data.md.

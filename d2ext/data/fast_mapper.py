@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from d2ext._files import open_image
 
-__all__ = ["FastMapper", "why_not_fast"]
+__all__ = ["FastMapper", "read_image", "why_not_fast"]
 
 # Augmentations that look at nothing but the size of an image, and lead to a transform of
 # _Picture. Subclasses do not count: they may look at pixels.
@@ -64,6 +64,7 @@ class FastMapper(DatasetMapper):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.read = read_image
         reason = why_not_fast(self.augmentations.augs, self.image_format)
         if reason is not None:
             raise ValueError(
@@ -78,7 +79,7 @@ class FastMapper(DatasetMapper):
             log_first_n(logging.INFO, message, name=__name__, key="message")
             return super().__call__(dataset_dict)
         sample = self._copy(dataset_dict)
-        picture = _Picture(_read(sample["file_name"]))
+        picture = _Picture(self.read(sample["file_name"]))
         detection_utils.check_image_size(sample, picture.image)
         transforms = self.augmentations(picture)
         sample["image"] = picture.planes(self.image_format)
@@ -193,7 +194,7 @@ class _Picture:
         return planes.flip(axes).contiguous()
 
 
-def _read(file_name: str) -> torch.Tensor:
+def read_image(file_name: str) -> torch.Tensor:
     """(H, W, 4) bytes of an image file, decoded, turned and converted as Detectron2 does it.
 
     Four bytes a pixel are how Pillow holds an image, and what PyTorch resizes twice as fast as

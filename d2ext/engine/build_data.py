@@ -25,6 +25,8 @@ from d2ext.config import validate
 from d2ext.config.rules import shown
 from d2ext.data import FastMapper, require_dataset, why_not_fast
 from d2ext.data.checks import BadDataError, check_sample, checked_datasets
+from d2ext.data.fast_mapper import read_image
+from d2ext.data.image_cache import ImageCache
 from d2ext.data.proposals import add_proposals
 
 from .data_loader import NamedErrors, ResumableLoader
@@ -57,6 +59,13 @@ def build_train_loader(
     dataset_dicts, source_sizes = _load_dataset_dicts(cfg)
     factors = _repeat_factors(cfg, dataset_dicts, source_sizes)
     mapper = build_mapper(cfg, is_train=True) if mapper is None else mapper
+    if type(mapper) is FastMapper:
+        mapper.read = (
+            ImageCache.if_wanted(
+                cfg.DATALOADER.CACHE, dataset_dicts, read_image, sharers=comm.get_local_size()
+            )
+            or read_image
+        )
     # Another mapper may read what Pillow cannot, and pixels of more than 8 bits.
     images = type(mapper) in (DatasetMapper, FastMapper)
     return ResumableLoader(
