@@ -56,6 +56,10 @@ def run_zoo(args: argparse.Namespace) -> int:
     print(tabulate(rows, headers="keys", tablefmt="simple", floatfmt=".1f"))
     if any(value is not None for value in figures.values()):
         print("authors' AP: what the method's authors report, not measured with d2ext.")
+    if args.pattern is None:
+        print(f"\nFragments, for any detector: {', '.join(model_zoo.list_fragments())}.")
+        print("Add them up: --config-file COCO/fcos_R_50_FPN_1x --config-file ALWA/Base-ALWA-2")
+        print("or COCO/fcos_R_50_FPN_1x+ALWA/Base-ALWA-2; what comes later holds.")
     return 0
 
 

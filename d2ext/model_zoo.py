@@ -5,7 +5,7 @@ import fnmatch
 import importlib.resources
 import os
 from pathlib import Path, PurePosixPath
-from typing import Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 from .config import CfgNode, get_cfg
 
@@ -17,6 +17,7 @@ __all__ = [
     "get_config",
     "get_config_file",
     "list_configs",
+    "list_fragments",
 ]
 
 # Folders named after a data set; every other one bears the name of the method it configures.
@@ -71,6 +72,21 @@ def list_configs(pattern: Optional[str] = None, *, include_base: bool = False) -
     return [n for n in names if fnmatch.fnmatchcase(n.lower(), wanted)]
 
 
+def list_fragments() -> List[str]:
+    """Names of the configs that are no detector but say something of any, sorted.
+
+    They are added to a config: ``--config-file COCO/fcos_R_50_FPN_1x --config-file
+    ALWA/Base-ALWA-2``, or in `get_config`.
+    """
+    bases = set(list_configs(include_base=True)) - set(list_configs())
+    return [name for name in sorted(bases) if not _detector_of(name)]
+
+
+def _detector_of(name: str) -> Any:
+    values = CfgNode.load_yaml_with_base(str(config_root() / name))
+    return values.get("MODEL", {}).get("META_ARCHITECTURE")
+
+
 def get_config_file(path: str) -> str:
     """The file of a config.
 
@@ -102,7 +118,7 @@ def config_files(names: Union[str, Sequence[str]]) -> List[str]:
 
     Args:
         names: files or names as in `get_config_file`; a text may hold several, with "+" between
-            them (``COCO/retinanet_R_50_FPN_1x+ALWA/alwa2``)
+            them (``COCO/retinanet_R_50_FPN_1x+ALWA/Base-ALWA-2``)
     """
     found: List[str] = []
     for name in [names] if names and isinstance(names, (str, os.PathLike)) else names:
@@ -117,7 +133,7 @@ def get_config(*names: str) -> CfgNode:
 
     Args:
         names: as in `config_files`, YAML configs. What a later one says holds over what an earlier
-            one says, e.g. ``get_config("COCO/retinanet_R_50_FPN_1x", "ALWA/alwa2")``
+            one says, as in ``get_config("COCO/fcos_R_50_FPN_1x", "ALWA/Base-ALWA-2")``
     """
     files = config_files(names)
     lazy = [file for file in files if file.endswith(".py")]

@@ -65,7 +65,7 @@ def small_cfg(path=None, overrides=(), num_classes=3):
     """The config file at ``path`` (or none), shrunk, with overrides."""
     cfg = get_cfg()
     if path is not None:
-        cfg.merge_from_file(str(path))
+        cfg.merge_from_file(path)
     shrink(cfg, num_classes)
     cfg.merge_from_list(list(overrides))
     return cfg

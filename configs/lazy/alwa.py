@@ -1,7 +1,7 @@
 """RetinaNet with CIoU and adaptive loss weights, which any model can have: they are a hook.
 
-The parts of configs/ALWA/COCO/retinanet_R_50_FPN_1x_ciou_recommended.yaml. Detectron2's own lazy
-script knows no ``train.hooks`` and would train without the weights.
+The parts of COCO/retinanet_R_50_FPN_1x with ALWA/Base-CIoU and ALWA/Base-ALWA-recommended.
+Detectron2's own lazy script knows no ``train.hooks`` and would train without the weights.
 """
 
 from detectron2.config import LazyCall as L

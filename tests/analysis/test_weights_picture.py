@@ -20,7 +20,7 @@ def make_item(boxes):
 
 def make_model():
     cfg = get_cfg()
-    cfg.merge_from_file("configs/DualWeighting/Base-DW.yaml")
+    cfg.merge_from_file("configs/DualWeighting/dw_R_50_FPN_1x.yaml")
     shrink(cfg)
     # Group norm refuses groups of one channel on a map of one cell.
     cfg.MODEL.FPN.OUT_CHANNELS = 64

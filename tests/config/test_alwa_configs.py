@@ -1,63 +1,50 @@
-"""Every config of adaptive loss weights loads, and says what its file name says."""
+"""The fragments of adaptive loss weights add up to what their names say, on any detector."""
 
-from pathlib import Path
+from itertools import product
 
 import pytest
 
-from d2ext.config import get_cfg
+from d2ext import model_zoo
 from d2ext.engine.hooks import build_loss_weights
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-FILES = sorted((CONFIGS / "ALWA").glob("*/*.yaml"))
-BOX_LOSSES = {"_smooth_l1_": ("smooth_l1", 1.0), "_ciou_": ("ciou", None), "_l1_": ("smooth_l1", 0)}
+DETECTORS = (
+    "COCO/faster_rcnn_R_50_FPN_1x", "COCO/mask_rcnn_R_50_FPN_1x", "COCO/retinanet_R_50_FPN_1x",
+    "VOC/faster_rcnn_R_50_FPN", "VOC/retinanet_R_50_FPN",
+)  # fmt: skip
+BOX_LOSSES = {"SmoothL1": ("smooth_l1", 1.0), "CIoU": ("ciou", None), "L1": ("smooth_l1", 0)}
+RULES = ("1", "2", "recommended")
 
 
-def load(path):
-    cfg = get_cfg()
-    cfg.merge_from_file(str(path))
-    return cfg
+def test_the_fragments_are_complete():
+    found = {n for n in model_zoo.list_fragments() if n.startswith("ALWA/")}
+    names = [f"Base-ALWA-{rule}" for rule in RULES] + [f"Base-{loss}" for loss in BOX_LOSSES]
+    assert found == {f"ALWA/{name}.yaml" for name in names}
 
 
-def test_the_grid_is_complete():
-    names = {f"{p.parent.name}/{p.stem}" for p in FILES}
-    detectors = {
-        "COCO": ("faster_rcnn", "mask_rcnn", "retinanet"),
-        "VOC": ("faster_rcnn", "retinanet"),
-    }
-    expected = {
-        f"{data}/{detector}_R_50_FPN{'_1x' if data == 'COCO' else ''}_{loss}_{rule}"
-        for data, found in detectors.items()
-        for detector in found
-        for loss in ("l1", "smooth_l1", "ciou")
-        for rule in ("alwa1", "alwa2", "recommended")
-    }
-    assert names == expected
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_a_config_does_what_its_name_says(path):
-    cfg, name = load(path), path.stem
+@pytest.mark.parametrize(("detector", "loss", "rule"), list(product(DETECTORS, BOX_LOSSES, RULES)))
+def test_a_combination_does_what_its_names_say(detector, loss, rule):
+    cfg = model_zoo.get_config(detector, f"ALWA/Base-{loss}", f"ALWA/Base-ALWA-{rule}")
     machine = build_loss_weights(cfg).make_weighting()
-    recommended = name.endswith("_recommended")
-    assert machine.variant == (1 if name.endswith("_alwa1") else 2) and machine.interval == 100
+    recommended = rule == "recommended"
+    assert machine.variant == (1 if rule == "1" else 2) and machine.interval == 100
     assert machine.stats_on == ("raw" if recommended else "weighted")
     assert machine.min_weight == (0.1 if recommended else 0.0)
     assert machine.start_iter == (1000 if recommended else 0)
-    kind, beta = next(v for k, v in BOX_LOSSES.items() if k in name)
-    if name.startswith("retinanet"):
+    kind, beta = BOX_LOSSES[loss]
+    if "retinanet" in detector:
         heads = [(cfg.MODEL.RETINANET, "SMOOTH_L1_LOSS_BETA")]
         assert cfg.MODEL.META_ARCHITECTURE == "ExtRetinaNet"
     else:
         heads = [(cfg.MODEL.RPN, "SMOOTH_L1_BETA"), (cfg.MODEL.ROI_BOX_HEAD, "SMOOTH_L1_BETA")]
-        assert name.startswith("mask") == cfg.MODEL.MASK_ON
+        assert ("mask" in detector) == cfg.MODEL.MASK_ON
     for node, key in heads:
         assert kind == node.BBOX_REG_LOSS_TYPE and (beta is None or node[key] == beta)
-    assert cfg.DATASETS.TRAIN[0].startswith(path.parent.name.lower())
+    assert cfg.DATASETS.TRAIN[0].startswith(detector.split("/")[0].lower())
 
 
 @pytest.mark.parametrize("detector", ["faster_rcnn", "retinanet"])
 def test_demo(detector):
-    cfg = load(CONFIGS / "Demo" / f"{detector}_alwa_shapes.yaml")
+    cfg = model_zoo.get_config(f"Demo/{detector}_alwa_shapes")
     machine = build_loss_weights(cfg).make_weighting()
     assert (machine.interval, machine.start_iter, machine.stats_on) == (50, 150, "raw")
     assert cfg.DATASETS.TRAIN == ("d2ext_shapes_train",)

@@ -26,6 +26,14 @@ def test_there_are_configs():
     assert len(MODELS) >= 25
 
 
+def test_no_two_configs_say_the_same():
+    seen = {}
+    for path in PATHS:
+        cfg = get_cfg()
+        cfg.merge_from_file(str(path))
+        assert seen.setdefault(cfg.dump(), path) is path
+
+
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_config_loads(path):
     assert path in MODELS or path.name.startswith("Base-")

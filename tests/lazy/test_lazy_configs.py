@@ -17,7 +17,7 @@ from d2ext.engine import HookBase, argument_parser, build_lazy_trainer, run
 from d2ext.engine.hooks import ClassBalance, LossWeights, MeasurePrior
 from d2ext.engine.hooks.class_balance import dataset_of, training_image_counts
 from d2ext.engine.lazy import _build_loader
-from d2ext.model_zoo import config_root, get_config_file
+from d2ext.model_zoo import config_files, config_root, get_config_file
 from d2ext.modeling.sampling_free import measure_priors
 
 ROOT = config_root() / "lazy"
@@ -29,7 +29,7 @@ YAML = {
     "harmonic": "Harmonic/retinanet_R_50_FPN_1x",
     "equalized_focal": "EqualizedFocalLoss/retinanet_R_50_FPN_1x_efl",
     "sampling_free": "SamplingFree/retinanet_R_50_FPN_1x",
-    "alwa": "ALWA/COCO/retinanet_R_50_FPN_1x_ciou_recommended",
+    "alwa": "COCO/retinanet_R_50_FPN_1x+ALWA/Base-CIoU+ALWA/Base-ALWA-recommended",
 }
 CLASSES = 3
 
@@ -55,7 +55,7 @@ def small_yaml(name):
     words = ["MODEL.FPN.OUT_CHANNELS", 64, *WIDE]
     if name == "sampling_free":
         words += ["MODEL.SAMPLING_FREE.PRIOR", 2e-5]
-    return small_cfg(get_config_file(YAML[name]), words, num_classes=CLASSES)
+    return small_cfg(config_files(YAML[name]), words, num_classes=CLASSES)
 
 
 @pytest.mark.parametrize("name", sorted(YAML))

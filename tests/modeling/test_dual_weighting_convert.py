@@ -92,7 +92,7 @@ def make_checkpoint(**options):
 
 def small_cfg(refine, dcn):
     cfg = get_cfg()
-    cfg.merge_from_file(str(ROOT / "configs/DualWeighting/Base-DW.yaml"))
+    cfg.merge_from_file(str(ROOT / "configs/DualWeighting/dw_R_50_FPN_1x.yaml"))
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
     cfg.MODEL.FPN.OUT_CHANNELS = WIDTH
     cfg.MODEL.DW.NUM_CLASSES = 3

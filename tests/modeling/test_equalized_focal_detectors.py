@@ -17,7 +17,11 @@ from d2ext.modeling.losses import (
 )
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-DENSE = ("Base-RetinaNet.yaml", "Base-FCOS.yaml", "EqualizedFocalLoss/Base-ImprovedBaseline.yaml")
+DENSE = (
+    "Base-RetinaNet.yaml",
+    "Base-FCOS.yaml",
+    "EqualizedFocalLoss/improved_baseline_R_50_FPN_24e_focal.yaml",
+)
 STATE = ("pos_grad", "neg_grad", "pos_neg")
 
 
