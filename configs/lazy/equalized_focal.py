@@ -1,9 +1,8 @@
 """RetinaNet with EFL; the parts of configs/EqualizedFocalLoss/retinanet_R_50_FPN_1x_efl.yaml.
 
-Model, optimiser, clipping, schedule and repeat factors are those of the YAML config. Loader and
-mapper are Detectron2's, which read the annotations twice and begin a new order of images on resume,
-and the run evaluates every ``train.eval_period`` steps. Detectron2's own lazy script knows no
-``train.clipper`` and would train without clipping.
+Model, optimiser, clipping, schedule and repeat factors are those of the YAML config. The mapper is
+Detectron2's, the annotations are read twice, and the run evaluates every ``train.eval_period``
+steps. Detectron2's own lazy script knows no ``train.clipper`` and would train without clipping.
 """
 
 from detectron2 import model_zoo

@@ -32,7 +32,7 @@ from d2ext.data.proposals import add_proposals
 from .data_loader import NamedErrors, ResumableLoader
 from .random_state import sample_seed
 
-__all__ = ["build_mapper", "build_test_loader", "build_train_loader", "load_dicts"]
+__all__ = ["build_mapper", "build_test_loader", "build_train_loader", "load_dicts", "share_of_rank"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +49,7 @@ def build_train_loader(
         cfg: the config.
         mapper: turns a dataset dict into the model's input; DATALOADER.MAPPER by default.
     """
-    shares = comm.get_world_size() * cfg.SOLVER.ACCUMULATE
-    if cfg.SOLVER.IMS_PER_BATCH % shares or shares > cfg.SOLVER.IMS_PER_BATCH:
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {comm.get_world_size()} "
-            f"processes x {cfg.SOLVER.ACCUMULATE} micro-steps cannot share; make it a multiple "
-            f"of {shares}."
-        )
+    batch_size = share_of_rank(cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE)
     dataset_dicts, source_sizes = _load_dataset_dicts(cfg)
     factors = _repeat_factors(cfg, dataset_dicts, source_sizes)
     mapper = build_mapper(cfg, is_train=True) if mapper is None else mapper
@@ -72,7 +66,7 @@ def build_train_loader(
         dataset_dicts,
         mapper,
         _IndexStream(cfg, len(dataset_dicts), factors),
-        batch_size=cfg.SOLVER.IMS_PER_BATCH // shares,
+        batch_size=batch_size,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         # A random but shared seed where the config names none; it is saved with the checkpoint.
@@ -81,6 +75,17 @@ def build_train_loader(
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available(),
         check=functools.partial(check_sample, images=images, masks=cfg.MODEL.MASK_ON),
     )
+
+
+def share_of_rank(images: int, accumulate: int, key: str = "SOLVER.IMS_PER_BATCH") -> int:
+    """The images of one rank in one micro-step, of those of a step."""
+    shares = comm.get_world_size() * accumulate
+    if images % shares or shares > images:
+        raise ValueError(
+            f"{key} is {images}, which {comm.get_world_size()} processes x {accumulate} "
+            f"micro-steps cannot share; make it a multiple of {shares}."
+        )
+    return images // shares
 
 
 def build_mapper(

@@ -14,7 +14,7 @@ from .nonfinite import NonFiniteGuard
 from .precision import GlobalNormClipper, Precision
 from .schedule import resolve_schedule
 
-__all__ = ["arguments_from_config", "check_config", "check_evaluators"]
+__all__ = ["arguments_from_config", "check_config", "check_evaluators", "run_arguments"]
 
 # Which method alone reads a key that names one of several choices.
 _READERS = {
@@ -64,21 +64,28 @@ def arguments_from_config(cfg: CfgNode, trainer: Any) -> Dict[str, Any]:
     cfg = resolve_schedule(cfg, getattr(data_loader, "epoch_size", 0.0))
     model = trainer.build_model(cfg)
     optimizer = trainer.build_optimizer(cfg, model)
-    engine = cfg.ENGINE
     return {
         "model": model,
         "data_loader": data_loader,
         "optimizer": optimizer,
-        "max_iter": cfg.SOLVER.MAX_ITER,
         "scheduler": trainer.build_lr_scheduler(cfg, optimizer),
+        "clipper": GlobalNormClipper.from_config(cfg),
+        "config": cfg,
+        **run_arguments(cfg),
+    }
+
+
+def run_arguments(cfg: CfgNode) -> Dict[str, Any]:
+    """The arguments of a trainer's constructor that are about the run and not about its parts."""
+    engine = cfg.ENGINE
+    return {
+        "max_iter": cfg.SOLVER.MAX_ITER,
         "precision": Precision(cfg),
         "accumulate": cfg.SOLVER.ACCUMULATE,
-        "clipper": GlobalNormClipper.from_config(cfg),
         "guard": NonFiniteGuard(
             engine.NONFINITE, engine.MAX_SKIPPED_STEPS, cfg.OUTPUT_DIR, engine.LOG_PERIOD
         ),
         "output_dir": cfg.OUTPUT_DIR,
         "max_to_keep": engine.MAX_TO_KEEP,
         "find_unused_parameters": engine.FIND_UNUSED_PARAMETERS,
-        "config": cfg,
     }

@@ -209,7 +209,7 @@ class ResumableLoader:
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, int(seed)
         self.epoch_size = float(len(dataset) if epoch_size is None else epoch_size)
         self.batches_consumed = 0
-        self._mapper, self._make_indices = NamedErrors(mapper, check), make_indices
+        self._mapper, self.make_indices = NamedErrors(mapper, check), make_indices
         self._groups = _aspect_ratio_groups(dataset) if aspect_ratio_grouping else None
         # Serialised once, so that worker processes share its memory.
         self._dataset = DatasetFromList(dataset) if isinstance(dataset, list) else dataset
@@ -222,7 +222,7 @@ class ResumableLoader:
     def __iter__(self) -> Iterator[List[Any]]:
         dataset = _MappedDataset(self._dataset, self._mapper, self.seed)
         batches = _BatchSampler(
-            self._make_indices(self.seed), self.batch_size, self._groups, self.batches_consumed
+            self.make_indices(self.seed), self.batch_size, self._groups, self.batches_consumed
         )
         loader = DataLoader(
             dataset,

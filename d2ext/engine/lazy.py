@@ -2,38 +2,38 @@
 
 A file defines ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier`` and ``train``. This
 trainer's additions are ``train.hooks``, a list of LazyCalls, ``train.clipper``, a LazyCall of
-:class:`GlobalNormClipper`, and ``train.prior``, arguments of :class:`hooks.MeasurePrior`.
+:class:`GlobalNormClipper`, ``train.prior``, arguments of :class:`hooks.MeasurePrior`, and what
+:mod:`d2ext.engine.lazy_settings` lists: the hooks and settings of a YAML training.
 """
 
 import argparse
-import contextlib
+import copy
+import functools
 import logging
 import os
 from typing import Any, Dict, List, Optional
 
 import torch
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import hooks as upstream
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter
-from omegaconf import OmegaConf
-from omegaconf.errors import ConfigTypeError
 
 from d2ext.data import require_dataset
-from d2ext.data.checks import checked_datasets
 from d2ext.modeling.losses.criterion import set_log_period
 from d2ext.modeling.sampling_free import find_optimal_bias
 from d2ext.ops.loss_weights import AdaptiveLossWeight
 
 from . import hooks
+from .builders import run_arguments
 from .checkpoint import Checkpointer
+from .evaluation import with_average
 from .hooks.class_balance import find_balanced_losses
-from .precision import Precision
+from .lazy_data import build_loader, build_train_loader, dataset_names, validation_batches
+from .lazy_settings import lazy_settings
 from .schedule import FAST_DEV_RUN_STEPS
 from .setup import fast_dev_run_folder, load_weights, missing_gpu, set_up_output
 from .trainer import Trainer
-from .writers import MetricsWriter
+from .writers import build_writers
 
 __all__ = ["adaptive_loss_weights", "build_lazy_trainer", "train_lazy"]
 
@@ -93,40 +93,38 @@ def train_lazy(args: argparse.Namespace) -> Optional[int]:
 
 def build_lazy_trainer(cfg: Any, model: torch.nn.Module) -> Trainer:
     """The trainer of a LazyConfig, with its hooks, for a model that is on its device."""
-    train = cfg.train
-    set_log_period(model, train.log_period)
+    train, settings = cfg.train, lazy_settings(cfg.train)
+    set_log_period(model, settings.ENGINE.LOG_PERIOD)
     cfg.optimizer.params.model = model
     trainer = Trainer(
         model=model,
-        data_loader=_build_loader(cfg, "train"),
+        data_loader=build_train_loader(cfg, settings.SOLVER.ACCUMULATE, settings.SEED),
         optimizer=instantiate(cfg.optimizer),
-        max_iter=train.max_iter,
-        precision=Precision(dtype="fp16" if train.amp.enabled else "fp32", device=train.device),
         clipper=instantiate(train.get("clipper")),
-        output_dir=train.output_dir,
-        max_to_keep=train.checkpointer.max_to_keep,
-        find_unused_parameters=train.ddp.find_unused_parameters,
+        **run_arguments(settings),
     )
-    writers = []
-    if comm.is_main_process():
-        file = os.path.join(train.output_dir, "metrics.json")
-        writers = [CommonMetricPrinter(train.max_iter), MetricsWriter(file)]
     given = [instantiate(hook) for hook in train.get("hooks", [])]
+    ema = trainer.ema = hooks.build_ema(settings, model)
+    shown = ema if settings.ENGINE.EMA.EVAL else None
+    has_test = "test" in cfg.dataloader
     trainer.register_hooks(
-        [
-            # First, and before weights are loaded: see there.
-            _measure_prior(cfg, model),
-            upstream.IterationTimer(),
-            hooks.StopOnSignal(["SIGTERM", "SIGINT"]),
-            upstream.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            *given,
-            _class_balance(cfg, model, given),
-            hooks.Evaluate(train.eval_period, lambda: _evaluate(cfg, model))
-            if "test" in cfg.dataloader
+        hooks.default_hooks(
+            settings,
+            model,
+            writers=build_writers(settings, train.max_iter) if comm.is_main_process() else [],
+            ema=ema,
+            # Before weights are loaded: see there.
+            measure_prior=_measure_prior(cfg, model),
+            scheduler=instantiate(cfg.lr_multiplier),
+            given=given,
+            class_balance=_class_balance(cfg, model, given),
+            validation_batches=validation_batches(cfg, settings.TEST.VAL_LOSS.MAX_BATCHES)
+            if has_test and settings.TEST.VAL_LOSS.PERIOD > 0
             else None,
-            hooks.PeriodicWriter(writers, train.log_period),
-            hooks.PeriodicCheckpointer(train.checkpointer.period),
-        ]
+            evaluate=(lambda: with_average(functools.partial(_evaluate, cfg, model), shown))
+            if has_test
+            else None,
+        )
     )
     return trainer
 
@@ -136,7 +134,7 @@ def _measure_prior(cfg: Any, model: torch.nn.Module) -> Optional[hooks.MeasurePr
     if not find_optimal_bias(model):
         return None
     limits = cfg.train.get("prior", {})
-    return hooks.MeasurePrior(model, lambda: _build_loader(cfg, "train"), **limits)
+    return hooks.MeasurePrior(model, lambda: build_loader(cfg, "train"), **limits)
 
 
 def _class_balance(
@@ -145,7 +143,7 @@ def _class_balance(
     """The log of EFL and its relatives, if the model has one and the config does not name it."""
     if not find_balanced_losses(model) or any(isinstance(h, hooks.ClassBalance) for h in given):
         return None
-    names = _dataset_names(cfg, "train")
+    names = dataset_names(cfg, "train")
     return hooks.ClassBalance(period=cfg.train.log_period, train_names=names)
 
 
@@ -159,28 +157,17 @@ def _apply_fast_dev_run(cfg: Any) -> None:
 def _require_datasets(cfg: Any, train: bool) -> None:
     """Refuse a data set that is not there before anything is built."""
     for key in ("train", "test") if train else ("test",):
-        require_dataset(*_dataset_names(cfg, key))
+        require_dataset(*dataset_names(cfg, key))
 
 
-def _dataset_names(cfg: Any, key: str) -> List[str]:
-    """The registered data sets of a loader; none where it is of another make."""
-    names = None
-    with contextlib.suppress(ConfigTypeError):  # a list of batches, say
-        names = OmegaConf.select(cfg, f"dataloader.{key}.dataset.names")
-    return [names] if isinstance(names, str) else list(names or ())
-
-
-def _build_loader(cfg: Any, key: str) -> Any:
-    """``dataloader.train`` or ``dataloader.test``, whose data sets are checked as they load."""
-    with checked_datasets(_dataset_names(cfg, key), training=key == "train"):
-        return instantiate(cfg.dataloader[key])
-
-
-def _evaluate(cfg: Any, model: torch.nn.Module) -> Dict[str, Any]:
+def _evaluate(cfg: Any, model: torch.nn.Module, folder: str = "") -> Dict[str, Any]:
     if "evaluator" not in cfg.dataloader:
         return {}
-    loader, evaluator = _build_loader(cfg, "test"), instantiate(cfg.dataloader.evaluator)
-    results = inference_on_dataset(model, loader, evaluator)
+    loader, node = build_loader(cfg, "test"), cfg.dataloader.evaluator
+    if folder and node.get("output_dir"):
+        node = copy.deepcopy(node)
+        node.output_dir = os.path.join(node.output_dir, folder)
+    results = inference_on_dataset(model, loader, instantiate(node))
     if comm.is_main_process():
         print_csv_format(results)
     return results
