@@ -1,7 +1,6 @@
 """What d2ext needs from its surroundings, found out without importing any of it."""
 
 import importlib.machinery
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -68,6 +67,8 @@ def versions() -> Dict[str, str]:
 
 
 def _version(name: str, init_file: Path) -> str:
+    import importlib.metadata  # slow, and --help does not need it
+
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:  # on PYTHONPATH, never installed

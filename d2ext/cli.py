@@ -1,20 +1,24 @@
 """The command line, ``d2ext`` or ``python -m d2ext``.
 
-To add a sub-command, write ``add_<name>(commands)``: it calls ``commands.add_parser``, declares its
-arguments and calls ``set_defaults(func=...)`` with a function that takes the parsed arguments and
-returns an exit status or None. Then list it in `COMMANDS`. Import what the command needs inside
-that function: ``--version`` has to work where torch is missing, and ``--help`` to be quick.
+To add a command, write ``add_<name>(commands)`` in a file of `d2ext.commands` and list it in
+`COMMANDS`. It calls `new_parser`, declares its arguments and calls ``set_defaults(func=...)`` with
+a function that takes the parsed arguments, prints for people and returns a `Done`. Import what the
+command needs inside that function: ``--version`` has to work where torch is missing, and ``--help``
+to be quick.
 """
 
 import argparse
+import contextlib
+import json
+import os
 import sys
-from typing import List, Optional
+from typing import Iterator, List, Optional
 
 from . import __version__
 from ._environment import requirement_problem, versions
-from ._files import RunError
+from ._files import RunError, printable
 from .commands.analyze import add_analyze
-from .commands.common import new_parser
+from .commands.common import Done, import_named, plain
 from .commands.data import add_data
 from .commands.doctor import add_doctor
 from .commands.export import add_export
@@ -24,44 +28,9 @@ from .commands.report import add_report
 from .commands.show import add_show
 from .commands.train import add_train
 from .commands.val import add_val
+from .commands.zoo import add_zoo
 
 __all__ = ["COMMANDS", "build_parser", "main"]
-
-
-def add_zoo(commands) -> None:
-    """``d2ext zoo``: the configs that come with d2ext."""
-    parser = new_parser(
-        commands, "zoo", "list the configs that come with d2ext", "d2ext zoo 'DualWeighting/*'"
-    )
-    parser.add_argument(
-        "pattern", nargs="?", help="part of a name, or a shell pattern such as 'Demo/*'"
-    )
-    parser.add_argument("--base", action="store_true", help="list Base-*.yaml files too")
-    parser.set_defaults(func=run_zoo)
-
-
-def run_zoo(args: argparse.Namespace) -> int:
-    from tabulate import tabulate
-
-    from . import model_zoo
-
-    names = model_zoo.list_configs(args.pattern, include_base=args.base)
-    if not names:
-        print(f"No config matches '{args.pattern}'; 'd2ext zoo' lists all.", file=sys.stderr)
-        return 1
-    figures = {name: model_zoo.AUTHORS_AP.get(name) for name in names}
-    rows = [model_zoo.describe_config(name) for name in names]
-    if any(value is not None for value in figures.values()):
-        rows = [{**row, "authors' AP": figures[row["config"]]} for row in rows]
-    print(tabulate(rows, headers="keys", tablefmt="simple", floatfmt=".1f"))
-    if any(value is not None for value in figures.values()):
-        print("authors' AP: what the method's authors report, not measured with d2ext.")
-    if args.pattern is None:
-        print(f"\nFragments, for any detector: {', '.join(model_zoo.list_fragments())}.")
-        print("Add them up: --config-file COCO/fcos_R_50_FPN_1x --config-file ALWA/Base-ALWA-2")
-        print("or COCO/fcos_R_50_FPN_1x+ALWA/Base-ALWA-2; what comes later holds.")
-    return 0
-
 
 COMMANDS = (
     add_zoo,
@@ -91,7 +60,10 @@ class _VersionAction(argparse.Action):
 def build_parser() -> argparse.ArgumentParser:
     """The parser with every command of `COMMANDS`."""
     parser = argparse.ArgumentParser(
-        prog="d2ext", description="Parts for training detectors with Detectron2."
+        prog="d2ext",
+        description="Parts for training detectors with Detectron2.",
+        epilog="Examples:\n  d2ext train --data my_photos\n  d2ext predict --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--version",
@@ -105,20 +77,61 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Run one command; return its exit status."""
+    """Run one command.
+
+    Returns:
+        its exit status: 0, 1 after a sentence on stderr, 2 for words that are no command, or what
+        a training ends with.
+    """
     parser = build_parser()
-    problem = requirement_problem()
-    # Without torch not every flag is known; the answer is then what is missing.
-    args = parser.parse_args(argv) if problem is None else parser.parse_known_args(argv)[0]
+    args = parser.parse_args(argv)
     if not hasattr(args, "func"):
         parser.print_help()
         return 2
+    problem = requirement_problem()
     if problem is not None:
         print(problem, file=sys.stderr)
         return 1
     try:
-        return args.func(args) or 0
-    # A wrong name on the command line, or what one sentence says all about: no traceback helps.
-    except (FileNotFoundError, RunError) as error:
-        print(error, file=sys.stderr)
+        code = _call(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read the output, such as head, has gone. What is still buffered goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    # A wrong name on the command line, or what one sentence says all about: no traceback helps.
+    except RunError as error:
+        print(printable(str(error)), file=sys.stderr)
+    except OSError as error:
+        told = f"{error.filename}: {error.strerror}" if error.filename else error
+        print(printable(f"{told}"), file=sys.stderr)
+    return 1
+
+
+def _call(args: argparse.Namespace) -> int:
+    with _silenced() if args.json or args.quiet else contextlib.nullcontext():
+        if not getattr(args, "imports_itself", False):
+            import_named(args)
+        done: Done = args.func(args)
+    files = [str(file) for file in done.files]
+    if args.json:
+        print(json.dumps(plain({**done.values, "files": files}), indent=1))
+    elif files and not args.quiet:
+        *first, last = map(printable, files)
+        print(f"Written to {', '.join(first) + ' and ' if first else ''}{last}.")
+    return done.code
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Nothing reaches stdout, from child processes neither."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        sys.__stdout__.flush()
+        saved = os.dup(1)
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 1)
+            os.close(saved)

@@ -153,7 +153,10 @@ class Predictor:
         """The model's input for an image: a dict with "image", "height" and "width"."""
         array = as_bgr(image)
         height, width = array.shape[:2]
-        array = self.resize.get_transform(array).apply_image(array)
+        resize = self.resize.get_transform(array)
+        if isinstance(resize, T.ResizeTransform):  # a very thin image would lose its short side
+            resize.new_h, resize.new_w = max(resize.new_h, 1), max(resize.new_w, 1)
+        array = resize.apply_image(array)
         if self.cfg.INPUT.FORMAT == "RGB":
             array = array[:, :, ::-1]
         tensor = torch.as_tensor(

@@ -172,7 +172,8 @@ def test_command_writes_pictures_and_coco_json(checkpoint, image, tmp_path, caps
     assert capsys.readouterr().out.startswith(f"{len(data['annotations'])} detections in 2 images")
 
 
-def test_command_refuses_what_is_no_image(checkpoint, tmp_path, capsys):
+def test_command_refuses_what_is_no_image(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert main(["predict", "--weights", str(checkpoint), str(tmp_path / "no*.jpg")]) == 1
     assert "names no image or video" in capsys.readouterr().err
     (tmp_path / "text.jpg").write_text("no image")
@@ -206,3 +207,22 @@ def test_drawing_marks_boxes_and_masks(checkpoint, image):
     found.pred_masks = torch.zeros(1, 70, 90, dtype=torch.bool)
     found.pred_masks[0, 35:45, 30:50] = True
     assert np.asarray(draw_instances(blank, found, NAMES))[40, 40].any()
+
+
+def test_command_predicts_what_it_can_and_overwrites_no_input(checkpoint, image, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.png", "a_2.png", "A.bmp", "a.jpg"):
+        Image.fromarray(image).save(photos / name)
+    Image.fromarray(np.zeros((1, 5000, 3), np.uint8)).save(photos / "thin.png")
+    (photos / "broken.png").write_text("no image")
+    words = ["predict", "--weights", str(checkpoint), "--quiet", str(photos)]
+    assert main([*words, "--output", str(photos)]) == 1
+    assert "is a folder of inputs" in capsys.readouterr().err
+    assert len(list(photos.iterdir())) == 6
+    assert main([*words, "--output", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and "broken.png' is no image" in said.err
+    data = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert len(data["images"]) == 5
+    assert len(list((tmp_path / "out").glob("*.png"))) == 5

@@ -15,18 +15,9 @@ import shlex
 import sys
 from pathlib import Path
 
+from d2ext._arguments import at_least
+
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def at_least(least):
-    """A type of argparse: a whole number that is not smaller."""
-
-    def number(word):
-        if not word.isdecimal() or int(word) < least:
-            raise argparse.ArgumentTypeError(f"'{word}' must be a whole number from {least} on")
-        return int(word)
-
-    return number
 
 
 def parse():

@@ -4,8 +4,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .._arguments import at_least, share
 from .common import (
+    Done,
     add_output_argument,
+    add_results_arguments,
     annotation_source,
     default_output,
     new_parser,
@@ -26,32 +29,26 @@ def add_analyze(commands: Any) -> None:
         "d2ext analyze output/inference/d2ext_shapes_val/coco_instances_results.json "
         "--dataset d2ext_shapes_val",
     )
-    parser.add_argument("results", metavar="RESULTS", help="detections in COCO's results format")
-    parser.add_argument(
-        "--dataset",
-        required=True,
-        metavar="DATA",
-        help="the data set's registered name, or its COCO or LVIS JSON file",
-    )
+    add_results_arguments(parser)
     parser.add_argument(
         "--train", metavar="DATA", help="the training set, which says how frequent classes are"
     )
     parser.add_argument(
         "--min-score",
-        type=float,
+        type=share,
         default=0.05,
         help="consistency and calibration leave detections below it out (default: 0.05)",
     )
     parser.add_argument(
         "--max-detections",
-        type=int,
+        type=at_least(1),
         help="of an image and class (default: 100), or of an image in LVIS' form (default: 300)",
     )
     add_output_argument(parser, "analyze")
     parser.set_defaults(func=run_analyze)
 
 
-def run_analyze(args: argparse.Namespace) -> int:
+def run_analyze(args: argparse.Namespace) -> Done:
     from ..analysis import results_report
     from ..evaluation.thresholds import Thresholds
 
@@ -68,11 +65,8 @@ def run_analyze(args: argparse.Namespace) -> int:
     results_report.draw_analysis(report, title, picture)
     _print(report)
     thresholds = Thresholds(**report.pop("threshold_file"), source=title)
-    print(
-        f"Written to {write_json(output / 'analysis.json', report)}, {picture} and "
-        f"{thresholds.save(output / 'thresholds.json')}."
-    )
-    return 0
+    files = [picture, thresholds.save(output / "thresholds.json")]
+    return Done(report, [write_json(output / "analysis.json", report), *files])
 
 
 def _print(report: Any) -> None:

@@ -1,4 +1,4 @@
-"""What sub-commands share: the config argument, the output folder, JSON files."""
+"""What sub-commands share: their parsers and arguments, what they return, files in and out."""
 
 import argparse
 import contextlib
@@ -7,20 +7,29 @@ import logging
 import math
 import numbers
 import os
+import sys
 import warnings
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
 
+from .._arguments import add_import_argument, add_pickle_argument
 from .._files import RunError, reason_of, sentence_of
 
 __all__ = [
+    "Done",
     "add_config_arguments",
+    "add_dataset_argument",
+    "add_model_arguments",
     "add_output_argument",
-    "add_pickle_argument",
+    "add_results_arguments",
     "annotation_source",
     "default_output",
+    "import_named",
     "load_config",
+    "new_group",
     "new_parser",
+    "plain",
+    "progress",
     "quiet",
     "read_results",
     "require_data",
@@ -29,19 +38,54 @@ __all__ = [
 ]
 
 
-def new_parser(commands: Any, name: str, help: str, example: str) -> argparse.ArgumentParser:
-    """A sub-command's parser, whose ``--help`` ends with an example."""
+class Done(NamedTuple):
+    """What a command returns when it has done its work.
+
+    Attributes:
+        values: what it found, for ``--json``.
+        files: what it has written.
+        code: its exit status.
+    """
+
+    values: Dict[str, Any]
+    files: Sequence[Union[str, Path]] = ()
+    code: int = 0
+
+
+def new_parser(
+    commands: Any, name: str, help: str, *examples: str, **options: Any
+) -> argparse.ArgumentParser:
+    """The parser of a command, whose ``--help`` ends with examples; ``--json`` and ``--quiet``."""
+    parser = _described_parser(commands, name, help, *examples, **options)
+    parser.add_argument(
+        "--json", action="store_true", help="print what was found as JSON, and nothing else"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    return parser
+
+
+def new_group(commands: Any, name: str, help: str, *examples: str) -> Any:
+    """A command of several commands; returns what takes their parsers."""
+    parser = _described_parser(commands, name, help, *examples)
+    return parser.add_subparsers(title="what", metavar="WHAT", required=True)
+
+
+def _described_parser(
+    commands: Any, name: str, help: str, *examples: str, **options: Any
+) -> argparse.ArgumentParser:
+    title = "Example" if len(examples) == 1 else "Examples"
     return commands.add_parser(
         name,
         help=help,
         description=help[0].upper() + help[1:] + ".",
-        epilog=f"Example:\n  {example}",
+        epilog="\n  ".join([f"{title}:", *examples]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
     )
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, nargs: Optional[str] = None) -> None:
-    """``CONFIG`` (or several), ``--opts`` and ``--import``."""
+    """``CONFIG`` (or several), ``--opts``, ``--import`` and ``--allow-pickle``."""
     parser.add_argument(
         "config",
         nargs=nargs,
@@ -51,24 +95,40 @@ def add_config_arguments(parser: argparse.ArgumentParser, nargs: Optional[str] =
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of config keys"
     )
-    parser.add_argument(
-        "--import",
-        action="append",
-        default=[],
-        dest="modules",
-        metavar="MODULE",
-        help="import a Python module first, for what it registers; may be repeated",
-    )
+    add_import_argument(parser)
     add_pickle_argument(parser)
 
 
-def add_pickle_argument(parser: argparse.ArgumentParser) -> None:
-    """``--allow-pickle``."""
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """A trained model: ``--weights``, ``--config-file``, ``--import`` and ``--allow-pickle``."""
+    parser.add_argument("--weights", default="", metavar="W", help="checkpoint or model-zoo file")
     parser.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        help="read weights even if they are a pickle, which may run any code; it is warned of",
+        "--config-file",
+        action="append",
+        metavar="F",
+        help="a YAML file or a name that 'd2ext zoo' lists; by default what the checkpoint holds; "
+        "may be repeated, later ones over earlier ones",
     )
+    add_import_argument(parser)
+    add_pickle_argument(parser)
+
+
+def add_dataset_argument(parser: argparse.ArgumentParser, flag: str = "dataset") -> None:
+    """``DATA`` or ``--dataset DATA``, a data set by its registered name or file."""
+    options = {"required": True} if flag.startswith("-") else {}
+    parser.add_argument(
+        flag,
+        metavar="DATA",
+        help="the data set's registered name, or its COCO or LVIS JSON file",
+        **options,
+    )
+    add_import_argument(parser)
+
+
+def add_results_arguments(parser: argparse.ArgumentParser) -> None:
+    """``RESULTS`` and the data set that they are of."""
+    parser.add_argument("results", metavar="RESULTS", help="detections in COCO's results format")
+    add_dataset_argument(parser, "--dataset")
 
 
 def add_output_argument(parser: argparse.ArgumentParser, command: str) -> None:
@@ -96,28 +156,38 @@ def default_output(given: Optional[Path], command: str, source: str) -> Path:
     return folder
 
 
-def load_config(
-    name: str, opts: List[str], modules: Tuple[str, ...] = (), check: bool = True
-) -> Any:
-    """The config of a command line, on a device that this machine has.
+def import_named(args: argparse.Namespace) -> None:
+    """Import the modules that ``--import`` names.
 
-    Args:
-        name: a YAML file, or a name in the zoo; several with "+" between them.
-        opts: overrides, KEY VALUE in turn.
-        modules: Python modules to import first.
-        check: refuse impossible values; if not, the device is left as it is, too.
+    Raises:
+        RunError: if one cannot be imported.
     """
-    from ..config import get_cfg, validate
-    from ..engine.setup import choose_device, import_modules
-    from ..model_zoo import config_files
+    modules = getattr(args, "modules", [])
+    if not modules:
+        return
+    from ..engine import import_modules
 
     try:
-        import_modules(list(modules))
+        import_modules(modules)
     except ImportError as error:
         raise RunError(
             f"--import {' '.join(modules)} fails: {error}; correct the name, or start from the "
             "folder that has the module."
         ) from error
+
+
+def load_config(name: str, opts: List[str], check: bool = True) -> Any:
+    """The config of a command line, on a device that this machine has.
+
+    Args:
+        name: a YAML file, or a name in the zoo; several with "+" between them.
+        opts: overrides, KEY VALUE in turn.
+        check: refuse impossible values; if not, the device is left as it is, too.
+    """
+    from ..config import get_cfg, validate
+    from ..engine import choose_device
+    from ..model_zoo import config_files
+
     cfg = get_cfg()
     try:
         cfg.merge_from_file(config_files(name))
@@ -254,20 +324,26 @@ def write_json(path: Path, values: Any) -> Path:
     """Write a JSON file; NaN and infinity, which JSON has not, become null."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_plain(values), indent=1) + "\n")
+    path.write_text(json.dumps(plain(values), indent=1) + "\n")
     return path
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: arrays as lists, NaN and infinity as null."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def progress(args: argparse.Namespace) -> Callable[[str], None]:
+    """What prints how far a command is, where nobody reads its result; nothing with --quiet."""
+    return (lambda line: None) if args.quiet else (lambda line: print(line, file=sys.stderr))
 
 
 @contextlib.contextmanager

@@ -2,14 +2,18 @@
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import Any, Dict, Optional
 
+from .._arguments import at_least
+from .._files import RunError, printable
 from .common import (
+    Done,
+    add_dataset_argument,
     add_output_argument,
     annotation_source,
     default_output,
+    new_group,
     new_parser,
     require_data,
     write_json,
@@ -20,10 +24,9 @@ __all__ = ["add_data"]
 
 def add_data(commands: Any) -> None:
     """``d2ext data import|split|shapes|voc2coco|check|stats``."""
-    parser = new_parser(
+    kinds = new_group(
         commands, "data", "make, convert, check and count data sets", "d2ext data stats train.json"
     )
-    kinds = parser.add_subparsers(title="what", metavar="WHAT", required=True)
     _add_import(kinds)
     _add_split(kinds)
     _add_shapes(kinds)
@@ -39,16 +42,8 @@ def _add_import(kinds: Any) -> None:
         "read labelled images of any form and write them as COCO JSON files and a data.yaml",
         "d2ext data import my_photos my_photos_coco",
     )
-    parser.add_argument("path", metavar="PATH", help="a folder, a data.yaml or a COCO JSON")
-    parser.add_argument("out", metavar="OUT", type=Path, help="a new folder; images are not copied")
-    parser.add_argument(
-        "--split",
-        default=None,
-        metavar="SHARE",
-        help="where there are no splits: share of training images (default: 0.8), or shares of "
-        "training, validation and test images such as 0.7,0.2,0.1",
-    )
-    parser.set_defaults(func=run_import)
+    _add_own_data(parser, "where there are no splits: ")
+    parser.set_defaults(func=run_import, resplit=False)
 
 
 def _add_split(kinds: Any) -> None:
@@ -58,15 +53,20 @@ def _add_split(kinds: Any) -> None:
         "deal labelled images out to splits afresh, by class, near-duplicates on one side",
         "d2ext data split my_photos my_splits --split 0.7,0.2,0.1",
     )
+    _add_own_data(parser, "")
+    parser.set_defaults(func=run_import, resplit=True)
+
+
+def _add_own_data(parser: argparse.ArgumentParser, when: str) -> None:
     parser.add_argument("path", metavar="PATH", help="a folder, a data.yaml or a COCO JSON")
     parser.add_argument("out", metavar="OUT", type=Path, help="a new folder; images are not copied")
     parser.add_argument(
         "--split",
         default=None,
         metavar="SHARE",
-        help="share of training images (default: 0.8), or 0.7,0.2,0.1",
+        help=f"{when}share of training images (default: 0.8), or shares of training, validation "
+        "and test images such as 0.7,0.2,0.1",
     )
-    parser.set_defaults(func=run_split)
 
 
 def _add_shapes(kinds: Any) -> None:
@@ -77,10 +77,16 @@ def _add_shapes(kinds: Any) -> None:
         "d2ext data shapes --form coco --train 200 --val 50 --output my_shapes",
     )
     parser.add_argument("--form", choices=("coco", "lvis", "voc"), default="coco")
-    parser.add_argument("--train", type=int, default=200, help="training images (default: 200)")
-    parser.add_argument("--val", type=int, default=50, help="validation images (default: 50)")
-    parser.add_argument("--classes", type=int, default=20, help="1 to 60 (default: 20)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other images")
+    parser.add_argument(
+        "--train", type=at_least(1), default=200, help="training images (default: 200)"
+    )
+    parser.add_argument(
+        "--val", type=at_least(0), default=50, help="validation images (default: 50)"
+    )
+    parser.add_argument("--classes", type=at_least(1), default=20, help="1 to 60 (default: 20)")
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, help="another seed gives other images"
+    )
     add_output_argument(parser, "shapes")
     parser.set_defaults(func=run_shapes)
 
@@ -112,7 +118,7 @@ def _add_check(kinds: Any) -> None:
         "count bad annotations and images: zero area, outside, NaN, unknown class, missing file",
         "d2ext data check d2ext_shapes_train",
     )
-    _add_dataset(parser)
+    add_dataset_argument(parser)
     parser.add_argument("--image-root", help="folder of the images, if DATA is a file")
     add_output_argument(parser, "data_check")
     parser.set_defaults(func=run_check)
@@ -122,58 +128,52 @@ def _add_stats(kinds: Any) -> None:
     parser = new_parser(
         kinds, "stats", "count and draw classes, objects and sizes", "d2ext data stats train.json"
     )
-    _add_dataset(parser)
+    add_dataset_argument(parser)
     add_output_argument(parser, "data_stats")
     parser.set_defaults(func=run_stats)
 
 
-def _add_dataset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "dataset", metavar="DATA", help="a registered name, or a COCO or LVIS JSON file"
-    )
-
-
-def run_import(args: argparse.Namespace) -> int:
-    return _write_own_data(args, resplit=False)
-
-
-def run_split(args: argparse.Namespace) -> int:
-    return _write_own_data(args, resplit=True)
-
-
-def _write_own_data(args: argparse.Namespace, resplit: bool) -> int:
+def run_import(args: argparse.Namespace) -> Done:
     from ..data.checks.kinds import group
     from ..data.own import write_own_data
     from ..data.sources import parse_shares, read_data
 
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        print(f"{args.out} is there already; give a new folder.", file=sys.stderr)
-        return 1
-    data = read_data(args.path, parse_shares(args.split), resplit=resplit)
+        raise RunError(f"{args.out} is there already; give a new folder.")
+    data = read_data(args.path, parse_shares(args.split), resplit=args.resplit)
     write_own_data(data, str(args.out))
     print(f"{data.form}, {len(data.classes)} classes: {', '.join(data.classes[:20])}")
-    for split, content in data.splits.items():
-        counts = f"{len(content['images'])} images, {len(content['annotations'])} objects"
-        print(f"{split}: {counts}")
+    counts = {
+        split: {"images": len(content["images"]), "objects": len(content["annotations"])}
+        for split, content in data.splits.items()
+    }
+    for split, count in counts.items():
+        print(f"{split}: {count['images']} images, {count['objects']} objects")
     for note in data.notes:
         print(f"Note: {note}.")
-    for kind, problems in group(data.problems).items():
-        print(f"Left out: {len(problems)} x {kind}, the first in {problems[0].file}.")
-    print(f"Written to {args.out}; train with: d2ext train --data {args.out / 'data.yaml'}")
-    return 0
+    left_out = group(data.problems)
+    for kind, problems in left_out.items():
+        print(f"Left out: {len(problems)} x {kind}, the first in {printable(problems[0].file)}.")
+    print(f"Train with: d2ext train --data {args.out / 'data.yaml'}")
+    found = {
+        "form": data.form,
+        "classes": data.classes,
+        "splits": counts,
+        "notes": data.notes,
+        "left_out": {kind: len(problems) for kind, problems in left_out.items()},
+    }
+    return Done(found, [args.out])
 
 
-def run_shapes(args: argparse.Namespace) -> int:
+def run_shapes(args: argparse.Namespace) -> Done:
     from ..data.shapes import ShapesSpec, common_classes, long_tail_classes, write_dataset
 
     pool = common_classes() if args.classes <= 20 else long_tail_classes()
-    if not 1 <= args.classes <= len(pool):
-        print(f"--classes must be 1 to {len(long_tail_classes())}.", file=sys.stderr)
-        return 1
+    if args.classes > len(pool):
+        raise RunError(f"--classes must be 1 to {len(pool)}.")
     output = default_output(args.output, "shapes", args.form)
     if any(output.iterdir()):
-        print(f"{output} is not empty; give another folder with --output.", file=sys.stderr)
-        return 1
+        raise RunError(f"{output} is not empty; give another folder with --output.")
     spec = ShapesSpec(
         folder=output.name,
         form=args.form,
@@ -184,22 +184,23 @@ def run_shapes(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     write_dataset(spec, str(output))
-    print(f"Drew {args.train} and {args.val} images into {output}.")
-    return 0
+    print(f"Drew {args.train} and {args.val} images.")
+    return Done({"train": args.train, "val": args.val}, [output])
 
 
-def run_voc2coco(args: argparse.Namespace) -> int:
+def run_voc2coco(args: argparse.Namespace) -> Done:
     from ..data.voc_to_coco import voc_to_coco
 
     output = default_output(args.output, "voc2coco", args.folder)
     data = voc_to_coco(Path(args.folder), args.split, args.classes, args.difficult)
     path = write_json(output / f"instances_{args.split or 'all'}.json", data)
-    counts = ", ".join(f"{len(data[k])} {k}" for k in ("images", "annotations", "categories"))
-    print(f"{counts}. Written to {path}; the images stay in {Path(args.folder) / 'JPEGImages'}.")
-    return 0
+    counts = {key: len(data[key]) for key in ("images", "annotations", "categories")}
+    told = ", ".join(f"{count} {key}" for key, count in counts.items())
+    print(f"{told}; the images stay in {Path(args.folder) / 'JPEGImages'}.")
+    return Done(counts, [path])
 
 
-def run_check(args: argparse.Namespace) -> int:
+def run_check(args: argparse.Namespace) -> Done:
     from ..analysis.annotation_check import KINDS, MILD, summarize_problems
 
     output = default_output(args.output, "data_check", args.dataset)
@@ -207,11 +208,11 @@ def run_check(args: argparse.Namespace) -> int:
     for kind, row in summary.items():
         print(f"{row['count']} x {kind} in {row['files']} files: {KINDS[kind]}.")
         for example in row["examples"]:
-            print(f"    {example}")
+            print(f"    {printable(example)}")
     if not summary:
         print("No bad annotation.")
-    print(f"Written to {write_json(output / 'check.json', summary)}.")
-    return 1 if set(summary) - set(MILD) else 0
+    path = write_json(output / "check.json", summary)
+    return Done({"problems": summary}, [path], code=1 if set(summary) - set(MILD) else 0)
 
 
 def _problems(dataset: str, image_root: Optional[str]) -> Any:
@@ -225,7 +226,7 @@ def _problems(dataset: str, image_root: Optional[str]) -> Any:
     return data_problems(dataset)
 
 
-def run_stats(args: argparse.Namespace) -> int:
+def run_stats(args: argparse.Namespace) -> Done:
     from ..analysis.data_stats import data_stats, draw_stats
 
     output = default_output(args.output, "data_stats", args.dataset)
@@ -239,5 +240,4 @@ def run_stats(args: argparse.Namespace) -> int:
     sizes = ", ".join(f"{v} {k}" for k, v in stats["sizes"].items())
     print(f"{'classes':24}{len(stats['classes'])} ({groups})")
     print(f"{'objects by size':24}{sizes}")
-    print(f"Written to {write_json(output / 'stats.json', stats)} and {picture}.")
-    return 0
+    return Done(stats, [write_json(output / "stats.json", stats), picture])

@@ -2,16 +2,19 @@
 
 import argparse
 import logging
-import sys
 from typing import Any, List
 
+from .._arguments import at_least
 from .._files import RunError
 from .common import (
+    Done,
     add_config_arguments,
     add_output_argument,
     default_output,
+    import_named,
     load_config,
     new_parser,
+    progress,
     quiet,
     write_json,
 )
@@ -29,11 +32,14 @@ def add_doctor(commands: Any) -> None:
     )
     add_config_arguments(parser)
     add_output_argument(parser, "doctor")
-    parser.add_argument("--steps", type=int, default=3, help="training steps to time; 0: none")
-    parser.set_defaults(func=run_doctor)
+    parser.add_argument(
+        "--steps", type=at_least(0), default=3, help="training steps to time; 0: none"
+    )
+    # A module that cannot be imported is a finding.
+    parser.set_defaults(func=run_doctor, imports_itself=True)
 
 
-def run_doctor(args: argparse.Namespace) -> int:
+def run_doctor(args: argparse.Namespace) -> Done:
     from .._environment import versions
 
     output = default_output(args.output, "doctor", args.config)
@@ -47,8 +53,8 @@ def run_doctor(args: argparse.Namespace) -> int:
     }
     found = {"findings": [f._asdict() for f in findings], "counts": counts, "versions": versions()}
     path = write_json(output / "doctor.json", found)
-    print(f"\n{counts['error']} errors, {counts['warning']} warnings. Written to {path}.")
-    return 1 if counts["error"] else 0
+    print(f"\n{counts['error']} errors, {counts['warning']} warnings.")
+    return Done(found, [path], code=1 if counts["error"] else 0)
 
 
 def _examine(args: argparse.Namespace) -> List[Any]:
@@ -64,7 +70,8 @@ def _examine(args: argparse.Namespace) -> List[Any]:
     listed = ", ".join(f"{name} {version}" for name, version in versions().items())
     found = [Finding("ok", "versions", f"{listed}.")]
     try:
-        cfg = load_config(args.config, args.opts, args.modules, check=False)
+        import_named(args)
+        cfg = load_config(args.config, args.opts, check=False)
         explicit = [key for file in config_files(args.config) for key in keys_of_file(file)]
         explicit += [key for key, _ in override_pairs(args.opts)]
     except RunError as error:
@@ -77,10 +84,11 @@ def _examine(args: argparse.Namespace) -> List[Any]:
     choose_device(cfg)
     found += doctor.check_schedule(cfg)
     names = list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
-    print(f"Reading {', '.join(names)} ...", file=sys.stderr)
+    report = progress(args)
+    report(f"Reading {', '.join(names)} ...")
     data = doctor.check_data(names)
     found += data
-    print("Building the model ...", file=sys.stderr)
+    report("Building the model ...")
     try:
         built = doctor.build_recorded(cfg)
     except Exception as error:  # any part of a model may refuse the config in its own way
@@ -97,7 +105,6 @@ def _examine(args: argparse.Namespace) -> List[Any]:
     if args.steps > 0:
         if any(f.level == "error" for f in (*data, *classes)):
             return [*found, Finding("ok", "steps", "Not tried: correct the errors above first.")]
-        report = lambda line: print(line, file=sys.stderr)  # noqa: E731
         try:
             found += check_steps(cfg, built["model"], args.steps, report)
         except Exception as error:  # a training step can fail anywhere in the user's code

@@ -1,12 +1,12 @@
 """``d2ext export``: a detector as ONNX, TorchScript or ``torch.export`` program, and its check."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any, Dict
 
-from .._files import sentence_of
-from .common import add_pickle_argument
+from .._arguments import at_least
+from .._files import RunError, sentence_of
+from .common import Done, add_model_arguments, new_parser
 
 __all__ = ["add_export", "run_export"]
 
@@ -15,15 +15,13 @@ SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "program": ".pt2"}
 
 def add_export(commands) -> None:
     """``d2ext export``."""
-    parser = commands.add_parser("export", help="export a detector to ONNX or TorchScript")
-    parser.add_argument(
-        "--config-file",
-        action="append",
-        metavar="F",
-        help="a YAML file or a name that 'd2ext zoo' lists; by default what the checkpoint holds; "
-        "may be repeated, later ones over earlier ones",
+    parser = new_parser(
+        commands,
+        "export",
+        "export a detector to ONNX or TorchScript",
+        "d2ext export --weights output/model_final.pth --output detector.onnx",
     )
-    parser.add_argument("--weights", default="", metavar="W", help="checkpoint or model-zoo file")
+    add_model_arguments(parser)
     parser.add_argument(
         "--format",
         choices=sorted(SUFFIXES),
@@ -32,9 +30,14 @@ def add_export(commands) -> None:
     )
     parser.add_argument("--output", metavar="FILE", help="default: detector.onnx, .ts or .pt2")
     parser.add_argument("--no-nms", action="store_true", help="all boxes and scores, unselected")
-    parser.add_argument("--opset", type=int, help="ONNX operator set (default 17)")
+    parser.add_argument("--opset", type=at_least(9), help="ONNX operator set (default 17)")
     parser.add_argument(
-        "--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"), help="for program"
+        "--size",
+        type=at_least(1),
+        nargs=2,
+        default=(256, 256),
+        metavar=("H", "W"),
+        help="for program",
     )
     parser.add_argument(
         "--image",
@@ -42,11 +45,10 @@ def add_export(commands) -> None:
         help="for two-stage models, which are traced: an image with objects to follow",
     )
     parser.add_argument("--no-check", action="store_true", help="do not compare with PyTorch")
-    add_pickle_argument(parser)
     parser.set_defaults(func=run_export)
 
 
-def run_export(args: argparse.Namespace) -> int:
+def run_export(args: argparse.Namespace) -> Done:
     from d2ext import Predictor
 
     output = Path(args.output or f"detector{SUFFIXES[args.format]}")
@@ -60,11 +62,10 @@ def run_export(args: argparse.Namespace) -> int:
             return _export_two_stage(predictor, output, args)
         return _export_dense(predictor, output, args)
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        print(sentence_of(error), file=sys.stderr)
-        return 1
+        raise RunError(sentence_of(error)) from error
 
 
-def _export_dense(predictor: Any, output: Path, args: argparse.Namespace) -> int:
+def _export_dense(predictor: Any, output: Path, args: argparse.Namespace) -> Done:
     from d2ext import export
 
     model, with_nms = predictor.model, not args.no_nms
@@ -85,7 +86,7 @@ def _export_dense(predictor: Any, output: Path, args: argparse.Namespace) -> int
     _describe(predictor, output, with_nms, args)
     if args.no_check:
         print(f"{output}: not checked")
-        return 0
+        return Done({"checked": False}, [output])
     found = export.compare(model, export.load_exported(output), with_nms=with_nms, sizes=sizes)
     what = "detections" if with_nms else "boxes"
     print(
@@ -93,10 +94,11 @@ def _export_dense(predictor: Any, output: Path, args: argparse.Namespace) -> int
         f"{found['detections']:.0f} {what}: boxes within {found['box']:.1e} px, scores within "
         f"{found['score']:.1e}, {found['missing']:.0f} differ"
     )
-    return 0 if found.acceptable(box=1e-2, score=1e-4) else 1
+    fine = found.acceptable(box=1e-2, score=1e-4)
+    return Done({"checked": True, "acceptable": fine, **found}, [output], code=0 if fine else 1)
 
 
-def _export_two_stage(predictor: Any, output: Path, args: argparse.Namespace) -> int:
+def _export_two_stage(predictor: Any, output: Path, args: argparse.Namespace) -> Done:
     from d2ext import export
 
     if args.format != "torchscript" or args.image is None:
@@ -108,7 +110,7 @@ def _export_two_stage(predictor: Any, output: Path, args: argparse.Namespace) ->
     export.trace_two_stage(predictor.model, output, image)
     _describe(predictor, output, True, args)
     print(f"{output}: traced with {args.image}")
-    return 0
+    return Done({"checked": False}, [output])
 
 
 def _describe(predictor: Any, output: Path, with_nms: bool, args: argparse.Namespace) -> None:

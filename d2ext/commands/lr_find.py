@@ -2,16 +2,18 @@
 
 import argparse
 import math
-import sys
 from typing import Any
 
+from .._arguments import at_least
 from .._files import RunError
 from .common import (
+    Done,
     add_config_arguments,
     add_output_argument,
     default_output,
     load_config,
     new_parser,
+    progress,
     quiet,
     require_data,
     write_json,
@@ -29,14 +31,14 @@ def add_lr_find(commands: Any) -> None:
         "d2ext lr-find Demo/fcos_shapes --steps 60",
     )
     add_config_arguments(parser)
-    parser.add_argument("--steps", type=int, default=100, help="how many (default: 100)")
+    parser.add_argument("--steps", type=at_least(1), default=100, help="how many (default: 100)")
     parser.add_argument("--lowest", type=float, default=1e-6, help="first rate (default: 1e-6)")
     parser.add_argument("--highest", type=float, default=1.0, help="last rate (default: 1)")
     add_output_argument(parser, "lr_find")
     parser.set_defaults(func=run_lr_find)
 
 
-def run_lr_find(args: argparse.Namespace) -> int:
+def run_lr_find(args: argparse.Namespace) -> Done:
     from ..analysis.lr_finder import draw_range_test, range_test, suggest_rate
     from ..engine import GlobalNormClipper, Precision, Trainer
     from .show import load_model
@@ -48,7 +50,7 @@ def run_lr_find(args: argparse.Namespace) -> int:
         )
     output = default_output(args.output, "lr_find", args.config)
     with quiet():
-        cfg = load_config(args.config, args.opts, args.modules)
+        cfg = load_config(args.config, args.opts)
         require_data(cfg.DATASETS.TRAIN)
         model = load_model(cfg, allow_pickle=args.allow_pickle)
         found = range_test(
@@ -61,7 +63,7 @@ def run_lr_find(args: argparse.Namespace) -> int:
             precision=Precision(cfg),
             accumulate=cfg.SOLVER.ACCUMULATE,
             clip=GlobalNormClipper.from_config(cfg),
-            report=lambda line: print(line, file=sys.stderr),
+            report=progress(args),
         )
     rates = suggest_rate(found)
     picture = output / "lr_find.png"
@@ -76,5 +78,4 @@ def run_lr_find(args: argparse.Namespace) -> int:
             f"lowest loss is {rates['safe']:.2e}. The config has {cfg.SOLVER.BASE_LR:.2e}, for "
             f"{cfg.SOLVER.IMS_PER_BATCH} images a step."
         )
-    print(f"Written to {picture} and {path}.")
-    return 0
+    return Done(report, [picture, path])

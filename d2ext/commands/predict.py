@@ -2,13 +2,15 @@
 
 import argparse
 import glob
+import itertools
 import json
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
-from .._files import sentence_of
-from .common import add_pickle_argument
+from .._arguments import at_least, share
+from .._files import RunError, printable, sentence_of, writing
+from .common import Done, add_model_arguments, new_parser
 
 __all__ = ["add_predict", "coco_records", "find_inputs", "run_predict"]
 
@@ -18,22 +20,22 @@ VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
 
 def add_predict(commands) -> None:
     """``d2ext predict``."""
-    parser = commands.add_parser("predict", help="run a trained detector on images and videos")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, glob or video")
-    parser.add_argument(
-        "--config-file",
-        action="append",
-        metavar="F",
-        help="a YAML file or a name that 'd2ext zoo' lists; by default what the checkpoint holds; "
-        "may be repeated, later ones over earlier ones",
+    parser = new_parser(
+        commands,
+        "predict",
+        "run a trained detector on images and videos",
+        "d2ext predict --weights output/model_final.pth photos/ --output predictions",
+        'd2ext predict --weights output/model_final.pth "more/*.jpg" clip.mp4 --threshold 0.5',
     )
-    parser.add_argument("--weights", default="", metavar="W", help="checkpoint or model-zoo file")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, glob or video")
+    add_model_arguments(parser)
     parser.add_argument("--output", default="predictions", metavar="DIR", help="where to write")
-    parser.add_argument("--threshold", type=float, default=0.3, help="least score (default 0.3)")
-    parser.add_argument("--batch-size", type=int, default=4, help="images at a time (default 4)")
+    parser.add_argument("--threshold", type=share, default=0.3, help="least score (default 0.3)")
+    parser.add_argument(
+        "--batch-size", type=at_least(1), default=4, help="images at a time (default 4)"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default the config's")
     parser.add_argument("--no-pictures", action="store_true", help="write predictions.json only")
-    add_pickle_argument(parser)
     parser.set_defaults(func=run_predict)
 
 
@@ -84,13 +86,14 @@ def coco_records(instances: Any, image_id: int, first_id: int) -> List[Dict[str,
     return records
 
 
-def run_predict(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
+def run_predict(args: argparse.Namespace) -> Done:
     from d2ext import Predictor
 
+    output = Path(args.output)
     try:
         images, videos = find_inputs(args.inputs)
+        if not args.no_pictures:
+            _refuse_own_folder(output, [*images, *videos])
         predictor = Predictor(
             args.config_file,
             args.weights,
@@ -99,26 +102,65 @@ def run_predict(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
             allow_pickle=args.allow_pickle,
         )
-        output = Path(args.output)
-        output.mkdir(parents=True, exist_ok=True)
+        with writing(output):
+            output.mkdir(parents=True, exist_ok=True)
         report = _Report(predictor.class_names, output, pictures=not args.no_pictures)
-        with tqdm(total=len(images), unit="image", disable=not images) as bar:
-            for start in range(0, len(images), args.batch_size):
-                batch = images[start : start + args.batch_size]
-                for path, found in zip(batch, predictor([str(p) for p in batch])):
-                    report.add_image(path, found["instances"])
-                bar.update(len(batch))
+        failed = _predict_images(predictor, images, report, args)
         for path in videos:
-            _predict_video(predictor, path, report)
-    except (OSError, KeyError, ValueError) as error:
-        print(sentence_of(error), file=sys.stderr)
-        return 1
+            try:
+                _predict_video(predictor, path, report, args.quiet)
+            except OSError as error:
+                failed.append(_failure(error))
+    except (KeyError, ValueError) as error:
+        raise RunError(sentence_of(error)) from error
     file = report.write()
-    print(
-        f"{len(report.annotations)} detections in {len(report.images)} images: {file}"
-        + ("" if args.no_pictures else f", pictures beside it in {output}")
-    )
-    return 0
+    print(f"{len(report.annotations)} detections in {len(report.images)} images.")
+    if not args.no_pictures:
+        print(f"Pictures are in {output}.")
+    found = {"images": len(report.images), "detections": len(report.annotations), "failed": failed}
+    return Done(found, [file], code=1 if failed else 0)
+
+
+def _refuse_own_folder(output: Path, inputs: List[Path]) -> None:
+    """Pictures beside their sources could replace them, and would be inputs of the next call."""
+    if output.resolve() in {path.resolve().parent for path in inputs}:
+        raise RunError(
+            f"{output} is a folder of inputs, and pictures would be written over them; give "
+            "another --output, or --no-pictures for the JSON file alone."
+        )
+
+
+def _predict_images(
+    predictor: Any, images: List[Path], report: "_Report", args: argparse.Namespace
+) -> List[str]:
+    """Predict images in batches; returns a sentence on each one that cannot be read."""
+    from tqdm import tqdm
+
+    failed = []
+    with tqdm(total=len(images), unit="image", disable=args.quiet or not images) as bar:
+        for start in range(0, len(images), args.batch_size):
+            batch = images[start : start + args.batch_size]
+            try:
+                outputs: List[Optional[Dict[str, Any]]] = predictor([str(p) for p in batch])
+            except (OSError, ValueError):  # one of them is no image; the others are predicted
+                outputs = []
+                for path in batch:
+                    try:
+                        outputs.append(predictor(str(path)))
+                    except (OSError, ValueError) as error:
+                        outputs.append(None)
+                        failed.append(_failure(error))
+            for path, found in zip(batch, outputs):
+                if found is not None:
+                    report.add_image(path, found["instances"])
+            bar.update(len(batch))
+    return failed
+
+
+def _failure(error: Exception) -> str:
+    """Say which input cannot be read, also with --quiet: the others are predicted all the same."""
+    print(printable(str(error)), file=sys.stderr)
+    return str(error)
 
 
 class _Report:
@@ -128,7 +170,7 @@ class _Report:
         self.class_names, self.output, self.pictures = class_names, output, pictures
         self.images: List[Dict[str, Any]] = []
         self.annotations: List[Dict[str, Any]] = []
-        self._names: Dict[str, int] = {}
+        self._taken: Set[str] = set()
 
     def add(self, file_name: str, instances: Any, **more: Any) -> None:
         height, width = instances.image_size
@@ -147,8 +189,11 @@ class _Report:
 
     def free_name(self, stem: str, suffix: str) -> Path:
         """A name in the output folder; files of one name in two folders both have a place."""
-        self._names[stem] = count = self._names.get(stem, 0) + 1
-        return self.output / f"{stem if count == 1 else f'{stem}_{count}'}{suffix}"
+        names = itertools.chain([stem], (f"{stem}_{count}" for count in itertools.count(2)))
+        # Upper and lower case are the same to some file systems.
+        name = next(name for name in names if f"{name}{suffix}".lower() not in self._taken)
+        self._taken.add(f"{name}{suffix}".lower())
+        return self.output / f"{name}{suffix}"
 
     def write(self) -> Path:
         categories = [{"id": k + 1, "name": name} for k, name in enumerate(self.class_names)]
@@ -158,11 +203,12 @@ class _Report:
             "categories": categories,
             "annotations": self.annotations,
         }
-        file.write_text(json.dumps(data), encoding="utf-8")
+        with writing(file):
+            file.write_text(json.dumps(data), encoding="utf-8")
         return file
 
 
-def _predict_video(predictor: Any, path: Path, report: _Report) -> None:
+def _predict_video(predictor: Any, path: Path, report: _Report, quiet: bool) -> None:
     import numpy as np
     from tqdm import tqdm
 
@@ -175,7 +221,7 @@ def _predict_video(predictor: Any, path: Path, report: _Report) -> None:
     writer, number = None, 0
     count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
     try:
-        with tqdm(total=max(count, 0) or None, unit="frame", desc=path.name) as bar:
+        with tqdm(total=max(count, 0) or None, unit="frame", desc=path.name, disable=quiet) as bar:
             for frames in _frames(video, predictor.batch_size):
                 for frame, found in zip(frames, predictor(frames)):
                     report.add(str(path), found["instances"], frame=number)

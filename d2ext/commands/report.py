@@ -1,11 +1,11 @@
 """``d2ext report``: one HTML page about a training, or about several side by side."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-from .common import add_output_argument, default_output, new_parser, write_json
+from .._files import RunError
+from .common import Done, add_output_argument, default_output, new_parser, write_json
 
 __all__ = ["add_report", "run_report"]
 
@@ -27,18 +27,18 @@ def add_report(commands: Any) -> None:
     parser.set_defaults(func=run_report)
 
 
-def run_report(args: argparse.Namespace) -> int:
+def run_report(args: argparse.Namespace) -> Done:
     from ..analysis.report_page import make_page, numbers_of_runs
     from ..analysis.run_data import load_run
 
     if args.names and len(args.names) != len(args.runs):
-        print("Give --names one name for each run, in their order.", file=sys.stderr)
-        return 1
+        raise RunError("Give --names one name for each run, in their order.")
     names = args.names or [""] * len(args.runs)
     runs = [load_run(Path(folder), name) for folder, name in zip(args.runs, names)]
     output = default_output(args.output, "report", runs[0].name)
     page = output / "report.html"
     page.write_text(make_page(runs, args.title), encoding="utf-8")
-    path = write_json(output / "report.json", numbers_of_runs(runs))
-    print(f"Written to {page} ({page.stat().st_size / 2**20:.1f} MiB) and {path}.")
-    return 0
+    numbers = numbers_of_runs(runs)
+    path = write_json(output / "report.json", numbers)
+    print(f"{len(runs)} runs, a page of {page.stat().st_size / 2**20:.1f} MiB.")
+    return Done(numbers, [page, path])

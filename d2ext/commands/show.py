@@ -2,17 +2,20 @@
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import Any, Dict, List
 
+from .._arguments import at_least, share
 from .._files import RunError
 from .common import (
+    Done,
     add_config_arguments,
     add_output_argument,
+    add_results_arguments,
     annotation_source,
     default_output,
     load_config,
+    new_group,
     new_parser,
     quiet,
     read_results,
@@ -26,13 +29,12 @@ __all__ = ["add_show", "load_model"]
 
 def add_show(commands: Any) -> None:
     """``d2ext show assign|predict``."""
-    parser = new_parser(
+    kinds = new_group(
         commands,
         "show",
         "draw what a detector learns from, or what it predicts",
         "d2ext show assign Demo/fcos_shapes Demo/atss_shapes",
     )
-    kinds = parser.add_subparsers(title="what", metavar="WHAT", required=True)
     _add_assign(kinds)
     _add_predict(kinds)
 
@@ -53,7 +55,9 @@ def _add_assign(kinds: Any) -> None:
         metavar="FILE",
         help="a checkpoint for each config; without them MODEL.WEIGHTS is loaded",
     )
-    parser.add_argument("--images", type=int, default=1, help="how many images (default: 1)")
+    parser.add_argument(
+        "--images", type=at_least(1), default=1, help="how many images (default: 1)"
+    )
     parser.add_argument(
         "--image", action="append", default=[], metavar="NAME",
         help="an image of the training set by its file name or the end of it; may be repeated",
@@ -69,16 +73,12 @@ def _add_predict(kinds: Any) -> None:
         "d2ext show predict output/inference/d2ext_shapes_val/coco_instances_results.json "
         "--dataset d2ext_shapes_val",
     )
-    parser.add_argument("results", metavar="RESULTS", help="detections in COCO's results format")
-    parser.add_argument(
-        "--dataset",
-        required=True,
-        metavar="DATA",
-        help="the data set's registered name, or its COCO JSON file",
-    )
+    add_results_arguments(parser)
     parser.add_argument("--image-root", help="folder of the images, if DATA is a file")
-    parser.add_argument("--images", type=int, default=8, help="how many to draw (default: 8)")
-    parser.add_argument("--score", type=float, default=0.5, help="lowest score (default: 0.5)")
+    parser.add_argument(
+        "--images", type=at_least(1), default=8, help="how many to draw (default: 8)"
+    )
+    parser.add_argument("--score", type=share, default=0.5, help="lowest score (default: 0.5)")
     add_output_argument(parser, "show_predict")
     parser.set_defaults(func=run_predict)
 
@@ -101,21 +101,19 @@ def load_model(cfg: Any, weights: str = "", allow_pickle: bool = False) -> Any:
     return model.eval()
 
 
-def run_assign(args: argparse.Namespace) -> int:
+def run_assign(args: argparse.Namespace) -> Done:
     if args.weights and len(args.weights) != len(args.config):
-        print("Give --weights one file for each config, in their order.", file=sys.stderr)
-        return 1
+        raise RunError("Give --weights one file for each config, in their order.")
     output = default_output(args.output, "show_assign", args.config[0])
     with quiet():
-        configs = [load_config(name, args.opts, args.modules) for name in args.config]
+        configs = [load_config(name, args.opts) for name in args.config]
         models = [
             load_model(cfg, weights, args.allow_pickle)
             for cfg, weights in zip(configs, args.weights or [""] * len(configs))
         ]
         items = _choose_items(configs[0], args.images, args.image)
         report = [_draw_item(args.config, models, configs, item, output) for item in items]
-    print(f"Written to {write_json(output / 'assignments.json', report)}.")
-    return 0
+    return Done({"images": report}, [write_json(output / "assignments.json", report)])
 
 
 def _choose_items(cfg: Any, count: int, wanted: List[str]) -> List[Dict[str, Any]]:
@@ -128,7 +126,7 @@ def _choose_items(cfg: Any, count: int, wanted: List[str]) -> List[Dict[str, Any
         return dicts[:count]
     found = [d for name in wanted for d in dicts if d["file_name"].endswith(name)]
     if not found:
-        raise SystemExit(f"No training image ends with {' or '.join(wanted)}.")
+        raise RunError(f"No training image ends with {' or '.join(wanted)}.")
     return found
 
 
@@ -192,7 +190,7 @@ def _moved(
     return {**assignment, "x": assignment["x"] * width, "y": assignment["y"] * height}
 
 
-def run_predict(args: argparse.Namespace) -> int:
+def run_predict(args: argparse.Namespace) -> Done:
     from ..analysis.prediction_sheet import draw_sheet
     from ..evaluation.results import judge
 
@@ -203,14 +201,13 @@ def run_predict(args: argparse.Namespace) -> int:
     verdict = judge(results, data, min_score=args.score)
     root = args.image_root or _image_root(args.dataset)
     report = draw_sheet(verdict, data, root, output / "worst.png", args.images)
-    print(f"{output / 'worst.png'}: {report['summary']}")
-    print(f"Written to {write_json(output / 'predictions.json', report)}.")
-    return 0
+    print(report["summary"])
+    return Done(report, [output / "worst.png", write_json(output / "predictions.json", report)])
 
 
 def _image_root(dataset: str) -> str:
     if os.path.isfile(dataset):
-        raise SystemExit("Say where the images are with --image-root.")
+        raise RunError("Say where the images are with --image-root.")
     from detectron2.data import MetadataCatalog
 
     return MetadataCatalog.get(dataset).get("image_root") or ""

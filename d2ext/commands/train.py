@@ -1,33 +1,31 @@
 """``d2ext train``: ``train_net.py`` for those who have the package and no checkout."""
 
 import argparse
-from typing import Any, Optional
+from typing import Any
 
-from .._environment import requirement_problem
+from .._arguments import argument_parser
+from .common import Done, new_parser
 
 __all__ = ["add_train", "run_train"]
 
 
 def add_train(commands: Any) -> None:
     """``d2ext train``."""
-    flags = []
-    if requirement_problem() is None:  # the flags are Detectron2's, and some of ours
-        from ..engine import argument_parser
-
-        flags = [argument_parser()]
-    parser = commands.add_parser(
+    parser = new_parser(
+        commands,
         "train",
-        help="train or evaluate a detector, with the flags of train_net.py",
-        description="Train or evaluate a detector, with the flags of train_net.py.",
-        epilog="Example:\n  d2ext train --config-file Demo/dw_shapes OUTPUT_DIR output/dw",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=flags,
-        add_help=not flags,
+        "train or evaluate a detector, with the flags of train_net.py",
+        "d2ext train --data my_photos",
+        "d2ext train --config-file Demo/dw_shapes OUTPUT_DIR output/dw",
+        "d2ext train --config-file Demo/dw_shapes --resume OUTPUT_DIR output/dw",
+        parents=[argument_parser(add_help=False)],
     )
-    parser.set_defaults(func=run_train)
+    # Each process of a training imports the modules.
+    parser.set_defaults(func=run_train, imports_itself=True)
 
 
-def run_train(args: argparse.Namespace) -> Optional[int]:
+def run_train(args: argparse.Namespace) -> Done:
     from ..engine import run
 
-    return run(args)
+    code = run(args) or 0
+    return Done({"exit_code": code}, code=code)

@@ -5,12 +5,13 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, List, Tuple
 
+from .._arguments import add_import_argument, add_pickle_argument
 from .._files import RunError, sentence_of
 from .common import (
+    Done,
     add_output_argument,
-    add_pickle_argument,
     annotation_source,
     new_parser,
     quiet,
@@ -39,20 +40,16 @@ def add_val(commands: Any) -> None:
     add("--split", choices=_SPLITS, help="of --data (default: test, else val, else train)")
     add("--config-file", metavar="CONFIG", help="default: the config that the checkpoint holds")
     add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of config keys")
-    add("--import", action="append", default=[], dest="modules", metavar="MODULE",
-        help="import a Python module first, for what it registers; may be repeated")  # fmt: skip
-    add("--json", action="store_true", help="print the figures as JSON and nothing else")
+    add_import_argument(parser)
     add_pickle_argument(parser)
     add_output_argument(parser, "val")
     parser.set_defaults(func=run_val)
 
 
-def run_val(args: argparse.Namespace) -> int:
-    from ..engine import Trainer
-    from ..engine.setup import choose_device, import_modules
+def run_val(args: argparse.Namespace) -> Done:
+    from ..engine import Trainer, choose_device
     from .show import load_model
 
-    import_modules(args.modules)
     with quiet():
         cfg = _config(args)
         name = _data(args, cfg)
@@ -69,16 +66,12 @@ def run_val(args: argparse.Namespace) -> int:
     figures = {"weights": args.weights, "dataset": name, **figures}
     row = {"iteration": 0, **{k: v for k, v in figures.items() if isinstance(v, (int, float))}}
     (output / "config.yaml").write_text(cfg.dump())
-    write_json(output / "figures.json", figures)
+    files = [write_json(output / "figures.json", figures), output / "metrics.json"]
     _write_row(output / "metrics.json", row)
-    made = _draw(output, name)
-    if args.json:
-        print((output / "figures.json").read_text())
-        return 0
+    files += _draw(output, name)
     _print(figures)
-    print(f"Written to {output}: figures.json, metrics.json{made}.")
     print(f"Next: d2ext report {output}")
-    return 0
+    return Done(figures, files)
 
 
 def _config(args: argparse.Namespace) -> Any:
@@ -192,19 +185,19 @@ def _write_row(path: Path, row: Dict[str, Any]) -> None:
     path.write_text(json.dumps(row) + "\n")
 
 
-def _draw(output: Path, name: str) -> str:
-    """The analysis of the detections; what was written, for the message."""
+def _draw(output: Path, name: str) -> List[Path]:
+    """The analysis of the detections; the files that it wrote."""
     from ..analysis import results_report
     from ..evaluation.thresholds import Thresholds
 
     found = sorted((output / "inference").rglob("coco_instances_results.json"))
     if not found:
-        return ""
+        return []
     report = results_report.analyze_results(read_results(str(found[0])), annotation_source(name))
     results_report.draw_analysis(report, name, output / "analysis.png")
     Thresholds(**report.pop("threshold_file"), source=name).save(output / "thresholds.json")
-    write_json(output / "analysis.json", report)
-    return ", analysis.json, thresholds.json, analysis.png"
+    written = write_json(output / "analysis.json", report)
+    return [written, output / "thresholds.json", output / "analysis.png"]
 
 
 def _print(figures: Dict[str, Any]) -> None:

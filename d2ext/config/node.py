@@ -230,6 +230,8 @@ def _fitted_value(value: Any, old: Any, key: str, cfg: _YacsCfgNode) -> Any:
     decoded = cfg._decode_cfg_value(value)
     if old is None or decoded is None or type(decoded) is type(old):
         return value
+    if isinstance(old, str) and isinstance(value, str):
+        return repr(value)  # yacs would read a text such as "0.8" as a number
     if isinstance(old, float) and type(decoded) is int:
         return float(decoded)
     if isinstance(old, (list, tuple)) and isinstance(decoded, (list, tuple)):

@@ -1,6 +1,7 @@
 """The trainer, its hooks, its checkpoints, and how its processes start."""
 
 from .. import _detectron2  # noqa: F401  (first: it may be missing)
+from .._arguments import argument_parser
 from .batch_file import load_batch, save_batch
 from .build_data import build_mapper, build_train_loader
 from .checkpoint import Checkpointer
@@ -15,7 +16,7 @@ from .output_lock import OutputInUseError, OutputLock
 from .precision import GlobalNormClipper, Precision
 from .run import main, run
 from .schedule import resolve_schedule
-from .setup import argument_parser, choose_device, default_setup, import_modules
+from .setup import choose_device, default_setup, import_modules
 from .trainer import Trainer
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The command line, the log files and the seed of a run."""
+"""The modules, the device, the log files and the seed of a run."""
 
 import argparse
 import functools
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser
 from detectron2.engine import default_setup as upstream_default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -25,7 +24,6 @@ from .output_lock import keep_until_the_end, lock_output_folder
 from .random_state import set_deterministic
 
 __all__ = [
-    "argument_parser",
     "choose_device",
     "default_setup",
     "fast_dev_run_folder",
@@ -36,91 +34,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's command line, and the flags of this trainer."""
-    upstream = default_argument_parser()
-    parser = argparse.ArgumentParser(
-        parents=[upstream],
-        conflict_handler="resolve",
-        epilog=upstream.epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add(
-        "--config-file",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a config: a file, or a name that 'd2ext zoo' lists; may be repeated, later ones are "
-        "merged over earlier ones",
-    )
-    add("--init-from", default="", metavar="FILE", help="start from these weights, at step 0")
-    add(
-        "--reset-schedule",
-        action="store_true",
-        help="resume model, optimiser and data, but begin the config's schedule at step 0",
-    )
-    add(
-        "--allow-pickle",
-        action="store_true",
-        help="read MODEL.WEIGHTS even if it is a pickle, which may run any code; it is warned of",
-    )
-    add("--lazy", action="store_true", help="--config-file is a LazyConfig, configs/lazy/*.py")
-    add("--fast-dev-run", action="store_true", help="a few steps, one checkpoint, one evaluation")
-    add(
-        "--data",
-        default="",
-        metavar="PATH",
-        help="your own labelled images: a folder, a data.yaml or a COCO JSON; any common form",
-    )
-    add(
-        "--split",
-        metavar="SHARE",
-        help="with --data that have no splits: share of training images (default: 0.8), or "
-        "shares of training, validation and test images such as 0.7,0.2,0.1",
-    )
-    add(
-        "--minutes",
-        type=float,
-        metavar="N",
-        help="with --data and without --config-file: choose model and schedule for N minutes "
-        "(default: 10 on a CPU, 20 on a GPU)",
-    )
-    add(
-        "--method",
-        default="",
-        metavar="NAME",
-        help="with --data and without --config-file: dw, fcos, atss, retinanet, faster, efl, "
-        "harmonic, alwa or sampling_free instead of what would be chosen",
-    )
-    add(
-        "--import",
-        action="append",
-        default=[],
-        dest="modules",
-        metavar="MODULE",
-        help="import a Python module first, for what it registers; may be repeated",
-    )
-    add(
-        "--process-timeout",
-        type=float,
-        default=30.0,
-        metavar="MINUTES",
-        help="with several processes: how long one waits for another before it gives up",
-    )
-    for action in parser._actions:
-        if action.dest == "num_gpus":
-            action.help = "number of processes per machine, one a GPU (or on CPU, through gloo)"
-        elif action.dest == "resume":
-            action.help = (
-                "go on from the last checkpoint in OUTPUT_DIR as if nothing had happened; "
-                "with --eval-only, evaluate it"
-            )
-        elif action.dest == "dist_url":
-            action.default = "auto"
-    return parser
 
 
 def import_modules(names: list) -> None:
