@@ -6,6 +6,8 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from .checks.kinds import settle
 from .checks.voc_files import check_split, check_xml, read_split, read_xml, split_file
+from .sources.tree import Tree
+from .sources.voc import image_of_xml
 
 __all__ = ["voc_to_coco"]
 
@@ -19,7 +21,7 @@ def voc_to_coco(
     """Read a VOC folder.
 
     Pixels count from 1 in VOC and from 0 in COCO; the boxes are those that Detectron2 reads from
-    VOC.
+    VOC. An image is the one of its XML file's name, whatever <filename> says.
 
     Args:
         folder: holds ``Annotations``, ``JPEGImages`` and, for splits, ``ImageSets/Main``.
@@ -35,6 +37,7 @@ def voc_to_coco(
         raise ValueError(f"Difficult objects can be kept, crowd or dropped, not '{difficult}'.")
     folder = Path(folder)
     names = _names(folder, split)
+    pictures = Tree(str(folder / "JPEGImages"))
     images: List[Dict[str, Any]] = []
     found: List[Any] = []
     for number, name in enumerate(names, 1):
@@ -44,10 +47,15 @@ def voc_to_coco(
         settle([p for p in check_xml(path) if p.kind in unreadable], str(folder))
         root = read_xml(path)
         size = root.find("size")
+        image: Optional[str] = f"{name}{Path(root.findtext('filename') or '').suffix or '.jpg'}"
+        if pictures.images:  # they may be elsewhere, where annotations alone are converted
+            image = image_of_xml(pictures, f"{name}.xml", root)
+        if image is None:
+            raise FileNotFoundError(f"{path} has no image in {pictures.root}; add it.")
         images.append(
             {
                 "id": number,
-                "file_name": root.findtext("filename") or f"{name}.jpg",
+                "file_name": image,
                 "width": int(size.findtext("width")),
                 "height": int(size.findtext("height")),
             }

@@ -217,6 +217,7 @@ def _load_dataset_dicts(cfg: CfgNode) -> Tuple[List[Dict], List[int]]:
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
         bad_annotations=cfg.DATALOADER.BAD_ANNOTATIONS,
+        masks=cfg.MODEL.MASK_ON,
     )
     return [item for part in parts for item in part], [len(part) for part in parts]
 

@@ -8,24 +8,20 @@ Shapes: N images, C categories, G objects.
 
 import dataclasses
 import logging
-import math
-import numbers
 from collections import Counter
 from typing import Dict, List, Optional, Sequence, Set
 
 import numpy as np
 
 from d2ext._text import printable
+from d2ext.data.checks.boxes import is_area
 from d2ext.data.checks.json_file import check_json, read_json
 from d2ext.data.checks.kinds import BadDataError, settle
+from d2ext.data.checks.masks import polygon_fault, reach
 
 __all__ = ["GroundTruth", "area_of", "unique_names"]
 
 logger = logging.getLogger(__name__)
-
-# How many times the longer side of its image a polygon may reach from the corner, and the side of
-# an image that does not say its size.
-_REACH, _MIN_REACH = 10.0, 1000.0
 
 
 @dataclasses.dataclass
@@ -163,16 +159,12 @@ class GroundTruth:
         for k, pieces in enumerate(self.segmentations):
             if not isinstance(pieces, list):
                 continue
-            sides = [s for s in self.image_sizes[self.image[k]] if isinstance(s, numbers.Real)]
-            reach = _REACH * max([*sides, _MIN_REACH])
-            for piece in pieces:
-                # Not "any beyond": NaN is beyond nothing.
-                if not all(-reach <= value <= reach for value in piece):
-                    raise BadDataError(
-                        f"{source}: an object of image {self.image_ids[self.image[k]]!r}, box "
-                        f"{self.boxes[k]}, has a polygon that reaches far beyond its image; "
-                        "correct or remove it."
-                    )
+            fault = polygon_fault(pieces, reach(*self.image_sizes[self.image[k]]))
+            if fault:
+                raise BadDataError(
+                    f"{source}: an object of image {self.image_ids[self.image[k]]!r}, box "
+                    f"{self.boxes[k]}: {fault}; correct or remove it."
+                )
 
     def restricted_to(self, image_ids) -> "GroundTruth":
         """The annotations of some of the images; all categories stay."""
@@ -203,9 +195,7 @@ def unique_names(names: Sequence[str], ids: Sequence[int]) -> List[str]:
 def area_of(annotation: dict) -> Optional[float]:
     """An object's area as annotated; None where it is missing or no number that can be one."""
     area = annotation.get("area")
-    if isinstance(area, numbers.Real) and not isinstance(area, bool) and 0 <= area < math.inf:
-        return float(area)
-    return None
+    return float(area) if is_area(area) else None
 
 
 def _areas(objects) -> np.ndarray:

@@ -72,6 +72,19 @@ def test_voc_becomes_the_boxes_that_detectron2_reads(tmp_path):
         assert (image["width"], image["height"]) == (96, 96) or image["width"] > 0
 
 
+def test_an_xml_file_belongs_to_the_image_of_its_name(tmp_path):
+    """<filename> is what is left behind when files are renamed."""
+    own_data_kit.write_voc_tree(tmp_path)
+    path = tmp_path / "Annotations" / "pic_03.xml"
+    path.write_text(path.read_text().replace("pic_03.png", "pic_04.png"))
+    data = voc_to_coco(tmp_path)
+    names = [f"{stem}.png" for stem in own_data_kit.OBJECTS]
+    assert [row["file_name"] for row in data["images"]] == names
+    (tmp_path / "JPEGImages" / "pic_05.png").unlink()
+    with pytest.raises(FileNotFoundError, match="pic_05.xml has no image"):
+        voc_to_coco(tmp_path)
+
+
 def test_difficult_objects(tmp_path):
     folder = tmp_path / "Annotations"
     folder.mkdir()

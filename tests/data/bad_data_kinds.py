@@ -145,6 +145,28 @@ def spoil_crowds(data_set):
         thing["iscrowd"] = 1
 
 
+edit("class name twice", "note", "category ids 1 and 2 are both 'cat'", "same class name",
+     "categories", 1, name="cat")  # fmt: skip
+
+
+def area(name, value):
+    edit(
+        f"area {name}", "note", "annotation id 2: area", "broken area", "annotations", 1, area=value
+    )
+
+
+area("null", None)
+area("NaN", float("nan"))
+area("a list", [3])
+area("a word", "large")
+area("negative", -1)
+area("beyond floats", 10**400)
+edit("no area", "right", "", "", "annotations", 1, area=...)
+text("key twice", "has the key 'id' twice", b'{"images": [{"id": 1, "id": 2}]}')
+text("nested too deep", "is nested too deep", b"[" * 100000)
+text("number of 5000 digits", "a whole number of thousands of digits", b"1" * 5000)
+
+
 # ------------------------------------------------------------------ boxes
 def box(name, outcome, words, found, value, left=2 * IMAGES):
     edit(name, outcome, words, found, "annotations", 1, bbox=value, left=left)
@@ -189,6 +211,8 @@ def mask(name, outcome, words, found, value, left=2 * IMAGES, masks=True):
     @kind(name, "coco", outcome, words, found, left, options)
     def spoil(data_set):
         data_set.data["annotations"][1]["segmentation"] = value
+        if value is ...:
+            del data_set.data["annotations"][1]["segmentation"]
 
 
 GOOD = [2, 2, 20, 2, 20, 18]
@@ -198,7 +222,12 @@ mask("a piece of two points", "skip", "1 x short polygon piece", "short polygon 
      [GOOD, GOOD[:4]])  # fmt: skip
 mask("flat polygon", "refuse", "its segmentation is not a list of polygons", BROKEN, GOOD)
 mask("mask of text", "refuse", "has a str as 'segmentation'", BROKEN, "abc")
-mask("NaN in a polygon", "sample", "object 2: its polygon is not finite", "", [[*GOOD[:5], np.nan]])
+mask("NaN in a polygon", "sample", "object 2: its polygon is not finite", "broken mask",
+     [[*GOOD[:5], np.nan]])  # fmt: skip
+mask("polygon to 1e9", "sample", r"object 2: its polygon reaches to 1e.09", "broken mask",
+     [[*GOOD[:4], 1e9, 18]])  # fmt: skip
+mask("mask missing", "skip", "object 2: it has no 'segmentation'", "", ..., 7)
+mask("mask of nothing", "skip", "object 2: it has no 'segmentation'", "", [], 7)
 RUNS = {"size": [HEIGHT, WIDTH], "counts": [100, 10, 1090]}
 STRING = {"size": [HEIGHT, WIDTH], "counts": "T3:R2"}
 mask("RLE of another size", "refuse", r"mask \[40, 30\], image \[30, 40\]", "wrong mask size",

@@ -92,16 +92,17 @@ def test_training(spoilt):
 
 @pytest.mark.parametrize("title", [t for t, k in KINDS_OF_BAD_DATA.items() if k[2] == "skip"])
 def test_refused_if_asked(title, tmp_path):
-    form, spoil, _, words, *_ = KINDS_OF_BAD_DATA[title]
+    form, spoil, _, words, _, _, options = KINDS_OF_BAD_DATA[title]
     data_set = DataSet(tmp_path, form)
     spoil(data_set)
     with data_set.registered() as name, pytest.raises(BadDataError, match=words):
-        Trainer.build_train_loader(config(name, "DATALOADER.BAD_ANNOTATIONS", "refuse"))
+        Trainer.build_train_loader(config(name, "DATALOADER.BAD_ANNOTATIONS", "refuse", *options))
 
 
 # Evaluation takes annotation files as they are, and does not read masks with the images.
 ONLY_TRAINING = ("no annotation at all", "crowds only", "most boxes bad", "NaN in a polygon",
-                 "RLE string cut off", "RLE string damaged")  # fmt: skip
+                 "polygon to 1e9", "mask missing", "mask of nothing", "RLE string cut off",
+                 "RLE string damaged")  # fmt: skip
 
 
 def test_evaluation(spoilt):

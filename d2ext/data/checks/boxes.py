@@ -4,12 +4,13 @@ Shapes: G boxes.
 """
 
 import numbers
+import sys
 from itertools import chain
 from typing import Any, List, Sequence, Tuple
 
 import numpy as np
 
-__all__ = ["BOX_KINDS", "are_relative", "box_codes", "show_box", "stack_boxes"]
+__all__ = ["BOX_KINDS", "are_relative", "box_codes", "is_area", "show_box", "stack_boxes"]
 
 #: Meaning of :func:`box_codes`; 0 is a good box.
 BOX_KINDS = ("", "not finite", "zero area", "outside", "far outside", "partly outside")
@@ -77,6 +78,11 @@ def box_codes(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         codes[~(high - low >= _MIN_SIDE).all(1)] = 2
     codes[~np.isfinite(boxes).all(1)] = 1
     return codes
+
+
+def is_area(value: Any) -> bool:
+    """Whether an annotation's area is a number that can be one."""
+    return _is_number_type(type(value)) and 0 <= value <= sys.float_info.max
 
 
 def are_relative(boxes: np.ndarray, sizes: np.ndarray) -> bool:

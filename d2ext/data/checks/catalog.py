@@ -28,6 +28,7 @@ def checked_datasets(
     training: bool = True,
     bad_annotations: str = "skip",
     filter_empty: bool = False,
+    masks: bool = False,
 ) -> Iterator[None]:
     """While it lasts, Detectron2's catalog checks what it loads.
 
@@ -38,13 +39,14 @@ def checked_datasets(
         bad_annotations: what to do with objects that cannot be learnt: "skip" leaves them out and
             says so once, "refuse" is an error.
         filter_empty: whether images without an object will be left out.
+        masks: whether masks are trained on, so that every object needs one.
     """
     if bad_annotations not in BAD_ANNOTATIONS:
         raise ValueError(
             f"DATALOADER.BAD_ANNOTATIONS is {bad_annotations!r}; choose "
             f"{' or '.join(BAD_ANNOTATIONS)}."
         )
-    loader = _Loader(training, bad_annotations, filter_empty)
+    loader = _Loader(training, bad_annotations, filter_empty, masks)
     originals = {n: DatasetCatalog[n] for n in names if n in DatasetCatalog}
     for name, original in originals.items():
         DatasetCatalog[name] = partial(loader.load, name, original)
@@ -57,8 +59,8 @@ def checked_datasets(
 class _Loader:
     """Loads one data set after the other, with every check that fits its form."""
 
-    def __init__(self, training: bool, bad_annotations: str, filter_empty: bool):
-        self.training, self.filter_empty = training, filter_empty
+    def __init__(self, training: bool, bad_annotations: str, filter_empty: bool, masks: bool):
+        self.training, self.filter_empty, self.masks = training, filter_empty, masks
         self.policy = bad_annotations if training else "skip"
         self.done = _LEFT_OUT if training else _KEPT
         self._noted = False
@@ -83,7 +85,9 @@ class _Loader:
         self._settle(problems, name)
         self._settle(find_missing(str(item["file_name"]) for item in dicts), name)
         classes = MetadataCatalog.get(name).get("thing_classes")
-        findings = check_annotations(dicts, len(classes) if classes else None)
+        findings = check_annotations(
+            dicts, len(classes) if classes else None, masks=self.masks and self.training
+        )
         if self.training:
             return self._clean_dicts(dicts, findings, name)
         # Evaluation reads boxes from the file; of the dicts, Detectron2 counts the labels.

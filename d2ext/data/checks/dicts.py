@@ -49,13 +49,14 @@ def check_images(dicts: Sequence[Dict[str, Any]]) -> List[Problem]:
 
 
 def check_annotations(
-    dicts: Sequence[Dict[str, Any]], num_classes: Optional[int] = None
+    dicts: Sequence[Dict[str, Any]], num_classes: Optional[int] = None, *, masks: bool = False
 ) -> DictFindings:
     """Check boxes, labels and sizes of masks of dicts that :func:`check_images` found good.
 
     Args:
         dicts: dataset dicts.
         num_classes: labels from it on are unknown; None if the number is not known.
+        masks: whether every object needs a mask.
     """
     having = ["annotations" in item for item in dicts]
     if not any(having):
@@ -69,6 +70,8 @@ def check_annotations(
     if broken:
         return DictFindings(broken, [])
     problems = objects.find_unknown(num_classes) + objects.find_boxes() + objects.find_masks()
+    if masks:
+        problems += objects.find_unmasked()
     return DictFindings(problems, objects.drop)
 
 
@@ -187,3 +190,11 @@ class _Objects:
                     detail = f"mask {mask.get('size')}, image [{height:g}, {width:g}]"
                     found.append(self.problem("wrong mask size", k, detail))
         return found
+
+    def find_unmasked(self) -> List[Problem]:
+        """Objects without a mask; crowd regions are not trained on."""
+        return [
+            self.problem("no mask", k, "it has no 'segmentation'")
+            for k, thing in enumerate(self.things)
+            if not thing.get("segmentation") and not thing.get("iscrowd", 0)
+        ]

@@ -105,7 +105,7 @@ def check_sample(element: Dict[str, Any], *, images: bool = True, masks: bool = 
     if not masks:
         return
     for number, annotation in enumerate(element.get("annotations", ()), 1):
-        fault = annotation_mask_fault(annotation)
+        fault = annotation_mask_fault(annotation, element.get("width"), element.get("height"))
         if fault:
             raise BadDataError(f"object {number}: {fault}; {KINDS['broken mask'].advice}.")
 

@@ -3,6 +3,7 @@
 Shapes: N images, C categories, G annotations.
 """
 
+import contextlib
 import json
 import numbers
 from operator import itemgetter
@@ -11,10 +12,11 @@ from typing import Any, Dict, List, NamedTuple, Sequence
 import numpy as np
 
 from d2ext._files import open_regular
+from d2ext._text import printable
 
-from .boxes import BOX_KINDS, are_relative, box_codes, show_box, stack_boxes
+from .boxes import BOX_KINDS, are_relative, box_codes, is_area, show_box, stack_boxes
 from .kinds import KINDS, BadDataError, Problem, settle
-from .masks import is_short, rle_fault
+from .masks import is_short, polygon_fault, reach, rle_fault
 
 __all__ = [
     "Findings",
@@ -48,7 +50,7 @@ def read_json(path: str) -> Any:
     with open_regular(path) as file:
         content = file.read()
     try:
-        return json.loads(content)
+        return json.loads(content, object_pairs_hook=_without_doubles)
     except json.JSONDecodeError as error:
         hint = "it seems to be cut off" if error.pos >= len(error.doc.rstrip()) - 1 else error.msg
         raise BadDataError(
@@ -57,6 +59,31 @@ def read_json(path: str) -> Any:
         ) from None
     except UnicodeDecodeError as error:
         raise BadDataError(f"{path} is not JSON: {error}; save it as UTF-8.") from None
+    except _DoubledKey as error:
+        raise BadDataError(
+            f"{path} has the key {printable(repr(error.args[0]), 60)} twice in one object, so that "
+            "one of the values would be lost; remove one."
+        ) from None
+    except RecursionError:
+        raise BadDataError(
+            f"{path} is nested too deep to be read; give an annotation file."
+        ) from None
+    except ValueError:  # Python refuses to convert whole numbers of more than 4300 digits
+        raise BadDataError(
+            f"{path} has a whole number of thousands of digits; correct it."
+        ) from None
+
+
+class _DoubledKey(Exception):
+    """A key that is twice in one object."""
+
+
+def _without_doubles(pairs: List[Any]) -> Dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _DoubledKey(next(key for key in keys if keys.count(key) > 1))
+    return found
 
 
 def guess_form(data: Any) -> str:
@@ -96,12 +123,14 @@ def check_json(
     names = [file_name(image, form) for image in images]
     problems += _repeated_images(images, names)
     problems += _repeated(categories, "category", "duplicate class id")
+    problems += _repeated_names(categories)
     table = _Table(images, names, categories, things)
     if len(set(table.ids)) != len(table.ids):
         problems += _repeated(things, "annotation", "duplicate id")
     problems += table.find_unknown()
     problems += table.find_boxes()
-    problems += table.find_polygons()
+    problems += table.find_areas()
+    problems += table.find_polygons(deep)
     problems += table.find_runs(deep)
     return Findings(problems, table.drop, table.cut)
 
@@ -272,6 +301,17 @@ def _repeated(rows: Sequence[Any], what: str, kind: str) -> List[Problem]:
     return found
 
 
+def _repeated_names(categories: Sequence[Any]) -> List[Problem]:
+    seen: Dict[str, Any] = {}
+    found = []
+    for row in categories:
+        if row["name"] in seen:
+            detail = f"category ids {seen[row['name']]} and {row['id']} are both '{row['name']}'"
+            found.append(Problem("same class name", "'categories'", detail))
+        seen.setdefault(row["name"], row["id"])
+    return found
+
+
 def _repeated_images(images: Sequence[Any], names: Sequence[str]) -> List[Problem]:
     found, ids, files = [], {}, {}
     for image, name in zip(images, names):
@@ -352,8 +392,21 @@ class _Table:
             found.append(self.problem(BOX_KINDS[codes[k]], k, detail))
         return found
 
-    def find_polygons(self) -> List[Problem]:
-        """Polygons that Detectron2 would leave out, or that are none."""
+    def find_areas(self) -> List[Problem]:
+        """Areas that are no numbers of pixels; one that is missing is the box's."""
+        given = [thing.get("area", 0) for thing in self.things]
+        if set(map(type, given)) <= {int, float}:
+            with contextlib.suppress(OverflowError):  # an integer beyond all floats
+                areas = np.fromiter(given, np.float64, len(given))
+                bad = np.flatnonzero(~(np.isfinite(areas) & (areas >= 0))).tolist()
+                return [self._bad_area(k, given[k]) for k in bad]
+        return [self._bad_area(k, area) for k, area in enumerate(given) if not is_area(area)]
+
+    def _bad_area(self, k: int, area: Any) -> Problem:
+        return self.problem("broken area", k, f"area {printable(repr(area), 40)}")
+
+    def find_polygons(self, deep: bool) -> List[Problem]:
+        """Polygons that Detectron2 would leave out, that are none, or that reach too far."""
         masks = self.masks
         drawn = [k for k, mask in enumerate(masks) if type(mask) is list and mask]
         try:
@@ -373,6 +426,11 @@ class _Table:
             found.append(self.problem("short polygon" + ("" if whole else " piece"), k, detail))
             if not whole:
                 self.cut.append(int(k))
+        # Every coordinate is looked at where masks are used, image by image, and here if asked.
+        for k in drawn if deep else ():
+            fault = polygon_fault(masks[k], reach(*self.sizes[k].tolist()))
+            if fault:
+                found.append(self.problem("broken mask", k, fault))
         return found
 
     def find_runs(self, deep: bool) -> List[Problem]:

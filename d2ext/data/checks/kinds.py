@@ -53,6 +53,9 @@ KINDS: Dict[str, Kind] = {
     "duplicate class id": Kind(
         "refuse", "one of the classes is lost", "give every class an id of its own"
     ),
+    "same class name": Kind(
+        "note", "plain Detectron2 tells one AP for both", "give every class a name of its own"
+    ),
     "unknown class": Kind(
         "refuse",
         "loading fails, or a label without meaning is learnt",
@@ -105,6 +108,15 @@ KINDS: Dict[str, Kind] = {
     "short polygon piece": Kind(
         "skip", "this piece of the object is dropped silently",
         "give three points or more, x and y each",
+    ),
+    "no mask": Kind(
+        "skip",
+        "the data loader fails when it comes to this image",
+        "draw the mask, or set MODEL.MASK_ON False",
+    ),
+    "broken area": Kind(
+        "note", "plain COCO counts by size wrongly or fails; here the box's area is taken",
+        "write the area as a number, or leave it out",
     ),
     "partly outside": Kind("note", "the box is clipped to the image", "check the box"),
     "same file twice": Kind(

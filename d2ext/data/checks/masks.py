@@ -6,7 +6,29 @@ pycocotools decodes a damaged run-length string without an error, into whatever 
 import math
 from typing import Any, Optional, Sequence
 
-__all__ = ["annotation_mask_fault", "is_short", "rle_fault"]
+__all__ = ["annotation_mask_fault", "is_short", "polygon_fault", "reach", "rle_fault"]
+
+# How many times the longer side of its image a polygon may reach from the corner, and the side of
+# an image that does not say its size. pycocotools crashes on what is far beyond.
+_REACH, _MIN_REACH = 10.0, 1000.0
+
+
+def reach(*sides: Any) -> float:
+    """How far a polygon may reach in an image with these sides, of which some may be unknown."""
+    known = [float(side) for side in sides if isinstance(side, (int, float)) and side > 0]
+    return _REACH * max([*known, _MIN_REACH])
+
+
+def polygon_fault(pieces: Sequence[Sequence[float]], limit: float) -> str:
+    """What is wrong with the coordinates of an object's polygons, or ""."""
+    for piece in pieces:
+        # Not "any beyond": NaN is beyond nothing.
+        if all(-limit <= value <= limit for value in piece):
+            continue
+        if not all(map(math.isfinite, piece)):
+            return "its polygon is not finite"
+        return f"its polygon reaches to {max(piece, key=abs):.3g}, far beyond its image"
+    return ""
 
 
 def is_short(polygon: Sequence[float]) -> bool:
@@ -34,14 +56,17 @@ def rle_fault(mask: Any) -> str:
     return ""
 
 
-def annotation_mask_fault(annotation: Any) -> str:
-    """What is wrong with the mask of a dataset dict's annotation, or ""."""
+def annotation_mask_fault(annotation: Any, *sides: Any) -> str:
+    """What is wrong with the mask of a dataset dict's annotation, or "".
+
+    Args:
+        annotation: one object.
+        sides: of its image, where they are known.
+    """
     mask = annotation.get("segmentation")
     if isinstance(mask, dict):
         return rle_fault(mask)
-    if isinstance(mask, list) and not all(math.isfinite(v) for piece in mask for v in piece):
-        return "its polygon is not finite"
-    return ""
+    return polygon_fault(mask, reach(*sides)) if isinstance(mask, list) else ""
 
 
 def _is_size(size: Any) -> bool:
