@@ -19,6 +19,7 @@ from ._environment import requirement_problem, versions
 from ._files import RunError, printable
 from .commands.analyze import add_analyze
 from .commands.common import Done, import_named, plain
+from .commands.convert import add_convert
 from .commands.data import add_data
 from .commands.doctor import add_doctor
 from .commands.export import add_export
@@ -44,6 +45,7 @@ COMMANDS = (
     add_data,
     add_predict,
     add_export,
+    add_convert,
 )
 
 

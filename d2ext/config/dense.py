@@ -76,8 +76,12 @@ SECTIONS = [
     Section(
         "MODEL.ATSS",
         *_detector(0.05, "see SCORE"),
+        # YOLOX's decoupled head has BatchNorm with the constants of MODEL.CSPDARKNET.
+        Key("HEAD", "shared", one_of("shared", "decoupled"),
+            "towers shared over the levels, or YOLOX's, each level with its own", ""),
         # EFL's improved baseline has none.
-        Key("CONV_BIAS", True, BOOLEAN, "bias of the towers' convolutions", part="head"),
+        Key("CONV_BIAS", True, BOOLEAN, "`shared`: bias of the towers' convolutions",
+            part="shared"),
         # Two (6 and 8) for the improved baseline of EFL's paper.
         Key("ANCHOR_SCALES", [8.0], listing(number(above=0), least=1),
             "sides of the square anchors of a location, in strides", ""),
@@ -94,10 +98,22 @@ SECTIONS = [
             "`anchor`: factors of the deltas", ""),
         # Its target also weighs the box loss.
         Key("QUALITY", "centerness", one_of("centerness", "iou"), "what the third branch predicts"),
-        Key("LEVEL_SCALES", True, BOOLEAN, "a learned factor on the box branch of each level",
-            part="head"),
+        Key("LEVEL_SCALES", True, BOOLEAN,
+            "`shared`: a learned factor on the box branch of each level", part="shared"),
         Key("BBOX_REG_LOSS_WEIGHT", 2.0, number(0), "weight of the box loss", "box_loss_weight"),
+        # Not among the losses that guide the class loss of Sampling-Free.
+        Key("L1_LOSS_WEIGHT", 0.0, number(0),
+            "weight of a further loss, the mean L1 of the positives' deltas", "l1_loss_weight"),
         Key("SCORE", "sqrt", one_of("sqrt", "product"),
             "geometric mean of class score and quality, or their product"),
+        # Detectron2 clips behind NMS, when overlaps of boxes beyond the border have been compared.
+        Key("CLIP_BEFORE_NMS", False, BOOLEAN,
+            "clip boxes to the image before NMS"),
+        # Clips them, too.
+        Key("DROP_EMPTY", False, BOOLEAN,
+            "leave out boxes without area in the image before the best of a level are taken"),
+        # On a coarse level this is less than TOPK_CANDIDATES_TEST.
+        Key("TOPK_PER_LEVEL_CAP", "none", one_of("none", "anchors"),
+            "`anchors`: no more (place, class) pairs of a level than it has anchors"),
     ),
 ]  # fmt: skip

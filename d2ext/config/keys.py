@@ -32,6 +32,7 @@ __all__ = [
 #: The files of this folder that declare keys, in the order of the defaults.
 AREAS = (
     "dense",
+    "csp_darknet",
     "roi_heads",
     "backbones",
     "dual_weighting",

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2ext.config import get_cfg
-from d2ext.modeling.convert_dw import convert_dw_state_dict
+from d2ext.convert.dual_weighting import DUAL_WEIGHTING
+from d2ext.convert.names import rename
 from d2ext.modeling.meta_arch import DualWeightingFCOS
 from d2ext.modeling.meta_arch.dual_weighting_head import DualWeightingHead
 from d2ext.ops import host
@@ -92,7 +93,8 @@ def test_head_equals_the_authors(name):
         for key in data.files
         if key.startswith("param.")
     }
-    converted = convert_dw_state_dict(stored)
+    rules, finish = DUAL_WEIGHTING.rules(None), DUAL_WEIGHTING.finish
+    converted = finish(rename(stored, rules, ""), None)
     head.load_state_dict({k[len("head.") :]: v for k, v in converted.items()}, strict=True)
     with torch.no_grad():
         outputs = head(features)

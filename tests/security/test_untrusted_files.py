@@ -26,8 +26,7 @@ from d2ext.engine.batch_file import load_batch
 from d2ext.engine.description import config_of, read_description
 from d2ext.evaluation.pascal_voc_evaluation import _load_annotations
 from d2ext.evaluation.predictions import Predictions
-from d2ext.modeling.convert_dw import load_authors_checkpoint
-from d2ext.safe_load import UnsafeFileError, load_arrays
+from d2ext.safe_load import UnsafeFileError, load_arrays, load_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,7 +106,7 @@ def test_no_config_turns_the_key_on():
 
 
 @pytest.mark.parametrize("name", [".pth", ".old.pth"])
-@pytest.mark.parametrize("read", [read_description, load_batch, load_authors_checkpoint])
+@pytest.mark.parametrize("read", [read_description, load_batch, load_tensors])
 def test_other_readers_of_checkpoints(evil, name, read):
     with pytest.raises(ValueError, match="run.* code"):
         read(str(evil[name]))

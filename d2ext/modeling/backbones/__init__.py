@@ -1,5 +1,5 @@
 """Backbones and feature pyramids; importing this registers them with Detectron2."""
 
-from . import pyramids, timm_fpn
+from . import csp_darknet, pyramids, timm_fpn
 
-__all__ = ["pyramids", "timm_fpn"]
+__all__ = ["csp_darknet", "pyramids", "timm_fpn"]

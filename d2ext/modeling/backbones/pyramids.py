@@ -17,6 +17,7 @@ from .resnet import build_ext_resnet_backbone
 __all__ = [
     "LateralTopFPN",
     "build_lateral_resnet_fpn_backbone",
+    "build_mmdet_retinanet_resnet_fpn_backbone",
     "build_p5_resnet_fpn_backbone",
     "build_slim_resnet_fpn_backbone",
 ]
@@ -43,11 +44,11 @@ def build_p5_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
 class _TwoStrides(nn.Module):
     """P6 and P7, each a convolution of stride 2 on the level below, with nothing in between."""
 
-    def __init__(self, channels: int):
+    def __init__(self, in_channels: int, channels: int, in_feature: str = "p5"):
         super().__init__()
         self.num_levels = 2
-        self.in_feature = "p5"
-        self.p6 = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
+        self.in_feature = in_feature
+        self.p6 = nn.Conv2d(in_channels, channels, kernel_size=3, stride=2, padding=1)
         self.p7 = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
         for conv in (self.p6, self.p7):
             weight_init.c2_xavier_fill(conv)
@@ -93,7 +94,25 @@ def build_lateral_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=_TwoStrides(cfg.MODEL.FPN.OUT_CHANNELS),
+        top_block=_TwoStrides(cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.OUT_CHANNELS),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_mmdet_retinanet_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
+    """ResNet with P3-P7 as mmdetection's RetinaNet has it: P6 of C5, and no ReLU before P7.
+
+    Detectron2's has the ReLU: with weights of the other kind P7 is another map.
+    """
+    bottom_up = build_ext_resnet_backbone(cfg, input_shape)
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=channels,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=_TwoStrides(bottom_up.output_shape()["res5"].channels, channels, "res5"),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
 

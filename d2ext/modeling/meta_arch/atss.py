@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
@@ -14,11 +15,12 @@ from detectron2.modeling.meta_arch.fcos import FCOS
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from d2ext.config import construct, names_keys, validate
+from d2ext.config import arguments, names_keys, validate
 
 from ..losses.positives import Positives
 from .atss_head import QualityHead
 from .build import OwnChoices, dense_arguments, dense_slots, select_features
+from .decoupled_head import DecoupledHead
 from .dense import ExtDenseMixin
 from .fcos import centerness_targets
 
@@ -45,7 +47,11 @@ class ATSS(ExtDenseMixin, FCOS):
         point_generator: Optional[nn.Module] = None,
         quality: str = "centerness",
         box_loss_weight: float = 2.0,
+        l1_loss_weight: float = 0.0,
         score: str = "sqrt",
+        clip_before_nms: bool = False,
+        drop_empty: bool = False,
+        topk_per_level_cap: str = "none",
         test_score_thresh: float = 0.05,
         input_format: str = "BGR",
         **kwargs,
@@ -57,7 +63,11 @@ class ATSS(ExtDenseMixin, FCOS):
                 anchors themselves.
             quality: what the third branch predicts, "centerness" or "iou".
             box_loss_weight: constant weight of the box loss.
+            l1_loss_weight: weight of the mean L1 of the positives' deltas, over this rank; 0: none.
             score: "sqrt" (geometric mean of class score and quality) or "product".
+            clip_before_nms: clip boxes to the image before NMS, not behind it.
+            drop_empty: leave boxes without area in the image out before the best are taken.
+            topk_per_level_cap: "anchors": take no more pairs of a level than it has anchors.
             test_score_thresh: compared with the score, whichever it is.
             input_format: order of the colours.
             kwargs: arguments of :class:`ExtDenseMixin` and Detectron2's ``FCOS``.
@@ -65,6 +75,7 @@ class ATSS(ExtDenseMixin, FCOS):
         for name, value, allowed in (
             ("quality", quality, ("centerness", "iou")),
             ("score", score, ("sqrt", "product")),
+            ("topk_per_level_cap", topk_per_level_cap, ("none", "anchors")),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(allowed)}, not '{value}'.")
@@ -73,8 +84,12 @@ class ATSS(ExtDenseMixin, FCOS):
         self.point_generator = point_generator
         self.quality = quality
         self.box_loss_weight = box_loss_weight
+        self.l1_loss_weight = l1_loss_weight
         self.score = score
         self.score_power = 0.5 if score == "sqrt" else 1.0
+        self.clip_before_nms = clip_before_nms or drop_empty
+        self.drop_empty = drop_empty
+        self.cap_by_anchors = topk_per_level_cap == "anchors"
         self.input_format = input_format
 
     @classmethod
@@ -90,19 +105,26 @@ class ATSS(ExtDenseMixin, FCOS):
             **dense_arguments(cfg, "MODEL.ATSS"),
             **dense_slots(cfg, "MODEL.ATSS", own, num_anchors=len(node.ANCHOR_SCALES)),
             "backbone": backbone,
-            "head": construct(
-                QualityHead,
-                cfg,
-                "MODEL.ATSS",
-                part="head",
-                input_shape=shapes,
-                num_classes=node.NUM_CLASSES,
-                num_anchors=len(node.ANCHOR_SCALES),
-                conv_dims=[shapes[0].channels] * node.NUM_CONVS,
-            ),
+            "head": cls._head(cfg, shapes),
             **cls._geometry(node, [shape.stride for shape in shapes]),
             "input_format": cfg.INPUT.FORMAT,
         }
+
+    @staticmethod
+    def _head(cfg: Any, shapes: List[ShapeSpec]) -> nn.Module:
+        """Towers that all levels share, or towers for each."""
+        node = cfg.MODEL.ATSS
+        common = {
+            "input_shape": shapes,
+            "num_classes": node.NUM_CLASSES,
+            "num_anchors": len(node.ANCHOR_SCALES),
+            "conv_dims": [shapes[0].channels] * node.NUM_CONVS,
+            **arguments(cfg, "MODEL.ATSS", "head"),
+        }
+        if node.HEAD == "shared":
+            return QualityHead(**common, **arguments(cfg, "MODEL.ATSS", "shared"))
+        # The head brings a normalisation of its own, with the backbone's constants.
+        return DecoupledHead(**{**arguments(cfg, "MODEL.CSPDARKNET", "norm"), **common})
 
     @staticmethod
     def _geometry(node: Any, strides: List[int]) -> Dict[str, Any]:
@@ -136,6 +158,13 @@ class ATSS(ExtDenseMixin, FCOS):
         center = (priors[:, :2] + priors[:, 2:]) / 2
         ltrb = torch.cat([center - boxes[:, :2], boxes[:, 2:] - center], dim=1)
         return centerness_targets(ltrb)
+
+    def further_losses(self, positives: Positives) -> Dict[str, torch.Tensor]:
+        """The mean over the deltas of this rank's positives, as in United-Perception."""
+        if not self.l1_loss_weight:
+            return {}
+        error = (positives.deltas - positives.target_deltas).abs().sum()
+        return {"l1": error * (self.l1_loss_weight / max(4 * len(positives), 1))}
 
     def forward_inference(self, images, features, predictions) -> List[Instances]:
         pred_logits, pred_deltas, pred_quality = self._transpose_dense_predictions(

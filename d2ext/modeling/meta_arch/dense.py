@@ -13,6 +13,8 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn import functional as F
 
+from d2ext.ops.precision import full_precision
+
 from ..assigners import Priors, needs_predictions
 from ..losses.box_losses import SmoothL1Loss
 from ..losses.criterion import Criterion
@@ -21,7 +23,7 @@ from ..losses.positives import Positives
 from ..sampling_free import OptimalBias, SamplingFreeOptions
 from ..targets import Predictions, SoftTargets, pack_targets
 
-__all__ = ["ExtDenseMixin", "best_of_level"]
+__all__ = ["ExtDenseMixin", "best_of_level", "clip_boxes"]
 
 
 def best_of_level(
@@ -62,6 +64,12 @@ def best_of_level(
     return prior[keep], classes[keep], best[keep]
 
 
+def clip_boxes(boxes: torch.Tensor, image_size: Tuple[int, int]) -> torch.Tensor:
+    """(R, 4) clipped to (height, width). ``Boxes.clip`` is a host-device sync by its assertion."""
+    limits = boxes.new_tensor([image_size[1], image_size[0]] * 2)
+    return torch.minimum(boxes.clamp(min=0), limits)
+
+
 class ExtDenseMixin(OptimalBias):
     """The training of a subclass of Detectron2's ``DenseDetector``, whose parts are slots.
 
@@ -76,6 +84,11 @@ class ExtDenseMixin(OptimalBias):
         quality_weighs_boxes: whether the third branch's targets weigh the box losses, which are
             then divided by the targets' sum.
         box_loss_weight: constant weight of the box loss.
+        clip_before_nms: whether boxes are clipped to the image before NMS, not behind it.
+        drop_empty: whether boxes that have no area in the image are left out before the best of a
+            level are taken.
+        cap_by_anchors: whether no more (anchor, class) pairs of a level are taken than it has
+            anchors, or boxes that are not left out.
     """
 
     loss_prefix = "loss_"
@@ -83,6 +96,9 @@ class ExtDenseMixin(OptimalBias):
     quality_loss = "quality"
     quality_weighs_boxes = False
     box_loss_weight = 1.0
+    clip_before_nms = False
+    drop_empty = False
+    cap_by_anchors = False
 
     @configurable
     def __init__(
@@ -163,7 +179,7 @@ class ExtDenseMixin(OptimalBias):
         pred_quality: Optional[List[torch.Tensor]] = None,
     ) -> Predictions:
         """What an assigner sees of the predictions of each level."""
-        deltas = torch.cat([x.detach() for x in pred_deltas], dim=1)
+        deltas = full_precision(torch.cat([x.detach() for x in pred_deltas], dim=1))
         boxes = Boxes.cat(priors).tensor.repeat(len(deltas), 1)
         boxes = self.box2box_transform.apply_deltas(deltas.flatten(0, 1), boxes)
         logits = torch.cat([x.detach() for x in pred_logits], dim=1)
@@ -229,11 +245,10 @@ class ExtDenseMixin(OptimalBias):
         quality = None if pred_quality is None else self.quality_targets(positives)
         soft = soft or SoftTargets()
         weights, divisor, box_divisor = self._weigh(positives, quality, soft.weights)
-        others = {}
+        others = self.further_losses(positives)
         if quality is not None:
-            logits = torch.cat(pred_quality, dim=1).flatten()[positives.index].float()
-            loss = F.binary_cross_entropy_with_logits(logits, quality.to(logits), reduction="sum")
-            others[self.quality_loss] = loss / divisor
+            logits = full_precision(torch.cat(pred_quality, dim=1).flatten())
+            others[self.quality_loss] = self.quality_loss_sum(logits, positives, quality) / divisor
         losses = self.criterion(
             torch.cat(pred_logits, dim=1).flatten(0, 1),
             self.sample_labels(gt_labels).flatten(),
@@ -270,6 +285,23 @@ class ExtDenseMixin(OptimalBias):
     def quality_targets(self, positives: Positives) -> torch.Tensor:
         """What the third branch should say of each positive: (K,), without graph."""
         raise NotImplementedError(f"{type(self).__name__} must define quality_targets.")
+
+    def quality_loss_sum(
+        self, logits: torch.Tensor, positives: Positives, quality: torch.Tensor
+    ) -> torch.Tensor:
+        """Sum of the third branch's losses.
+
+        Args:
+            logits: (M,), of all samples.
+            positives: K of them.
+            quality: (K,) targets.
+        """
+        logits = logits[positives.index]
+        return F.binary_cross_entropy_with_logits(logits, quality.to(logits), reduction="sum")
+
+    def further_losses(self, positives: Positives) -> Dict[str, torch.Tensor]:
+        """Losses beyond those of class, box and third branch, ready to be summed."""
+        return {}
 
     @property
     def classifier(self) -> nn.Module:
@@ -331,10 +363,21 @@ class ExtDenseMixin(OptimalBias):
         self, anchors, pred_scores, pred_deltas, score_thresh, topk_candidates, image_size
     ) -> Instances:
         """The best ``topk_candidates`` (anchor, class) pairs of a level above the threshold."""
-        anchor_index, classes, scores = best_of_level(
-            pred_scores, self.score_thresholds(score_thresh), topk_candidates
+        apply_deltas = self.box2box_transform.apply_deltas
+        boxes, limit = None, topk_candidates
+        if self.cap_by_anchors:
+            limit = min(limit, len(pred_deltas))
+        if self.drop_empty:
+            boxes = clip_boxes(apply_deltas(pred_deltas, anchors.tensor), image_size)
+            real = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+            pred_scores = pred_scores.masked_fill(~real[:, None], -1.0)
+            limit = min(limit, int(real.sum())) if self.cap_by_anchors else limit
+        index, classes, scores = best_of_level(
+            pred_scores, self.score_thresholds(score_thresh), limit
         )
-        boxes = self.box2box_transform.apply_deltas(
-            pred_deltas[anchor_index], anchors.tensor[anchor_index]
-        )
+        if boxes is not None:
+            boxes = boxes[index]
+        else:
+            boxes = apply_deltas(pred_deltas[index], anchors.tensor[index])
+            boxes = clip_boxes(boxes, image_size) if self.clip_before_nms else boxes
         return Instances(image_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)

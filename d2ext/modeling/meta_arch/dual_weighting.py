@@ -24,7 +24,7 @@ from d2ext.ops.reduce import reduce_mean
 
 from ..losses.criterion import put_record, record_is_due
 from .build import dense_arguments, select_features
-from .dense import best_of_level
+from .dense import best_of_level, clip_boxes
 from .dual_weighting_head import DualWeightingHead
 
 __all__ = ["DualWeightingFCOS"]
@@ -192,7 +192,5 @@ class DualWeightingFCOS(FCOS):
         """
         point, classes, scores = best_of_level(pred_scores, score_thresh, topk_candidates)
         boxes = self.box2box_transform.apply_deltas(pred_deltas[point], anchors.tensor[point])
-        # Not Boxes.clip, which makes the host wait for its assertion.
-        limits = boxes.new_tensor([image_size[1], image_size[0]] * 2)
-        boxes = Boxes(torch.minimum(boxes.clamp(min=0), limits))
+        boxes = Boxes(clip_boxes(boxes, image_size))
         return Instances(image_size, pred_boxes=boxes, scores=scores, pred_classes=classes)
