@@ -84,6 +84,28 @@ RULES: Tuple[Rule, ...] = (
         )
         for place in ("dense", "rpn")
     ),
+    *(
+        Rule(
+            ("class weights", f"cls:{name}"),
+            "Both balance the classes; compare with one of them alone.",
+            "MODEL.CLASS_WEIGHTS weighs the classes of '{name}', which balances them itself; "
+            "compare with one of them alone.",
+            level="warn",
+        )
+        for name in ("efl", "eqfl", "eqlv2", "seesaw")
+    ),
+    Rule(
+        ("class weights", "given weights", "power"),
+        "the weights are given, or follow from counts",
+        "MODEL.CLASS_WEIGHTS.VALUES gives the weights and POWER computes them; set one of the two.",
+    ),
+    Rule(
+        ("class weights", "ignores weights"),
+        "the loss does not multiply by them",
+        "MODEL.CLASS_WEIGHTS has no effect on {loss}, which does not multiply by "
+        "weights_of_classes; choose a class loss that does, or leave VALUES and POWER at their "
+        "defaults.",
+    ),
     # Which samples learn.
     Rule(
         ("federated", "one softmax"),
@@ -97,6 +119,13 @@ RULES: Tuple[Rule, ...] = (
         "MODEL.ROI_BOX_HEAD.USE_FED_LOSS shows the loss other classes in each step, and efl and "
         "eqlv2 keep statistics of all classes; set USE_FED_LOSS to False or CLS_LOSS to bce or "
         "focal.",
+    ),
+    Rule(
+        ("federated", "class weights"),
+        "a federated loss shows other classes in each step",
+        "MODEL.ROI_BOX_HEAD.USE_FED_LOSS shows the loss other classes in each step, and "
+        "MODEL.CLASS_WEIGHTS weighs all of them; set USE_FED_LOSS to False or leave the weights "
+        "out.",
     ),
     *(
         Rule(
@@ -167,16 +196,16 @@ UNREAD = Rule((), "none of its parts reads the key")
 
 
 class Choice(NamedTuple):
-    """A key that chooses a part of one place, and has no effect on detectors without the place.
+    """A key that chooses a part, and has no effect on detectors without a place that reads it.
 
     Attributes:
         key: its name.
-        place: who reads it.
+        places: those that read it.
         instead: the key that does the same at another place, or "".
     """
 
     key: str
-    place: str
+    places: Tuple[str, ...]
     instead: str = ""
 
     @property
@@ -186,16 +215,23 @@ class Choice(NamedTuple):
         declared = [key for s in all_sections() if s.name == section for key in s.keys]
         return next(key.default for key in declared if key.name == name)
 
+    def is_made(self, cfg: Any) -> bool:
+        """Whether a config has another value than the default."""
+        value = value_of(cfg, self.key)
+        return (list(value) if isinstance(value, tuple) else value) != self.default
+
 
 CHOICES: Tuple[Choice, ...] = (
-    Choice("MODEL.DENSE.CLS_LOSS", "dense", "MODEL.ROI_BOX_HEAD.CLS_LOSS"),
-    Choice("MODEL.DENSE.BOX_LOSS", "dense", "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE"),
-    Choice("MODEL.DENSE.ASSIGNER", "dense"),
-    Choice("MODEL.DENSE.NORMALIZER", "dense"),
-    Choice("MODEL.DENSE.NORMALIZER_SYNC", "dense"),
-    Choice("MODEL.ROI_BOX_HEAD.CLS_LOSS", "roi", "MODEL.DENSE.CLS_LOSS"),
-    Choice("MODEL.OHEM.ON_ROI", "roi"),
-    Choice("MODEL.OHEM.ON_RPN", "rpn"),
+    Choice("MODEL.DENSE.CLS_LOSS", ("dense",), "MODEL.ROI_BOX_HEAD.CLS_LOSS"),
+    Choice("MODEL.DENSE.BOX_LOSS", ("dense",), "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE"),
+    Choice("MODEL.DENSE.ASSIGNER", ("dense",)),
+    Choice("MODEL.DENSE.NORMALIZER", ("dense",)),
+    Choice("MODEL.DENSE.NORMALIZER_SYNC", ("dense",)),
+    Choice("MODEL.ROI_BOX_HEAD.CLS_LOSS", ("roi",), "MODEL.DENSE.CLS_LOSS"),
+    Choice("MODEL.OHEM.ON_ROI", ("roi",)),
+    Choice("MODEL.OHEM.ON_RPN", ("rpn",)),
+    Choice("MODEL.CLASS_WEIGHTS.VALUES", ("dense", "roi")),
+    Choice("MODEL.CLASS_WEIGHTS.POWER", ("dense", "roi")),
 )
 
 #: Sections with ENABLED, and ON_DENSE, ON_RPN and ON_ROI.
@@ -268,6 +304,11 @@ PARTS: Dict[str, Part] = {
     ),
     "HIoU loss": _box("harmonic_iou", "overlap"),
     "ALWA": Part(("alwa",), {"training": ("SOLVER.ALWA.ENABLED", "True")}),
+    "class weights": Part(
+        ("class weights",),
+        dict.fromkeys(("dense", "roi"), ("MODEL.CLASS_WEIGHTS.POWER", "0.5")),
+        rivals="EFL",
+    ),
 }
 
 
@@ -364,7 +405,7 @@ def value_of(cfg: Any, key: str) -> Any:
 
 def changed(cfg: Any, place: str) -> List[str]:
     """The keys by which a config changes the parts of a place."""
-    keys = [c.key for c in CHOICES if c.place == place and value_of(cfg, c.key) != c.default]
+    keys = [c.key for c in CHOICES if place in c.places and c.is_made(cfg)]
     for section in SECTIONS:
         node = value_of(cfg, section)
         if node["ENABLED"] and node[f"ON_{place.upper()}"]:

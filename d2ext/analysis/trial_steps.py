@@ -70,11 +70,12 @@ def check_steps(cfg: Any, model: nn.Module, steps: int, report=print) -> List[Fi
     """
     from detectron2.utils.events import EventStorage
 
-    from d2ext.engine import GlobalNormClipper, Precision, Trainer, resolve_schedule
+    from d2ext.engine import GlobalNormClipper, Precision, Trainer, hooks, resolve_schedule
 
     cfg = cfg.clone()
     cfg.DATALOADER.NUM_WORKERS = 0
     loader = Trainer.build_train_loader(cfg)
+    hooks.count_class_weights(model, loader)
     cfg = resolve_schedule(cfg, loader.epoch_size)
     # The first warm-up rate: BASE_LR from the start is no step that a training takes.
     cfg.SOLVER.BASE_LR *= cfg.SOLVER.WARMUP_FACTOR

@@ -40,7 +40,7 @@ def add_lr_find(commands: Any) -> None:
 
 def run_lr_find(args: argparse.Namespace) -> Done:
     from ..analysis.lr_finder import draw_range_test, range_test, suggest_rate
-    from ..engine import GlobalNormClipper, Precision, Trainer
+    from ..engine import GlobalNormClipper, Precision, Trainer, hooks
     from .show import load_model
 
     if not 0 < args.lowest < args.highest < math.inf:
@@ -53,10 +53,12 @@ def run_lr_find(args: argparse.Namespace) -> Done:
         cfg = load_config(args.config, args.opts)
         require_data(cfg.DATASETS.TRAIN)
         model = load_model(cfg, allow_pickle=args.allow_pickle)
+        loader = Trainer.build_train_loader(cfg)
+        hooks.count_class_weights(model, loader)
         found = range_test(
             model,
             Trainer.build_optimizer(cfg, model),
-            Trainer.build_train_loader(cfg),
+            loader,
             lowest=args.lowest,
             highest=args.highest,
             steps=args.steps,

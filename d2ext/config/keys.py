@@ -37,6 +37,7 @@ AREAS = (
     "backbones",
     "dual_weighting",
     "equalized_focal",
+    "class_weights",
     "sampling_free",
     "harmonic",
     "loss_weights",

@@ -4,12 +4,12 @@ Shapes: M samples (anchors, points or proposals of all images), C classes, K of 
 positive. Labels are Detectron2's: 0..C-1 classes, C background, -1 ignored.
 """
 
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from d2ext.ops.class_weights import softmax_loss
 from d2ext.ops.sigmoid_losses import (
     quality_focal_loss,
     sigmoid_bce_loss,
@@ -33,13 +33,66 @@ class ClsLoss(nn.Module):
             loss: single samples are then to be asked for after it, and otherwise before it, so that
             both see the same statistics.
         place: "dense", "rpn" or "roi" if it was built from a config, else "".
+        weighs_classes: True if ``forward`` and ``per_row`` multiply by ``weights_of_classes``.
+
+    Args:
+        class_weights: (C,) see :meth:`weigh_classes`; None: all classes weigh 1.
     """
 
     place = ""
+    weighs_classes = False
     sigmoid = True
     needs_quality = False
     objectness = False
     counts_first = False
+
+    def __init__(self, *, class_weights: Optional[torch.Tensor] = None):
+        super().__init__()
+        self.register_buffer("class_weights", None)
+        self.uncounted_power = 0.0
+        if class_weights is not None:
+            self.weigh_classes(class_weights)
+
+    def weigh_classes(self, weights: torch.Tensor, *, from_data: bool = False) -> None:
+        """Multiply what each class contributes to the loss, positives and negatives alike.
+
+        Statistics of gradients contain the weights, as they contain any other factor of the loss.
+
+        Args:
+            weights: (C,), 0 or more; see :mod:`d2ext.ops.class_weights`. A softmax loss weighs the
+                rows of a class; its background weighs 1.
+            from_data: whether they were counted in the data. Then they are in checkpoints, so that
+                a run that resumes has those that it began with.
+        """
+        weights = torch.as_tensor(weights, dtype=torch.float32)
+        if not bool(((weights >= 0) & weights.isfinite()).all()):
+            raise ValueError(f"Class weights must be 0 or more, not {weights.min().item():g}.")
+        old = self.class_weights
+        if old is not None and old.shape == weights.shape:
+            weights = old.copy_(weights)  # in place: DDP and averages hold the buffer
+        self.register_buffer("class_weights", weights, persistent=from_data)
+        self.uncounted_power = 0.0
+
+    def expect_counts(self, num_classes: int, power: float) -> None:
+        """Refuse to train until `weigh_classes` was called with the weights of the data.
+
+        Args:
+            num_classes: C.
+            power: what the counts are to be raised to; see
+                :func:`d2ext.ops.class_weights.inverse_frequency_weights`.
+        """
+        self.weigh_classes(torch.ones(num_classes), from_data=True)
+        self.uncounted_power = power
+
+    @property
+    def weights_of_classes(self) -> Optional[torch.Tensor]:
+        """(C,) weights, or None if all classes weigh 1."""
+        if self.uncounted_power and self.training:
+            raise RuntimeError(
+                "The class weights wait for the number of objects of each class, which nobody has "
+                "counted; use d2ext's trainer, or set MODEL.CLASS_WEIGHTS.COUNTS."
+            )
+        return self.class_weights
 
     def forward(
         self,
@@ -67,21 +120,31 @@ class FocalLoss(ClsLoss):
     Args:
         alpha: weight of positives, ``1 - alpha`` of negatives; below 0: no weights.
         gamma: focusing exponent.
+        kwargs: arguments of the base.
     """
 
-    def __init__(self, alpha: float = 0.25, gamma: float = 2.0):
-        super().__init__()
+    weighs_classes = True
+
+    def __init__(self, alpha: float = 0.25, gamma: float = 2.0, **kwargs: Any):
+        super().__init__(**kwargs)
         if gamma < 0:
             raise ValueError(f"The gamma of the focal loss must be 0 or more, not {gamma}.")
         self.alpha = alpha
         self.gamma = gamma
 
     def forward(self, logits, labels, normalizer=1.0, quality=None):
-        return sigmoid_focal_loss(logits, labels, alpha=self.alpha, gamma=self.gamma) / normalizer
+        factors = {"alpha": self.alpha, "gamma": self.gamma}
+        weights = self.weights_of_classes
+        return sigmoid_focal_loss(logits, labels, class_weights=weights, **factors) / normalizer
 
     def per_row(self, logits, labels, quality=None):
         return sigmoid_loss_per_row(
-            logits, labels, kind="focal", alpha=self.alpha, gamma=self.gamma
+            logits,
+            labels,
+            kind="focal",
+            alpha=self.alpha,
+            gamma=self.gamma,
+            class_weights=self.weights_of_classes,
         )
 
     def extra_repr(self) -> str:
@@ -91,26 +154,32 @@ class FocalLoss(ClsLoss):
 class BCELoss(ClsLoss):
     """Plain sigmoid cross entropy over all classes of every valid sample."""
 
+    weighs_classes = True
+
     def forward(self, logits, labels, normalizer=1.0, quality=None):
-        return sigmoid_bce_loss(logits, labels) / normalizer
+        weights = self.weights_of_classes
+        return sigmoid_bce_loss(logits, labels, class_weights=weights) / normalizer
 
     def per_row(self, logits, labels, quality=None):
-        return sigmoid_loss_per_row(logits, labels, kind="bce")
+        weights = self.weights_of_classes
+        return sigmoid_loss_per_row(logits, labels, kind="bce", class_weights=weights)
 
 
 class QualityFocalLoss(ClsLoss):
     """Quality focal loss (Li et al., 2020): a positive's target is its IoU instead of 1."""
 
     needs_quality = True
+    weighs_classes = True
 
-    def __init__(self, gamma: float = 2.0):
-        super().__init__()
+    def __init__(self, gamma: float = 2.0, **kwargs: Any):
+        super().__init__(**kwargs)
         if gamma < 0:
             raise ValueError(f"The gamma of the focal loss must be 0 or more, not {gamma}.")
         self.gamma = gamma
 
     def forward(self, logits, labels, normalizer=1.0, quality=None):
-        return quality_focal_loss(logits, labels, quality, gamma=self.gamma) / normalizer
+        factors = {"gamma": self.gamma, "class_weights": self.weights_of_classes}
+        return quality_focal_loss(logits, labels, quality, **factors) / normalizer
 
     def extra_repr(self) -> str:
         return f"gamma={self.gamma}"
@@ -120,9 +189,11 @@ class SoftmaxLoss(ClsLoss):
     """Softmax cross entropy over C classes and the background, which is the last column."""
 
     sigmoid = False
+    weighs_classes = True
 
     def forward(self, logits, labels, normalizer=1.0, quality=None):
-        return F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1) / normalizer
+        return softmax_loss(logits, labels, class_weights=self.weights_of_classes) / normalizer
 
     def per_row(self, logits, labels, quality=None):
-        return F.cross_entropy(logits, labels, reduction="none", ignore_index=-1)
+        weights = self.weights_of_classes
+        return softmax_loss(logits, labels, class_weights=weights, reduction="none")

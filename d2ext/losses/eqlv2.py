@@ -3,6 +3,9 @@
 Shapes: M proposals, C classes. Labels are Detectron2's: 0..C-1 classes, C background, -1 ignored.
 """
 
+import math
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -32,9 +35,11 @@ class EQLv2Loss(GradientBalancedLoss):
         objectness: whether the logits have a last column of their own for the background, which
             learns from all proposals with weight 1 and takes part in no statistics. :meth:`scores`
             then scales the classes by one minus its probability.
+        kwargs: arguments of :class:`ClsLoss`.
     """
 
     collects_normalized = False
+    weighs_classes = True
     plain_form = "plain binary cross entropy"
 
     def __init__(
@@ -45,8 +50,10 @@ class EQLv2Loss(GradientBalancedLoss):
         alpha: float = 4.0,
         loss_weight: float = 1.0,
         objectness: bool = False,
+        **kwargs: Any,
     ):
-        super().__init__(num_classes, loss_weight=loss_weight, initial_ratio=100.0, max_ratio=None)
+        ratios = {"initial_ratio": 100.0, "max_ratio": None}
+        super().__init__(num_classes, loss_weight=loss_weight, **ratios, **kwargs)
         self.gamma = gamma
         self.mu = mu
         self.alpha = alpha
@@ -57,8 +64,11 @@ class EQLv2Loss(GradientBalancedLoss):
         return neg > 0.999
 
     def compute(self, logits, labels, quality, ratio):
+        weights = self.weights_of_classes
+        if weights is not None:
+            weights = self._columns(weights, 1.0)
         total, pos, neg = equalization_v2_loss(
-            logits, labels, self._columns(ratio), **self._factors()
+            logits, labels, self._columns(ratio), class_weights=weights, **self._factors()
         )
         return total, pos[: self.num_classes], neg[: self.num_classes]
 
@@ -70,6 +80,8 @@ class EQLv2Loss(GradientBalancedLoss):
         target = F.one_hot(labels.clamp(min=0), self.num_classes + 1)[:, :width].to(z.dtype)
         loss = F.binary_cross_entropy_with_logits(z, target, reduction="none")
         loss = loss * (pos * target + neg * (1 - target))
+        if self.weights_of_classes is not None:
+            loss = loss * self._columns(self.weights_of_classes, 1.0)
         return loss.sum(dim=1).masked_fill(labels < 0, 0.0)
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
@@ -88,8 +100,8 @@ class EQLv2Loss(GradientBalancedLoss):
     def _factors(self):
         return {"gamma": self.gamma, "mu": self.mu, "alpha": self.alpha}
 
-    def _columns(self, ratio: torch.Tensor) -> torch.Tensor:
-        """The ratio of every column; an infinite one leaves the objectness as it is."""
+    def _columns(self, values: torch.Tensor, objectness: float = math.inf) -> torch.Tensor:
+        """A value of every column; an infinite ratio leaves the objectness as it is."""
         if not self.objectness:
-            return ratio
-        return torch.cat([ratio, ratio.new_full((1,), float("inf"))])
+            return values
+        return torch.cat([values, values.new_full((1,), objectness)])

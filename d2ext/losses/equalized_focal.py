@@ -4,7 +4,7 @@ Shapes: M samples (anchors, points or proposals of all images), C classes. Label
 0..C-1 classes, C background, -1 ignored.
 """
 
-from typing import Dict, Mapping, Optional, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 import torch
 
@@ -38,6 +38,7 @@ class EqualizedFocalLoss(GradientBalancedLoss):
             loss.
         loss_weight: factor of the loss, seen by the statistics.
         quality: the quality variant, EQFL, in which a positive's target is its IoU.
+        kwargs: arguments of :class:`ClsLoss`.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class EqualizedFocalLoss(GradientBalancedLoss):
         scale: float = 8.0,
         loss_weight: float = 1.0,
         quality: bool = False,
+        **kwargs: Any,
     ):
-        super().__init__(num_classes, loss_weight=loss_weight)
+        super().__init__(num_classes, loss_weight=loss_weight, **kwargs)
         if gamma_b <= 0:
             raise ValueError(f"gamma_b must be above 0, not {gamma_b}; set 2.0 as the paper does.")
         if scale < 0:
@@ -59,13 +61,18 @@ class EqualizedFocalLoss(GradientBalancedLoss):
         self.scale = scale
         self.needs_quality = quality
 
+    weighs_classes = True
     plain_form = "a plain focal loss"
 
     def is_plain(self, ratio):
         return (ratio >= 1) & (self.scale > 0)
 
     def compute(self, logits, labels, quality, ratio):
-        factors = {"gamma_b": self.gamma_b, "scale": self.scale}
+        factors = {
+            "gamma_b": self.gamma_b,
+            "scale": self.scale,
+            "class_weights": self.weights_of_classes,
+        }
         if self.needs_quality:
             return equalized_quality_focal_loss(logits, labels, quality, ratio, **factors)
         return equalized_focal_loss(logits, labels, ratio, alpha=self.alpha, **factors)
@@ -80,6 +87,7 @@ class EqualizedFocalLoss(GradientBalancedLoss):
             gamma_b=self.gamma_b,
             scale=self.scale,
             quality=quality,
+            class_weights=self.weights_of_classes,
         )
 
     @property
@@ -111,5 +119,6 @@ class EqualizedQualityFocalLoss(EqualizedFocalLoss):
         gamma_b: float = 2.0,
         scale: float = 8.0,
         loss_weight: float = 1.0,
+        **kwargs: Any,
     ):
-        super().__init__(num_classes, alpha, gamma_b, scale, loss_weight, quality=True)
+        super().__init__(num_classes, alpha, gamma_b, scale, loss_weight, quality=True, **kwargs)

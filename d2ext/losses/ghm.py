@@ -3,6 +3,8 @@
 Shapes: M samples of all images, C classes, B unit regions of the gradient's size.
 """
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -30,15 +32,23 @@ class GHMCLoss(CountedLoss):
     """
 
     counts_first = True
+    weighs_classes = True
 
-    def __init__(self, bins: int = 30, momentum: float = 0.75, divide_by: str = "occupied"):
+    def __init__(
+        self,
+        bins: int = 30,
+        momentum: float = 0.75,
+        divide_by: str = "occupied",
+        **kwargs: Any,
+    ):
         """
         Args:
             bins: B.
             momentum: how much of the old R stays in each step; 0: R of this step.
             divide_by: "occupied", the number of regions with terms, or "all", B.
+            kwargs: arguments of :class:`ClsLoss`.
         """
-        super().__init__()
+        super().__init__(**kwargs)
         if bins < 1 or not 0 <= momentum < 1:
             raise ValueError(
                 f"bins must be 1 or more and momentum in [0, 1), not {bins} and {momentum}."
@@ -75,6 +85,8 @@ class GHMCLoss(CountedLoss):
             else:
                 weight = self._weights(region, learning=self.counts_now())
             weight = weight.to(logits.dtype)[region]
+            if self.weights_of_classes is not None:
+                weight = weight * self.weights_of_classes
             return F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum")
 
     def _regions(

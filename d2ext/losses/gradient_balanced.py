@@ -5,7 +5,7 @@ Shapes: M samples (anchors, points or proposals of all images), C classes. Label
 """
 
 import logging
-from typing import Dict, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 import torch
 
@@ -44,6 +44,7 @@ class GradientBalancedLoss(CountedLoss):
         loss_weight: factor of the loss.
         initial_ratio: g of every class before the first iteration.
         max_ratio: what g is cut at; None: not at all.
+        kwargs: arguments of the base.
     """
 
     collects_normalized = True
@@ -62,8 +63,9 @@ class GradientBalancedLoss(CountedLoss):
         loss_weight: float = 1.0,
         initial_ratio: float = 1.0,
         max_ratio: Optional[float] = 1.0,
+        **kwargs: Any,
     ):
-        super().__init__()
+        super().__init__(**kwargs)
         if num_classes < 1:
             raise ValueError(f"num_classes must be 1 or more, not {num_classes}.")
         self.num_classes = num_classes

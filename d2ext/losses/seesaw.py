@@ -5,10 +5,11 @@ Detectron2's: 0..C-1 classes, C background, -1 ignored.
 """
 
 import math
+from typing import Any
 
 import torch
-from torch.nn import functional as F
 
+from d2ext.ops.class_weights import softmax_loss
 from d2ext.ops.precision import full_precision
 from d2ext.ops.reduce import reduce_sum
 
@@ -37,10 +38,12 @@ class SeesawLoss(CountedLoss):
         q: exponent of the compensation; 0: none.
         min_score: the least ``s_i`` in a compensation.
         loss_weight: factor of the loss.
+        kwargs: arguments of :class:`ClsLoss`.
     """
 
     sigmoid = False
     counts_first = True
+    weighs_classes = True
 
     def __init__(
         self,
@@ -49,8 +52,9 @@ class SeesawLoss(CountedLoss):
         q: float = 2.0,
         min_score: float = 0.01,
         loss_weight: float = 1.0,
+        **kwargs: Any,
     ):
-        super().__init__()
+        super().__init__(**kwargs)
         if min_score <= 0:
             raise ValueError(f"min_score must be above 0, not {min_score}: scores divide by it.")
         self.num_classes = num_classes
@@ -81,7 +85,8 @@ class SeesawLoss(CountedLoss):
             z = full_precision(logits)
             # Multiplying e^z_j by S_ij is adding log S_ij to z_j, which is 0 for j = i.
             shift = self._log_factors(z.detach(), labels)
-            return F.cross_entropy(z + shift, labels, reduction="none", ignore_index=-1)
+            weights = self.weights_of_classes
+            return softmax_loss(z + shift, labels, class_weights=weights, reduction="none")
 
     def _log_factors(self, z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """log S_ij of each proposal (its class i) and each column j, (M, C + 1)."""

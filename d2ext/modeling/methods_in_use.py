@@ -28,13 +28,13 @@ def check_methods_in_use(cfg: Any, model: nn.Module) -> None:
     places = _places(model)
     name = type(model).__name__
     for choice in CHOICES:
-        value, default = value_of(cfg, choice.key), choice.default
-        if value != default and choice.place not in places:
+        if choice.is_made(cfg) and not places.intersection(choice.places):
             set_other = choice.instead and places
             other = f"set {choice.instead}" if set_other else f"choose {_BUILT_BY}"
+            readers = " or ".join(PLACES[place] for place in choice.places)
             raise ValueError(
-                f"{choice.key} is {value!r}, but {name} has no {PLACES[choice.place]} that reads "
-                f"it; {other}, or leave {choice.key} at {default!r}."
+                f"{choice.key} is {value_of(cfg, choice.key)!r}, but {name} has no {readers} that "
+                f"reads it; {other}, or leave {choice.key} at {choice.default!r}."
             )
     # A head of your own may train without sampling and have no criterion of ours.
     own_sampling = any(hasattr(module, "sampling_free") for module in model.modules())

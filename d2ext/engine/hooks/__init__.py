@@ -2,6 +2,7 @@
 
 from .base import HOOK_REGISTRY, HookBase, build_registered_hooks
 from .class_balance import ClassBalance, build_class_balance
+from .class_weights import ClassWeights, count_class_weights
 from .default import build_ema, default_hooks
 from .ema import ModelEMA
 from .evaluate import BestCheckpointer, EarlyStopping, Evaluate
@@ -15,6 +16,7 @@ __all__ = [
     "HOOK_REGISTRY",
     "BestCheckpointer",
     "ClassBalance",
+    "ClassWeights",
     "EarlyStopping",
     "Evaluate",
     "HookBase",
@@ -27,6 +29,7 @@ __all__ = [
     "StopOnSignal",
     "ValidationLoss",
     "build_class_balance",
+    "count_class_weights",
     "build_ema",
     "build_loss_weights",
     "build_measure_prior",

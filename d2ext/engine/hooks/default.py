@@ -8,6 +8,7 @@ from detectron2.engine import hooks as upstream
 from detectron2.utils.events import EventWriter
 from torch import nn
 
+from .class_weights import ClassWeights
 from .ema import ModelEMA
 from .evaluate import BestCheckpointer, EarlyStopping, Evaluate
 from .save import PeriodicCheckpointer, PeriodicWriter
@@ -70,7 +71,8 @@ def default_hooks(
         terms = (stopping.METRIC, stopping.PATIENCE, stopping.MODE, stopping.MIN_DELTA)
         measured.append(EarlyStopping(*terms))
     return [
-        # First: it changes the model that hooks behind it may copy.
+        # First: they change the model that hooks behind them may copy.
+        ClassWeights(),
         measure_prior,
         upstream.IterationTimer(),
         StopOnSignal(engine.STOP_SIGNALS),

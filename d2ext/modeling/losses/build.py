@@ -5,6 +5,7 @@ from typing import Any, Optional, Sequence
 from d2ext.combinations import CLS_LOSS_KEYS, check, present, reason_against
 from d2ext.losses import BoxLoss, ClsLoss
 
+from .class_weights import weigh_classes
 from .criterion import Criterion
 from .from_config import from_config
 from .guided import build_guide
@@ -20,11 +21,12 @@ def build_cls_loss(
     """The class loss called ``name`` for a place ("dense", "rpn" or "roi")."""
     head = {"num_classes": num_classes, "alpha": alpha, "gamma": gamma}
     loss = from_config(CLS_LOSS_REGISTRY.get(name), cfg, **head)
+    weighed = place != "rpn" and weigh_classes(cfg, loss, num_classes)
     choices = [n for n in CLS_LOSS_REGISTRY.names() if not reason_against(place, f"cls:{n}")]
     check(
         place,
         f"cls:{name}",
-        *present(objectness=loss.objectness),
+        *present(objectness=loss.objectness, class_weights=weighed),
         key=CLS_LOSS_KEYS.get(place, "The class loss"),
         name=name,
         choices=", ".join(choices),

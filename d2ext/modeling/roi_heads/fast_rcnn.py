@@ -66,6 +66,7 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
             *present(
                 one_softmax=not sigmoid,
                 class_statistics=isinstance(criterion.cls_loss, GradientBalancedLoss),
+                class_weights=criterion.cls_loss.class_weights is not None,
                 federated=kwargs.get("use_fed_loss"),
                 ohem=num_hard,
                 sampling_free=sampling_free is not None,

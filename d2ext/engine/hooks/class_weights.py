@@ -1,0 +1,98 @@
+"""The hook that counts the objects of each class for the weights of classes.
+
+Shapes: C classes.
+"""
+
+import logging
+from typing import Any, Dict, Iterable, List, Optional
+
+import torch
+from torch import nn
+
+from d2ext.losses import ClsLoss
+from d2ext.ops.class_weights import effective_weight, inverse_frequency_weights
+
+from .base import HookBase
+from .class_balance import dataset_of
+
+__all__ = ["ClassWeights", "count_class_weights", "count_objects"]
+
+logger = logging.getLogger(__name__)
+
+
+class ClassWeights(HookBase):
+    """Before the first step, gives class losses that wait for counts the weights of the data.
+
+    A run that resumes keeps the weights of its checkpoint: other data must not change them. The log
+    says what the weights make of the size of the class loss.
+    """
+
+    def before_train(self) -> None:
+        trainer = self.trainer
+        resumed = trainer.start_iter > 0 or getattr(trainer, "resumed", False)
+        count_class_weights(trainer.raw_model, trainer.data_loader, keep_loaded=resumed)
+
+
+def count_class_weights(model: nn.Module, loader: Any, *, keep_loaded: bool = False) -> None:
+    """Fill in the weights of classes that are to follow from the data, in place.
+
+    Args:
+        model: with any number of class losses.
+        loader: the training loader.
+        keep_loaded: the weights came with a checkpoint; nothing is counted for them.
+    """
+    losses = [m for m in model.modules() if isinstance(m, ClsLoss)]
+    losses = [loss for loss in losses if loss.class_weights is not None]
+    if not losses:
+        return
+    dataset = dataset_of(loader)
+    for number, loss in enumerate(losses):
+        weights, power = loss.class_weights, loss.uncounted_power
+        counts = None if dataset is None else count_objects(dataset, len(weights))
+        if power:
+            if not keep_loaded:
+                weights = _weights_of(counts, len(weights), power).to(weights)
+            loss.weigh_classes(weights, from_data=True)
+        if number == 0:
+            _tell(loss.class_weights, counts)
+
+
+def _weights_of(counts: Optional[List[int]], num_classes: int, power: float) -> torch.Tensor:
+    if counts is None:
+        raise ValueError(
+            f"The objects of {num_classes} classes cannot be counted in the training data of this "
+            "loader; set MODEL.CLASS_WEIGHTS.COUNTS to the number of boxes of each class."
+        )
+    return inverse_frequency_weights(counts, power=power)
+
+
+def _tell(weights: torch.Tensor, counts: Optional[List[int]]) -> None:
+    text = f"Class weights from {float(weights.min()):.3g} to {float(weights.max()):.3g}"
+    if counts is None:
+        logger.info(f"{text}; how often each class occurs is not known.")
+        return
+    mean = effective_weight(weights, counts)
+    logger.info(
+        f"{text}; an object weighs {mean:.3g} on average, so the class loss is about that much of "
+        "what it would be without."
+    )
+
+
+def count_objects(dataset: Iterable[Dict], num_classes: int) -> Optional[List[int]]:
+    """The boxes of each class that are trained on, C numbers; None where they cannot be counted.
+
+    Args:
+        dataset: dataset dicts.
+        num_classes: C.
+    """
+    counts = [0] * num_classes
+    for element in dataset:
+        if not isinstance(element, dict) or "annotations" not in element:
+            return None
+        for annotation in element["annotations"]:
+            if annotation.get("iscrowd", 0):
+                continue
+            if not 0 <= annotation["category_id"] < num_classes:
+                return None
+            counts[annotation["category_id"]] += 1
+    return counts
