@@ -10,8 +10,9 @@ from typing import Optional, Tuple
 
 import torch
 
+from d2ext.ops.object_blocks import pairs_of_a_block
+
 from ..targets import Assignment, PackedTargets, Priors
-from .blocks import pairs_of_a_block
 from .iou import areas, background
 from .registry import ASSIGNER_REGISTRY, Assigner
 

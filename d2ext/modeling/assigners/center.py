@@ -7,8 +7,9 @@ from typing import Optional, Tuple
 
 import torch
 
+from d2ext.ops.object_blocks import BestObject, ObjectBlock, ObjectBlocks
+
 from ..targets import Assignment, PackedTargets, Priors
-from .blocks import BestObject, ObjectBlock, ObjectBlocks
 from .iou import areas, background
 from .registry import ASSIGNER_REGISTRY, Assigner
 
@@ -69,7 +70,7 @@ class CenterAssigner(Assigner):
         highest[len(size) - priors.num_per_level[-1] :] = float("inf")
         centers = ((priors.boxes[:, :2] + priors.boxes[:, 2:]) / 2).t().contiguous()
 
-        blocks = ObjectBlocks(targets, len(size), self.block_pairs)
+        blocks = ObjectBlocks(targets.boxes, targets.counts, len(size), self.block_pairs)
         best = BestObject(blocks, floor=0.0)
         for block in blocks:
             score, spare = _scores(block, centers, radius, lowest, highest)

@@ -7,8 +7,9 @@ from typing import Optional, Sequence, Tuple
 
 import torch
 
+from d2ext.ops.object_blocks import BestObject, ObjectBlock, ObjectBlocks
+
 from ..targets import Assignment, PackedTargets, Priors
-from .blocks import BestObject, ObjectBlock, ObjectBlocks
 from .registry import ASSIGNER_REGISTRY, Assigner
 
 __all__ = ["IoUAssigner", "areas", "background"]
@@ -82,7 +83,7 @@ class IoUAssigner(Assigner):
         """Assign R priors in each of N images; ``quality`` is the highest IoU."""
         if len(targets.boxes) == 0:
             return background(priors, targets, num_classes)
-        blocks = ObjectBlocks(targets, len(priors.boxes), self.block_pairs)
+        blocks = ObjectBlocks(targets.boxes, targets.counts, len(priors.boxes), self.block_pairs)
         best = BestObject(blocks, floor=-1.0)
         low_quality = torch.zeros_like(best.score) if self.allow_low_quality else None
         # Contiguous columns: arithmetic on strided ones is not vectorised.

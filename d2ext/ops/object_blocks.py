@@ -10,11 +10,10 @@ small.
 Shapes: N images, n images of a block, K ranks of a block, G objects, R priors.
 """
 
-from typing import Iterator, List, NamedTuple, Optional, Tuple
+from itertools import accumulate
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
-
-from ..targets import PackedTargets
 
 __all__ = ["BestObject", "ObjectBlock", "ObjectBlocks", "pairs_of_a_block"]
 
@@ -55,31 +54,36 @@ class ObjectBlocks:
     take part in a block come first and crowded images do not make the others pay for padding.
     """
 
-    def __init__(self, targets: PackedTargets, num_priors: int, block_pairs: Optional[int] = None):
+    def __init__(
+        self,
+        boxes: torch.Tensor,
+        counts: Sequence[int],
+        num_priors: int,
+        block_pairs: Optional[int] = None,
+    ):
         """
         Args:
-            targets: the objects.
+            boxes: (G, 4), image after image.
+            counts: objects of each image, N numbers.
             num_priors: R.
             block_pairs: the most pairs of a block, unless N * R is more already. By default what
                 suits the device.
         """
-        boxes = targets.boxes
-        counts = targets.counts
         max_pairs = pairs_of_a_block(boxes.device, block_pairs)
         self.order: Optional[List[int]] = None
         self.plan = [(len(counts), 0, max(counts))]
         if len(counts) * max(counts) * num_priors > max_pairs:
             self.order = sorted(range(len(counts)), key=lambda i: -counts[i])
             self.plan = _plan([counts[i] for i in self.order], num_priors, max_pairs)
-        self.targets = targets
+        self.boxes = boxes
         self.num_priors = num_priors
         order = self.order or range(len(counts))
-        starts = targets.starts
+        starts = list(accumulate(counts, initial=0))
         table = torch.tensor([[starts[i] for i in order], [counts[i] for i in order]])
         self.starts, self.counts = table.to(boxes.device, non_blocking=True).unsqueeze(2)
 
     def __iter__(self) -> Iterator[ObjectBlock]:
-        boxes, num_priors = self.targets.boxes, self.num_priors
+        boxes, num_priors = self.boxes, self.num_priors
         undefined = boxes.isnan().any(dim=1)
         size = max(images * ranks for images, _, ranks in self.plan)
         buffers = boxes.new_empty((3, size * num_priors))
@@ -125,7 +129,7 @@ class BestObject:
             blocks: the objects.
             floor: only a score above it counts; elsewhere the image's first object stays.
         """
-        boxes = blocks.targets.boxes
+        boxes = blocks.boxes
         shape = (len(blocks.starts), blocks.num_priors)
         self.blocks = blocks
         self.score = boxes.new_full(shape, floor)
