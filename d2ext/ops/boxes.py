@@ -23,8 +23,10 @@ from .precision import full_precision
 
 __all__ = [
     "box_deltas",
+    "centre_distance",
     "ciou_loss",
     "diou_loss",
+    "enclosing_sides",
     "giou_loss",
     "iou_loss",
     "pair_iou",
@@ -71,12 +73,21 @@ def _overlap(boxes1: torch.Tensor, boxes2: torch.Tensor) -> Tuple[torch.Tensor, 
     return intersection, union
 
 
-def _enclosing(boxes1: torch.Tensor, boxes2: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+def enclosing_sides(
+    boxes1: torch.Tensor, boxes2: torch.Tensor
+) -> Tuple[torch.Tensor, torch.Tensor]:
     """Width and height of the smallest box around each row's two boxes, both (K,)."""
     top_left = torch.min(boxes1[..., :2], boxes2[..., :2])
     bottom_right = torch.max(boxes1[..., 2:], boxes2[..., 2:])
     width, height = (bottom_right - top_left).unbind(dim=-1)
     return width, height
+
+
+def centre_distance(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
+    """Squared distance of the centres of each row's two boxes: (K,)."""
+    x1, y1, x2, y2 = boxes1.unbind(dim=-1)
+    x1g, y1g, x2g, y2g = boxes2.unbind(dim=-1)
+    return (((x2 + x1) / 2 - (x1g + x2g) / 2) ** 2) + (((y2 + y1) / 2 - (y1g + y2g) / 2) ** 2)
 
 
 def pair_iou(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = EPS) -> torch.Tensor:
@@ -94,7 +105,7 @@ def giou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = EPS) -> t
     """Generalised IoU loss (Rezatofighi et al., 2019) of each row: (K,)."""
     boxes1, boxes2 = full_precision(boxes1), full_precision(boxes2)
     intersection, union = _overlap(boxes1, boxes2)
-    width, height = _enclosing(boxes1, boxes2)
+    width, height = enclosing_sides(boxes1, boxes2)
     area = width * height
     return 1 - (intersection / (union + eps) - (area - union) / (area + eps))
 
@@ -103,12 +114,9 @@ def _distance_terms(boxes1, boxes2, eps):
     """IoU and squared centre distance over squared diagonal of the enclosing box, both (K,)."""
     intersection, union = _overlap(boxes1, boxes2)
     iou = intersection / (union + eps)
-    width, height = _enclosing(boxes1, boxes2)
+    width, height = enclosing_sides(boxes1, boxes2)
     diagonal = (width**2) + (height**2) + eps
-    x1, y1, x2, y2 = boxes1.unbind(dim=-1)
-    x1g, y1g, x2g, y2g = boxes2.unbind(dim=-1)
-    distance = (((x2 + x1) / 2 - (x1g + x2g) / 2) ** 2) + (((y2 + y1) / 2 - (y1g + y2g) / 2) ** 2)
-    return iou, distance / diagonal
+    return iou, centre_distance(boxes1, boxes2) / diagonal
 
 
 def diou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = EPS) -> torch.Tensor:

@@ -1,170 +1,32 @@
 """Weights of a classification loss and a box loss that follow the losses' statistics.
 
-Three state machines behind one interface. They hold plain floats, know no tensors, ranks or
-trainers, and always give the same weights for the same numbers.
+State machines behind one interface. They hold plain floats, know no ranks or trainers, and always
+give the same weights for the same numbers.
 
 * :class:`AdaptiveLossWeight`: ALWA (Yu et al., arXiv 2103.09488), variants 1 and 2.
 * :class:`UncertaintyWeight`: learned uncertainties (Kendall et al., CVPR 2018), for comparison.
 * :class:`DynamicWeightAverage`: rates of descent (Liu et al., CVPR 2019), for comparison.
+* :class:`FAMOWeight`: equal relative descent (Liu et al., NeurIPS 2023), for comparison.
+* :class:`GradNormWeight`: sizes of gradients (Chen et al., ICML 2018), for comparison.
 """
 
 import math
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+
+import torch
+
+from .loss_weighting import LossWeighting, mean_and_std, mean_of
 
 __all__ = [
     "AdaptiveLossWeight",
     "DynamicWeightAverage",
+    "FAMOWeight",
+    "GradNormWeight",
     "LossWeighting",
     "UncertaintyWeight",
+    "gradnorm_gradient",
     "mean_and_std",
 ]
-
-
-# Squares and sums of larger numbers leave float64, as squares of numbers below its inverse do. The
-# largest loss in float32 is 3e38.
-_LARGEST = 1e100
-
-
-def mean_and_std(values: Sequence[float]) -> Tuple[float, float]:
-    """Mean and sample standard deviation (divisor n - 1) in float64, of two values or more.
-
-    Both are NaN if a value is NaN or infinite.
-    """
-    if not all(map(math.isfinite, values)):
-        return math.nan, math.nan
-    largest = max(map(abs, values))
-    if largest > _LARGEST or 0 < largest < 1 / _LARGEST:
-        mean, std = mean_and_std([v / largest for v in values])
-        return mean * largest, std * largest
-    mean = math.fsum(values) / len(values)
-    variance = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
-    return mean, math.sqrt(variance)
-
-
-def _mean(values: Sequence[float]) -> float:
-    try:
-        return math.fsum(values) / len(values)
-    except OverflowError:  # of the sum, not of the mean
-        return math.fsum(v / len(values) for v in values)
-
-
-class LossWeighting:
-    """Base class: weights of one pair of losses, changed only when a window of pairs is full.
-
-    Args:
-        interval: pairs of losses in a window; windows do not overlap.
-        start_iter: pairs that are ignored at first, e.g. while the learning rate warms up.
-
-    Attributes:
-        last_update: what the last full window gave, by name; empty before the first.
-        num_observed: pairs seen.
-        num_windows: windows that were full.
-        num_updates: those of them that changed a weight.
-    """
-
-    #: Settings that a saved state must share with the object it is loaded into.
-    _settings: Tuple[str, ...] = ("interval",)
-    #: Further values that make up the state.
-    _state: Tuple[str, ...] = ()
-
-    def __init__(self, interval: int, start_iter: int = 0, minimum_interval: int = 1):
-        if int(interval) != interval or interval < minimum_interval:
-            raise ValueError(
-                f"The interval must be an integer of at least {minimum_interval}, not {interval}."
-            )
-        if start_iter < 0:
-            raise ValueError(f"The start iteration must be 0 or more, not {start_iter}.")
-        self.interval = int(interval)
-        self.start_iter = int(start_iter)
-        self.num_observed = 0
-        self.num_windows = 0
-        self.num_updates = 0
-        self.last_update: Dict[str, float] = {}
-        self._window: List[Tuple[float, float]] = []
-
-    @property
-    def weights(self) -> Tuple[float, float]:
-        """Weights of the classification loss and of the box loss for the next iteration."""
-        raise NotImplementedError(f"{type(self).__name__} must define weights.")
-
-    @property
-    def remaining(self) -> int:
-        """Pairs after which the weights can change at the earliest; at least 1."""
-        waiting = max(self.start_iter - self.num_observed, 0)
-        return waiting + self.interval - len(self._window)
-
-    @property
-    def stuck(self) -> bool:
-        """Whether a weight has collapsed early and is not going to recover by itself."""
-        return False
-
-    def observe(self, raw_cls: float, raw_box: float) -> float:
-        """Record one iteration's unweighted losses.
-
-        A pair with an infinite or undefined number is dropped: it would poison a whole window.
-
-        Returns:
-            The weight of the classification loss for the next iteration.
-        """
-        self.num_observed += 1
-        usable = math.isfinite(raw_cls) and math.isfinite(raw_box)
-        if usable and self.num_observed > self.start_iter:
-            self._window.append(self._record(raw_cls, raw_box))
-            if len(self._window) == self.interval:
-                changed = self._close([c for c, _ in self._window], [b for _, b in self._window])
-                self._window = []
-                self.num_windows += 1
-                self.num_updates += int(changed)
-        return self.weights[0]
-
-    def _record(self, raw_cls: float, raw_box: float) -> Tuple[float, float]:
-        """What the window keeps of a pair of losses."""
-        return raw_cls, raw_box
-
-    def _close(self, cls: List[float], box: List[float]) -> bool:
-        """Update from a full window; return whether a weight changed."""
-        raise NotImplementedError(f"{type(self).__name__} must define _close.")
-
-    def state_dict(self) -> Dict[str, Any]:
-        """Settings and state as plain numbers, strings, lists and dicts."""
-        return {
-            "version": 1,
-            "kind": type(self).__name__,
-            "settings": {name: getattr(self, name) for name in self._settings},
-            "num_observed": self.num_observed,
-            "num_windows": self.num_windows,
-            "num_updates": self.num_updates,
-            "last_update": dict(self.last_update),
-            "window_cls": [c for c, _ in self._window],
-            "window_box": [b for _, b in self._window],
-            **{name: getattr(self, name) for name in self._state},
-        }
-
-    def load_state_dict(self, state: Dict[str, Any], strict: bool = True) -> None:
-        """Restore what :meth:`state_dict` gave.
-
-        Args:
-            state: a state dict.
-            strict: refuse a state that was made under other settings. Otherwise the weights are
-                taken over and the window, whose entries mean something else, starts empty.
-
-        Raises:
-            ValueError: if the state belongs to another kind of weighting, or to other settings.
-        """
-        settings = {name: getattr(self, name) for name in self._settings}
-        same_kind = state.get("kind") == type(self).__name__
-        same_settings = state.get("settings") == settings
-        if not same_kind or (strict and not same_settings):
-            raise ValueError(
-                f"The saved loss weights are of {state.get('kind')} with {state.get('settings')}, "
-                f"but the configuration asks for {type(self).__name__} with {settings}; resume "
-                "with the settings of the saved run."
-            )
-        for name in ("num_observed", "num_windows", "num_updates", *self._state):
-            setattr(self, name, state[name])
-        self.last_update = dict(state["last_update"])
-        pairs = zip(state["window_cls"], state["window_box"])
-        self._window = [(c, b) for c, b in pairs] if same_settings else []
 
 
 class AdaptiveLossWeight(LossWeighting):
@@ -364,7 +226,7 @@ class DynamicWeightAverage(LossWeighting):
         return self.used_weights[0], self.used_weights[1]
 
     def _close(self, cls: List[float], box: List[float]) -> bool:
-        means = [_mean(cls), _mean(box)]
+        means = [mean_of(cls), mean_of(box)]
         previous, self.previous = self.previous, means
         if previous is None or min(previous) <= 0:
             return False
@@ -376,4 +238,165 @@ class DynamicWeightAverage(LossWeighting):
         exps = [math.exp((rate - max(rates)) / self.temperature) for rate in rates]
         self.used_weights = [2 * e / sum(exps) for e in exps]
         self.last_update = {"rate_cls": rates[0], "rate_box": rates[1]}
+        return True
+
+
+class FAMOWeight(LossWeighting):
+    """FAMO: the loss whose logarithm falls more slowly gets the larger weight.
+
+    With ``z = softmax(w)`` the weights are ``z_k / l_k``, scaled to the sum 2. ``w`` takes a step
+    of Adam along ``J^T d``, J the Jacobian of the softmax and ``d_k`` the fall of ``log l_k``.
+
+    The authors see the fall on the same batch, with a second forward pass after the step. Here it
+    is that between two windows' means, so that windows must be long enough to average the batches'
+    noise out. The weights belong to the losses of the window before.
+
+    Args:
+        interval: iterations in a window.
+        lr: step size of ``w``.
+        decay: weight decay of ``w``, towards equal ``z``.
+        start_iter: iterations before the first window.
+    """
+
+    _settings = ("interval", "lr", "decay")
+    _state = ("logits", "moment", "square", "steps", "previous", "used_weights")
+    _EPS = 1e-8  # of losses, and of Adam
+
+    def __init__(
+        self, interval: int = 100, lr: float = 0.025, decay: float = 0.01, start_iter: int = 0
+    ):
+        super().__init__(interval, start_iter)
+        if not 0 < lr < math.inf:
+            raise ValueError(f"The step size of FAMO must be positive, not {lr}.")
+        if not 0 <= decay < math.inf:
+            raise ValueError(f"The weight decay of FAMO must be 0 or more, not {decay}.")
+        self.lr = lr
+        self.decay = decay
+        self.logits = [0.0, 0.0]
+        self.moment = [0.0, 0.0]
+        self.square = [0.0, 0.0]
+        self.steps = 0
+        self.previous: Optional[List[float]] = None
+        self.used_weights = [1.0, 1.0]
+
+    @property
+    def weights(self) -> Tuple[float, float]:
+        return self.used_weights[0], self.used_weights[1]
+
+    def _close(self, cls: List[float], box: List[float]) -> bool:
+        now = [mean_of(cls), mean_of(box)]
+        # A loss of 0, as where no object is, would take all of the weight.
+        if min(now) <= 0:
+            return False
+        previous, self.previous = self.previous, now
+        if previous is not None:
+            self._step(previous, now)
+        shares = [z / (loss + self._EPS) for z, loss in zip(self._softmax(), now)]
+        self.used_weights = [2 * share / sum(shares) for share in shares]
+        self.last_update = {"z_cls": self._softmax()[0]}
+        return True
+
+    def _softmax(self) -> List[float]:
+        exps = [math.exp(w - max(self.logits)) for w in self.logits]
+        return [e / sum(exps) for e in exps]
+
+    def _step(self, before: List[float], after: List[float]) -> None:
+        falls = [math.log(b + self._EPS) - math.log(a + self._EPS) for b, a in zip(before, after)]
+        z = self._softmax()
+        mean = sum(share * fall for share, fall in zip(z, falls))
+        self.steps += 1
+        slope = [
+            share * (fall - mean) + self.decay * w for share, fall, w in zip(z, falls, self.logits)
+        ]
+        self.moment = [0.9 * m + 0.1 * g for m, g in zip(self.moment, slope)]
+        self.square = [0.999 * v + 0.001 * g**2 for v, g in zip(self.square, slope)]
+        rate = self.lr / (1 - 0.9**self.steps)
+        sizes = [math.sqrt(v / (1 - 0.999**self.steps)) + self._EPS for v in self.square]
+        self.logits = [w - rate * m / v for w, m, v in zip(self.logits, self.moment, sizes)]
+
+
+def gradnorm_gradient(
+    weights: Union[Sequence[float], torch.Tensor],
+    norms: Union[Sequence[float], torch.Tensor],
+    losses: Union[Sequence[float], torch.Tensor],
+    initial: Union[Sequence[float], torch.Tensor],
+    *,
+    alpha: float = 1.5,
+) -> torch.Tensor:
+    """Slope of GradNorm's objective in the weights of T losses.
+
+    ``sum |w norm - mean(w norm) r^alpha|`` with ``r`` the losses relative to their first values,
+    over the mean of that. The target is a constant.
+
+    Args:
+        weights: (T,).
+        norms: (T,) sizes of the unweighted losses' gradients in a shared layer.
+        losses, initial: (T,) now and at first, above 0.
+        alpha: how strongly the rates of descent are to be equalled; 0: only the gradients' sizes.
+
+    Returns:
+        (T,) float64.
+    """
+    weights, norms, losses, initial = (
+        torch.as_tensor(x, dtype=torch.float64) for x in (weights, norms, losses, initial)
+    )
+    sizes, rates = weights * norms, losses / initial
+    target = sizes.mean() * (rates / rates.mean()) ** alpha
+    return torch.sign(sizes - target) * norms
+
+
+class GradNormWeight(LossWeighting):
+    """GradNorm: all losses' gradients in a shared layer have sizes that fit their rates of descent.
+
+    When a window closes the weights take one step along :func:`gradnorm_gradient` and are scaled to
+    the sum 2. The first window gives the initial losses. The caller measures the gradients in the
+    last step of each window and tells :meth:`observe_norms` before that step's losses.
+
+    Args:
+        interval: iterations in a window.
+        lr: step size of the weights.
+        alpha: see :func:`gradnorm_gradient`.
+        start_iter: iterations before the first window.
+    """
+
+    _settings = ("interval", "lr", "alpha")
+    _state = ("norms", "initial", "used_weights")
+    _LEAST = 0.01  # A weight that turned negative would maximise its loss.
+
+    def __init__(
+        self, interval: int = 100, lr: float = 0.025, alpha: float = 1.5, start_iter: int = 0
+    ):
+        super().__init__(interval, start_iter)
+        if not 0 < lr < math.inf:
+            raise ValueError(f"The step size of GradNorm must be positive, not {lr}.")
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"The alpha of GradNorm must be 0 or more, not {alpha}.")
+        self.lr = lr
+        self.alpha = alpha
+        self.norms = [0.0, 0.0]
+        self.initial: Optional[List[float]] = None
+        self.used_weights = [1.0, 1.0]
+
+    @property
+    def weights(self) -> Tuple[float, float]:
+        return self.used_weights[0], self.used_weights[1]
+
+    def observe_norms(self, cls: float, box: float) -> None:
+        """Take in the sizes of both losses' gradients; those that overflow are not used."""
+        self.norms = [float(cls), float(box)]
+
+    def _close(self, cls: List[float], box: List[float]) -> bool:
+        now = [mean_of(cls), mean_of(box)]
+        if min(now) <= 0:
+            return False
+        if self.initial is None:
+            self.initial = now
+        if min(self.norms) <= 0 or not all(map(math.isfinite, self.norms)):
+            return False
+        slope = gradnorm_gradient(
+            self.used_weights, self.norms, now, self.initial, alpha=self.alpha
+        ).tolist()
+        moved = [max(w - self.lr * s, self._LEAST) for w, s in zip(self.used_weights, slope)]
+        self.used_weights = [2 * w / sum(moved) for w in moved]
+        self.last_update = {"norm_cls": self.norms[0], "norm_box": self.norms[1]}
         return True

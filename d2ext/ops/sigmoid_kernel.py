@@ -71,6 +71,7 @@ def fused_sigmoid_loss(
     neg_weight: Factor = 1.0,
     quality: Optional[torch.Tensor] = None,
     with_sums: bool = False,
+    detach_modulation: bool = False,
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A sigmoid loss summed over all valid rows and all classes.
 
@@ -81,6 +82,8 @@ def fused_sigmoid_loss(
         pos_weight, neg_weight: w' and w of the formulas above.
         quality: (M,) targets of the positives; None: 1.
         with_sums: whether the column sums are wanted.
+        detach_modulation: whether p^gamma (without a quality, 1 - p of positives too) is a constant
+            for the gradient.
 
     Returns:
         The sum, differentiable once, and the (C,) sums of the gradient's size over the positive and
@@ -90,7 +93,8 @@ def fused_sigmoid_loss(
     need_grad = logits.requires_grad and torch.is_grad_enabled()
     quality = None if quality is None else quality.detach()
     return _FusedSigmoidLoss.apply(
-        logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums
+        *(logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums),
+        detach_modulation,
     )
 
 
@@ -149,7 +153,9 @@ def _triton_works(device: torch.device, dtype: torch.dtype) -> bool:
     return True
 
 
-def negative_terms(z: torch.Tensor, gamma: Factor) -> Tuple[torch.Tensor, torch.Tensor]:
+def negative_terms(
+    z: torch.Tensor, gamma: Factor, detach_modulation: bool = False
+) -> Tuple[torch.Tensor, torch.Tensor]:
     """Focal loss of negatives, p^gamma u, and its derivative with respect to z, elementwise.
 
     Exact to rounding at every finite logit: all comes from e^-|z|, nothing is 1 - (1 - p), and no
@@ -158,6 +164,7 @@ def negative_terms(z: torch.Tensor, gamma: Factor) -> Tuple[torch.Tensor, torch.
     Args:
         z: logits of any shape, float32 or float64.
         gamma: exponent, a number or a tensor that broadcasts to ``z``; a tensor holds no zeros.
+        detach_modulation: leave the slope of p^gamma out of the derivative.
 
     Returns:
         Two tensors like ``z``.
@@ -173,6 +180,8 @@ def negative_terms(z: torch.Tensor, gamma: Factor) -> Tuple[torch.Tensor, torch.
         modulation = p.square()
     else:
         modulation = z.clamp(max=0).sub_(decay).mul_(gamma * _LOG2_E).exp2_()  # e^(-gamma v)
+    if detach_modulation:
+        return u.mul_(modulation), p.mul_(modulation)
     slope = z.neg().sigmoid_().mul_(u).mul_(gamma).add_(p).mul_(modulation)
     return u.mul_(modulation), slope
 
@@ -194,11 +203,14 @@ class _FusedSigmoidLoss(torch.autograd.Function):
     """Loss, gradient and column sums of the whole family in one pass over the logits."""
 
     @staticmethod
-    def forward(ctx, logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums):
+    def forward(
+        ctx, logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums, detach
+    ):
         with torch.autocast(device_type=logits.device.type, enabled=False):
             total, grad, pos_sum, neg_sum = _one_pass(
                 sigmoid_kernel_of(logits),
                 *(logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums),
+                detach,
             )
         if need_grad:
             ctx.save_for_backward(grad)
@@ -220,7 +232,7 @@ class _FusedSigmoidLoss(torch.autograd.Function):
                 # Who gets it may scale it in place, and another backward pass wants it as it is.
                 grad = grad.clone()
             grad = grad.to(ctx.dtype)
-        return (grad,) + (None,) * 7
+        return (grad,) + (None,) * 8
 
 
 def _graph_is_freed() -> bool:
@@ -229,7 +241,18 @@ def _graph_is_freed() -> bool:
     return keeps is not None and not keeps()
 
 
-def _one_pass(kernel, logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums):
+def _one_pass(
+    kernel,
+    logits,
+    labels,
+    quality,
+    gamma,
+    pos_weight,
+    neg_weight,
+    need_grad,
+    with_sums,
+    detach=False,
+):
     """What :class:`_FusedSigmoidLoss` computes, in the form ``kernel``; factors: numbers or (C,).
 
     Returns:
@@ -245,7 +268,7 @@ def _one_pass(kernel, logits, labels, quality, gamma, pos_weight, neg_weight, ne
     grad_dtype = dtype if logits.dtype == torch.float16 else logits.dtype
     arguments = (
         *(logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums),
-        *(dtype, grad_dtype),
+        *(dtype, grad_dtype, detach),
     )
     if kernel == "triton":
         from .sigmoid_triton import fused_pass  # imports Triton, which not every machine has
@@ -255,7 +278,17 @@ def _one_pass(kernel, logits, labels, quality, gamma, pos_weight, neg_weight, ne
 
 
 def _torch_pass(
-    logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums, dtype, grad_dtype
+    logits,
+    labels,
+    quality,
+    gamma,
+    pos_weight,
+    neg_weight,
+    need_grad,
+    with_sums,
+    dtype,
+    grad_dtype,
+    detach,
 ):
     """:func:`_one_pass` in torch operations, for logits that are not empty."""
     num_rows, num_classes = logits.shape
@@ -278,7 +311,7 @@ def _torch_pass(
         if hide_rows:
             z.masked_fill_(ignored[rows, None], _HIDDEN)
         z.scatter_(1, column[rows, None], hidden[rows])
-        loss, slope = negative_terms(z, gamma)
+        loss, slope = negative_terms(z, gamma, detach)
         loss_sum += loss.sum(dim=0) if loss_sum.dim() else loss.sum()
         if with_sums:
             neg_sum += slope.sum(dim=0)
@@ -287,7 +320,7 @@ def _torch_pass(
 
     gamma_own, weight_own = _pick(gamma, column), _pick(pos_weight, column)
     if quality is None:
-        loss, slope = negative_terms(own.neg(), gamma_own)
+        loss, slope = negative_terms(own.neg(), gamma_own, detach)
         slope = slope.neg_()
     else:
         loss, slope = _quality_terms(own, quality.to(dtype), gamma_own)

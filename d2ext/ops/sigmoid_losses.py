@@ -1,4 +1,6 @@
-"""The sigmoid losses of detectors with index labels: BCE, focal, quality focal, EFL, EQFL, EQL v2.
+"""The sigmoid losses of detectors with index labels.
+
+BCE, focal, quality focal, varifocal, matchability-aware, EFL, EQFL and EQL v2.
 
 For a logit z of class j, with p = sigmoid(z) and p_t = p for a positive and 1 - p for a negative,
 the focal loss is -alpha_t w_j (1 - p_t)^gamma_j log p_t with gamma_j = gamma and w_j = 1; BCE has
@@ -29,11 +31,16 @@ __all__ = [
     "equalization_v2_weights",
     "equalized_focal_loss",
     "equalized_quality_focal_loss",
+    "matchability_aware_loss",
     "quality_focal_loss",
     "sigmoid_bce_loss",
     "sigmoid_focal_loss",
     "sigmoid_loss_per_row",
+    "varifocal_loss",
 ]
+
+
+_KINDS = ("bce", "focal", "qfl", "varifocal", "mal", "efl", "eqfl")
 
 
 def sigmoid_bce_loss(
@@ -97,6 +104,72 @@ def quality_focal_loss(
     return fused_sigmoid_loss(
         logits, labels, quality=quality, gamma=float(gamma), pos_weight=pos, neg_weight=neg
     )[0]
+
+
+def varifocal_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    quality: torch.Tensor,
+    *,
+    alpha: float = 0.75,
+    gamma: float = 2.0,
+    iou_weighted: bool = True,
+    detach_weight: bool = False,
+    class_weights: Optional[torch.Tensor] = None,
+) -> torch.Tensor:
+    """Varifocal loss (Zhang et al., CVPR 2021), summed: only negatives are focal.
+
+    A positive has BCE with its quality as the target, times the quality; everything else
+    ``alpha p^gamma BCE``. A positive of quality 0 is a negative, as in the paper.
+
+    Args:
+        logits: (M, C).
+        labels: (M,) class of each row; C is background, -1 ignored.
+        quality: (M,) target in [0, 1] of the positives; not read elsewhere, and without gradient.
+        alpha: weight of negatives. Not the focal loss' alpha.
+        gamma: focusing exponent of negatives.
+        iou_weighted: whether positives weigh as much as their quality; else 1.
+        detach_weight: p^gamma is a constant, as in RT-DETR and its heirs; the authors' has a
+            gradient.
+        class_weights: (C,) weight of each class; None: 1.
+    """
+    _require_quality(quality)
+    check_shapes(logits, labels, quality)
+    labels = labels.masked_fill((labels >= 0) & (quality <= 0), logits.shape[1])
+    weight = quality if iou_weighted else torch.ones_like(quality)
+    return _negatives(logits, labels, alpha, gamma, detach_weight, class_weights) + _positives(
+        logits, labels, quality, weight, class_weights
+    )
+
+
+def matchability_aware_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    quality: torch.Tensor,
+    *,
+    gamma: float = 1.5,
+    alpha: float = 1.0,
+    class_weights: Optional[torch.Tensor] = None,
+) -> torch.Tensor:
+    """Matchability-aware loss (MAL; Huang et al., DEIM, CVPR 2025), summed.
+
+    A positive has BCE with the target ``quality^gamma`` and weight 1, so that a poor box still
+    teaches; everything else ``alpha p^gamma BCE``, where p^gamma is a constant.
+
+    Args:
+        logits: (M, C).
+        labels: (M,) class of each row; C is background, -1 ignored.
+        quality: (M,) in [0, 1]; not read where the label is no class, and without gradient.
+        gamma: exponent of both.
+        alpha: weight of negatives.
+        class_weights: (C,) weight of each class; None: 1.
+    """
+    _require_quality(quality)
+    check_shapes(logits, labels, quality)
+    target = quality.detach().to(compute_dtype(logits)).pow(gamma)
+    return _negatives(logits, labels, alpha, gamma, True, class_weights) + _positives(
+        logits, labels, target, torch.ones_like(target), class_weights
+    )
 
 
 def equalized_focal_loss(
@@ -172,6 +245,8 @@ def sigmoid_loss_per_row(
     scale: float = 8.0,
     quality: Optional[torch.Tensor] = None,
     class_weights: Optional[torch.Tensor] = None,
+    iou_weighted: bool = True,
+    detach_weight: bool = False,
 ) -> torch.Tensor:
     """Loss of each row summed over its classes, in plain differentiable operations.
 
@@ -181,18 +256,22 @@ def sigmoid_loss_per_row(
     Args:
         logits: (M, C).
         labels: (M,) class of each row; C is background, -1 ignored (its loss is 0).
-        kind: "bce", "focal", "qfl", "efl" or "eqfl".
+        kind: "bce", "focal", "qfl", "varifocal", "mal", "efl" or "eqfl".
         alpha, gamma, grad_ratio, gamma_b, scale, quality, class_weights: those of the function of
             that kind.
+        iou_weighted, detach_weight: those of :func:`varifocal_loss`.
 
     Returns:
         (M,) losses, in float32 or float64.
     """
-    if kind not in ("bce", "focal", "qfl", "efl", "eqfl"):
-        raise ValueError(f"kind must be bce, focal, qfl, efl or eqfl, not '{kind}'.")
-    if kind in ("qfl", "eqfl"):
+    if kind not in _KINDS:
+        raise ValueError(f"kind must be one of {', '.join(_KINDS)}, not '{kind}'.")
+    soft = kind in ("qfl", "varifocal", "mal", "eqfl")
+    if soft:
         _require_quality(quality)
-    check_shapes(logits, labels, quality if kind in ("qfl", "eqfl") else None)
+    check_shapes(logits, labels, quality if soft else None)
+    if kind == "varifocal":
+        labels = labels.masked_fill((labels >= 0) & (quality <= 0), logits.shape[1])
     with torch.autocast(device_type=logits.device.type, enabled=False):
         is_pos, ignored, column = split_labels(labels, logits.shape[1])
         # Not only the result is masked: its zero gradient times NaN would be NaN.
@@ -210,13 +289,24 @@ def sigmoid_loss_per_row(
         (weight,) = _weighted(class_weights, logits, weight)
         power_own, weight_own = (f[column] if torch.is_tensor(f) else f for f in (power, weight))
         alpha_pos, alpha_neg = _alphas(alpha if kind in ("focal", "efl") else -1.0)
+        if kind in ("varifocal", "mal"):
+            alpha_neg = alpha
 
-        terms = alpha_neg * weight * torch.exp(power * F.logsigmoid(z)) * -F.logsigmoid(-z)
+        modulation = torch.exp(power * F.logsigmoid(z))
+        if kind == "mal" or (kind == "varifocal" and detach_weight):
+            modulation = modulation.detach()
+        terms = alpha_neg * weight * modulation * -F.logsigmoid(-z)
         own = z.gather(1, column[:, None])[:, 0]
-        if quality is not None and kind in ("qfl", "eqfl"):
+        if quality is not None and soft:
             target = quality.detach().to(z.dtype).masked_fill(~is_pos, 0.0)
+            if kind == "mal":
+                target = target.pow(gamma)
             bce = F.binary_cross_entropy_with_logits(own, target, reduction="none")
-            positive = weight_own * bce * _power((target - own.sigmoid()).abs(), power_own)
+            if kind in ("qfl", "eqfl"):
+                bce = bce * _power((target - own.sigmoid()).abs(), power_own)
+            elif kind == "varifocal" and iou_weighted:
+                bce = bce * target
+            positive = weight_own * bce
         else:
             positive = alpha_pos * weight_own * torch.exp(power_own * F.logsigmoid(-own))
             positive = positive * -F.logsigmoid(own)
@@ -279,6 +369,36 @@ def _power(size: torch.Tensor, exponent: Factor) -> torch.Tensor:
     if isinstance(exponent, (int, float)) and exponent == 0:
         return torch.ones_like(size)
     return size.masked_fill(hit, 1.0).pow(exponent).masked_fill(hit, 0.0)
+
+
+def _negatives(logits, labels, alpha, gamma, detach, class_weights) -> torch.Tensor:
+    """The focal losses of all entries but those of positives, summed."""
+    (weight,) = _weighted(class_weights, logits, alpha)
+    return fused_sigmoid_loss(
+        logits,
+        labels,
+        gamma=float(gamma),
+        pos_weight=0.0,
+        neg_weight=weight,
+        detach_modulation=detach,
+    )[0]
+
+
+def _positives(logits, labels, target, weight, class_weights) -> torch.Tensor:
+    """BCE of the positives' own entries with soft targets, (M,) as their weights, summed."""
+    if logits.numel() == 0:
+        return logits.new_zeros((), dtype=compute_dtype(logits))
+    with torch.autocast(device_type=logits.device.type, enabled=False):
+        is_pos, _, column = split_labels(labels, logits.shape[1])
+        own = logits.gather(1, column[:, None])[:, 0].to(compute_dtype(logits))
+        # Whatever other rows hold, NaN included, has neither value nor gradient.
+        own, target, weight = (
+            x.to(own.dtype).masked_fill(~is_pos, 0.0)
+            for x in (own, target.detach(), weight.detach())
+        )
+        if class_weights is not None:
+            weight = weight * _weighted(class_weights, logits, 1.0)[0][column]
+        return F.binary_cross_entropy_with_logits(own, target, weight, reduction="sum")
 
 
 def _require_quality(quality: Optional[torch.Tensor]) -> None:

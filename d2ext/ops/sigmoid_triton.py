@@ -50,7 +50,7 @@ def _halves(z):
 
 
 @triton.jit
-def _negative_terms(z, gamma, POWER: tl.constexpr):
+def _negative_terms(z, gamma, POWER: tl.constexpr, DETACH: tl.constexpr):
     """``negative_terms`` of the torch form. POWER: 0 and 2 for these exponents, 1 for any other."""
     p, not_p, tail = _halves(z)
     # Not maximum and minimum, which may drop a NaN.
@@ -62,6 +62,8 @@ def _negative_terms(z, gamma, POWER: tl.constexpr):
     else:
         log_p = tl.where(z > 0.0, 0.0, z) - tail
         modulation = tl.exp2(1.4426950408889634 * gamma * log_p)
+    if DETACH:
+        return u * modulation, p * modulation
     return u * modulation, (not_p * u * gamma + p) * modulation
 
 
@@ -103,6 +105,7 @@ def _sigmoid_loss_kernel(
     neg_weight_stride,
     DTYPE: tl.constexpr,
     POWER: tl.constexpr,
+    DETACH: tl.constexpr,
     HAS_QUALITY: tl.constexpr,
     NEED_GRAD: tl.constexpr,
     WITH_SUMS: tl.constexpr,
@@ -133,7 +136,7 @@ def _sigmoid_loss_kernel(
         z = tl.load(logits_ptr + place, mask=counts, other=0.0).to(DTYPE)
 
         # A positive is a negative at -z, so that both cost one evaluation.
-        loss, slope = _negative_terms(tl.where(is_pos, -z, z), gamma, POWER)
+        loss, slope = _negative_terms(tl.where(is_pos, -z, z), gamma, POWER, DETACH)
         slope = tl.where(is_pos, -slope, slope)
         if HAS_QUALITY:
             # At most one entry a row: its terms are computed a row, not an entry.
@@ -189,6 +192,7 @@ def fused_pass(
     with_sums: bool,
     dtype: torch.dtype,
     grad_dtype: torch.dtype,
+    detach: bool = False,
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor], torch.Tensor, torch.Tensor]:
     """Sum, gradient or None, and the (C,) positive and negative sums, as the torch form returns.
 
@@ -196,6 +200,7 @@ def fused_pass(
         logits: (M, C), not empty.
         dtype: type of the arithmetic, float32 or float64.
         grad_dtype: type of the gradient.
+        detach: whether the modulating factor is a constant.
 
         The others are those of :func:`~d2ext.ops.sigmoid_kernel.fused_sigmoid_loss`.
     """
@@ -230,6 +235,7 @@ def fused_pass(
             *(stride for _, stride in factors),
             DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,
             POWER=power,
+            DETACH=detach,
             HAS_QUALITY=quality is not None,
             NEED_GRAD=need_grad,
             WITH_SUMS=with_sums,

@@ -10,11 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numerics_kit import covers
 
+from d2ext.ops.loss_weighting import mean_of
 from d2ext.ops.loss_weights import (
     AdaptiveLossWeight,
     DynamicWeightAverage,
+    FAMOWeight,
+    GradNormWeight,
     LossWeighting,
     UncertaintyWeight,
+    gradnorm_gradient,
     mean_and_std,
 )
 
@@ -31,15 +35,20 @@ MACHINES = {
     "alwa-2 multiply": lambda n: AdaptiveLossWeight(2, interval=n, compose="multiply"),
     "uncertainty": lambda n: UncertaintyWeight(interval=n),
     "dwa": lambda n: DynamicWeightAverage(interval=n),
+    "famo": lambda n: FAMOWeight(interval=n),
+    "gradnorm": lambda n: GradNormWeight(interval=n),
 }
 
 
 @given(st.sampled_from(list(MACHINES)), pairs, intervals)
-@covers(AdaptiveLossWeight, DynamicWeightAverage, LossWeighting, UncertaintyWeight)
+@covers(AdaptiveLossWeight, DynamicWeightAverage, FAMOWeight, GradNormWeight, LossWeighting)
+@covers(UncertaintyWeight)
 def test_weights_stay_finite_whatever_the_losses(name, pairs, interval):
     machine = MACHINES[name](interval)
     for cls, box in pairs:
         before, full = machine.weights, machine.remaining == 1
+        if isinstance(machine, GradNormWeight):
+            machine.observe_norms(abs(box), abs(cls))
         returned = machine.observe(cls, box)
         assert returned == machine.weights[0]
         assert all(math.isfinite(w) and 0 <= w <= 10 for w in machine.weights)
@@ -151,3 +160,44 @@ def test_settings_that_are_no_numbers_are_refused(make):
     for bad in (math.nan, math.inf, -math.inf, -1.0):
         with pytest.raises(ValueError, match="must be|needs"):
             make(bad)
+
+
+@given(st.lists(st.tuples(usual, usual), max_size=30), st.integers(1, 5))
+@covers(FAMOWeight)
+def test_famo_weighs_inversely_to_the_losses(pairs, interval):
+    """Whatever w is, weight times loss is z; with equal falls both z stay a half."""
+    machine = FAMOWeight(interval=interval)
+    for start in range(0, len(pairs) - interval + 1, interval):
+        window = pairs[start : start + interval]
+        means = [statistics.fmean(v) for v in zip(*window)]
+        before = machine.weights
+        for cls, box in window:
+            machine.observe(cls, 2 * cls if cls else box)
+        if min(means) <= 0 or not all(cls for cls, _ in window):
+            continue
+        assert sum(machine.weights) == pytest.approx(2)
+        ratio = machine.weights[0] * means[0] / (machine.weights[1] * 2 * means[0])
+        assert before and ratio > 0
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=8, max_size=8), st.floats(0, 3))
+@covers(gradnorm_gradient, GradNormWeight)
+def test_gradnorm_is_the_slope_of_its_objective(numbers, alpha):
+    weights, norms, losses, initial = (numbers[i : i + 2] for i in (0, 2, 4, 6))
+    rates = [x / y for x, y in zip(losses, initial)]
+    sizes = [w * n for w, n in zip(weights, norms)]
+    target = [sum(sizes) / 2 * (r / (sum(rates) / 2)) ** alpha for r in rates]
+    want = [math.copysign(n, s - t) for n, s, t in zip(norms, sizes, target)]
+    got = gradnorm_gradient(weights, norms, losses, initial, alpha=alpha).tolist()
+    for size, goal, a, b in zip(sizes, target, got, want):
+        assert a == b or size == pytest.approx(goal)
+    machine = GradNormWeight(interval=1, alpha=alpha)
+    machine.observe_norms(*norms)
+    machine.observe(*losses)
+    assert sum(machine.weights) == pytest.approx(2)
+
+
+@given(st.lists(usual, min_size=1, max_size=9))
+@covers(mean_of)
+def test_means(values):
+    assert mean_of(values) == pytest.approx(float(sum(map(Fraction, values)) / len(values)))
