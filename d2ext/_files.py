@@ -13,7 +13,6 @@ __all__ = [
     "atomic_write",
     "open_image",
     "open_regular",
-    "printable",
     "reason_of",
     "sentence_of",
     "writing",
@@ -59,14 +58,6 @@ def sentence_of(error: BaseException) -> str:
     """What an error says; as text a KeyError would have quotes around it."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return text or type(error).__name__
-
-
-def printable(text: str) -> str:
-    """A text for a terminal or a log: what a file or class name may hold is escaped there.
-
-    A line end stays one, so that a message may have several lines.
-    """
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def open_regular(path: Any) -> BinaryIO:

@@ -2,7 +2,7 @@
 
 import unicodedata
 
-__all__ = ["plain", "printable"]
+__all__ = ["plain", "printable", "printable_lines"]
 
 # Control and format characters, surrogates, private ones, and separators of lines.
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
@@ -19,6 +19,11 @@ def printable(text: object, limit: int = 200) -> str:
         for ch in str(text)
     )
     return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
+
+
+def printable_lines(text: object, limit: int = 2000) -> str:
+    """A message, which may quote such names, for a terminal: its lines stay lines."""
+    return "\n".join(printable(line, limit) for line in str(text).split("\n"))
 
 
 def plain(text: object, limit: int = 48) -> str:

@@ -16,7 +16,8 @@ from typing import Iterator, List, Optional
 
 from . import __version__
 from ._environment import requirement_problem, versions
-from ._files import RunError, printable
+from ._files import RunError
+from ._text import printable_lines
 from .commands.analyze import add_analyze
 from .commands.common import Done, import_named, plain
 from .commands.convert import add_convert
@@ -104,10 +105,10 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 1
     # A wrong name on the command line, or what one sentence says all about: no traceback helps.
     except RunError as error:
-        print(printable(str(error)), file=sys.stderr)
+        print(printable_lines(error), file=sys.stderr)
     except OSError as error:
         told = f"{error.filename}: {error.strerror}" if error.filename else error
-        print(printable(f"{told}"), file=sys.stderr)
+        print(printable_lines(told), file=sys.stderr)
     return 1
 
 
@@ -120,7 +121,7 @@ def _call(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(plain({**done.values, "files": files}), indent=1))
     elif files and not args.quiet:
-        *first, last = map(printable, files)
+        *first, last = map(printable_lines, files)
         print(f"Written to {', '.join(first) + ' and ' if first else ''}{last}.")
     return done.code
 

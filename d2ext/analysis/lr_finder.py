@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from d2ext.engine.single_step import take_step
+
 from .figures import BLUE, GREEN, GREY, ORANGE, VERMILION, new_figure, save_figure, title
-from .trial_steps import take_step
 
 __all__ = ["centred", "draw_range_test", "range_test", "suggest_rate"]
 
@@ -44,7 +45,7 @@ def range_test(
         steps: T.
         diverged: stop when the smoothed loss is so many times the lowest one.
         smoothing: of the loss, as a moving average corrected for its start.
-        precision, accumulate, clip: see :func:`~d2ext.analysis.trial_steps.take_step`.
+        precision, accumulate, clip: see :func:`~d2ext.engine.single_step.take_step`.
         report: called with a line of progress every ten steps.
 
     Returns:

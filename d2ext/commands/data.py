@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 from .._arguments import at_least
-from .._files import RunError, printable
+from .._files import RunError
+from .._text import printable
 from .common import (
     Done,
     add_dataset_argument,

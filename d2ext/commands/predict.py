@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 from .._arguments import at_least, share
-from .._files import RunError, printable, sentence_of, writing
+from .._files import RunError, sentence_of, writing
+from .._text import printable_lines
 from .common import Done, add_model_arguments, new_parser
 
 __all__ = ["add_predict", "coco_records", "find_inputs", "run_predict"]
@@ -159,7 +160,7 @@ def _predict_images(
 
 def _failure(error: Exception) -> str:
     """Say which input cannot be read, also with --quiet: the others are predicted all the same."""
-    print(printable(str(error)), file=sys.stderr)
+    print(printable_lines(error), file=sys.stderr)
     return str(error)
 
 

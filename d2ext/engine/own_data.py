@@ -86,9 +86,8 @@ def measure_step(cfg: CfgNode, steps: int = _TRIALS) -> float:
     """
     from detectron2.utils.events import EventStorage
 
-    from d2ext.analysis.trial_steps import take_step
-
     from .precision import GlobalNormClipper, Precision
+    from .single_step import take_step
     from .trainer import Trainer
 
     cfg = cfg.clone()

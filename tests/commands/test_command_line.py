@@ -12,7 +12,7 @@ from process_kit import call_python
 from test_every_command import ALL
 
 from d2ext import cli
-from d2ext._files import printable
+from d2ext._text import printable_lines
 from d2ext.commands.common import Done
 from d2ext.data import tiny_dataset
 
@@ -134,7 +134,7 @@ def test_a_failure_of_the_system_is_one_line(tmp_path, capsys):
 
 
 def test_names_cannot_write_to_the_terminal(monkeypatch, capsys):
-    assert printable("a\x1b[2Jb\nc\u202ed é") == "a\\x1b[2Jb\nc\\u202ed é"
+    assert printable_lines("a\x1b[2Jb\nc\u202ed é") == "a\\x1b[2Jb\nc\\u202ed é"
     fake = SimpleNamespace(json=False, quiet=False, func=lambda args: Done({}, ["a\x1b.json", "b"]))
     assert cli._call(fake) == 0
     assert capsys.readouterr().out == "Written to a\\x1b.json and b.\n"
