@@ -71,6 +71,14 @@ _SOLVER = Section(
     Key("AUTO_SCALE", False, BOOLEAN, "scale them by IMS_PER_BATCH / REFERENCE_BATCH", ""),
     # An epoch is every image once, or, under repeat-factor sampling, every image as often as it is
     # repeated.
+    # LR_SCHEDULER_NAME "QuadraticWarmupCosineLR" is YOLOX': the rate rises with the square of the
+    # step, falls along a cosine to BASE_LR_END and stays there. In United-Perception's, COSINE_FROM
+    # "warmup", it falls from what the last step of the warm-up has, just below BASE_LR.
+    Key("FLAT_ITERS", 0, integer(0), "that schedule's steps at the end with BASE_LR_END", ""),
+    Key("COSINE_FROM", "base", one_of("base", "warmup"), "where its cosine starts", ""),
+    # Biases of the last class layer (cls_score), whatever WEIGHT_DECAY_BIAS is.
+    Key("WEIGHT_DECAY_CLASS_BIAS", None, number(0) | one_of(None),
+        "their weight decay; None: as other biases", ""),
     Key("EPOCHS", 0.0, number(0), "length in epochs; 0: SOLVER.MAX_ITER", ""),
     Key("EPOCH_STEPS", (), listing(number(above=0), strictly=True),
         "epochs at which the rate falls; (): SOLVER.STEPS", ""),
@@ -154,6 +162,9 @@ _ENGINE = [
         Key("ENABLED", False, BOOLEAN, "keep an exponential moving average of the weights", ""),
         Key("DECAY", 0.9998, number(0, below=1), "share of the old average in a step"),
         Key("WARMUP", 10, number(0), "decay of step t at most (1 + t) / (WARMUP + t); 0: off"),
+        # "exp" is YOLOX', with 2000: the first step copies the weights.
+        Key("RULE", "ratio", one_of("ratio", "exp"),
+            "`exp`: decay of step t is DECAY (1 - exp(-t / WARMUP))"),
         Key("EVAL", True, BOOLEAN, "evaluate the average too, as `ema/...`", ""),
     ),
     Section(

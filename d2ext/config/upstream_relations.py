@@ -210,7 +210,7 @@ RELATIONS = [
         ("SOLVER.BASE_LR_END", "SOLVER.BASE_LR"),
         "a cosine goes from a rate above 0 down to one that is not higher",
         lambda cfg: cfg.SOLVER.BASE_LR > 0 and cfg.SOLVER.BASE_LR_END <= cfg.SOLVER.BASE_LR,
-        when=lambda cfg: cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR",
+        when=lambda cfg: "Cosine" in cfg.SOLVER.LR_SCHEDULER_NAME,
     ),
     Relation(
         ("SOLVER.NESTEROV", "SOLVER.MOMENTUM"),

@@ -147,7 +147,10 @@ _ALWAYS = {
     "DATALOADER.REPEAT_THRESHOLD": SHARE,
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS": BOOLEAN,
     "SOLVER.LR_SCHEDULER_NAME": one_of(
-        "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
+        "WarmupMultiStepLR",
+        "WarmupCosineLR",
+        "WarmupStepWithFixedGammaLR",
+        "QuadraticWarmupCosineLR",
     ),
     "SOLVER.MAX_ITER": COUNT,
     "SOLVER.BASE_LR": number(0),

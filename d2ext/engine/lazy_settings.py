@@ -32,6 +32,7 @@ LAZY_KEYS: Dict[str, str] = {
     "ema.enabled": "ENGINE.EMA.ENABLED",
     "ema.decay": "ENGINE.EMA.DECAY",
     "ema.warmup": "ENGINE.EMA.WARMUP",
+    "ema.rule": "ENGINE.EMA.RULE",
     "ema.eval": "ENGINE.EMA.EVAL",
     "val_loss.period": "TEST.VAL_LOSS.PERIOD",
     "val_loss.max_batches": "TEST.VAL_LOSS.MAX_BATCHES",

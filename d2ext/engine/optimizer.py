@@ -51,7 +51,29 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         lr_factor_func=backbone_layer_decay(model, decay) if decay < 1 else None,
     )
+    if solver.WEIGHT_DECAY_CLASS_BIAS is not None:
+        params = decay_class_biases(params, model, solver.WEIGHT_DECAY_CLASS_BIAS)
     return maybe_add_gradient_clipping(cfg, OPTIMIZERS[solver.OPTIMIZER](params, cfg))
+
+
+def decay_class_biases(
+    groups: List[Dict[str, Any]], model: nn.Module, weight_decay: float
+) -> List[Dict[str, Any]]:
+    """The groups, with the biases of class layers in groups of their own weight decay."""
+    special = {
+        id(parameter)
+        for name, parameter in model.named_parameters()
+        if re.search(r"(^|\.)cls_score(\.\d+)?\.bias$", name)
+    }
+    found: List[Dict[str, Any]] = []
+    for group in groups:
+        biases = [p for p in group["params"] if id(p) in special]
+        others = [p for p in group["params"] if id(p) not in special]
+        if others:
+            found.append({**group, "params": others})
+        if biases:
+            found.append({**group, "params": biases, "weight_decay": weight_decay})
+    return found
 
 
 def backbone_layer_decay(model: nn.Module, decay: float) -> Callable[[str], float]:

@@ -103,6 +103,7 @@ def _map_iterations(cfg: CfgNode, change: Callable[[int], int]) -> None:
     solver.MAX_ITER = at_least_one(solver.MAX_ITER)
     solver.STEPS = tuple(at_least_one(step) for step in solver.STEPS)
     solver.WARMUP_ITERS = at_least_one(solver.WARMUP_ITERS)
+    solver.FLAT_ITERS = at_least_one(solver.FLAT_ITERS)
     solver.CHECKPOINT_PERIOD = at_least_one(solver.CHECKPOINT_PERIOD)
     cfg.TEST.EVAL_PERIOD = at_least_one(cfg.TEST.EVAL_PERIOD)
     cfg.TEST.VAL_LOSS.PERIOD = at_least_one(cfg.TEST.VAL_LOSS.PERIOD)
@@ -145,6 +146,7 @@ def apply_fast_dev_run(cfg: CfgNode) -> None:
     cfg.SOLVER.MAX_ITER = FAST_DEV_RUN_STEPS
     cfg.SOLVER.STEPS = ()
     cfg.SOLVER.WARMUP_ITERS = 0
+    cfg.SOLVER.FLAT_ITERS = 0
     # Both happen at the end in any case.
     cfg.SOLVER.CHECKPOINT_PERIOD = FAST_DEV_RUN_STEPS
     cfg.TEST.EVAL_PERIOD = FAST_DEV_RUN_STEPS
@@ -161,11 +163,12 @@ def apply_fast_dev_run(cfg: CfgNode) -> None:
 # On a resume the optimiser keeps the first ones, and the others are the config's.
 OPTIMIZER_KEYS = (
     "BASE_LR", "BIAS_LR_FACTOR", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS",
+    "WEIGHT_DECAY_CLASS_BIAS",
     "MOMENTUM", "NESTEROV",
 )  # fmt: skip
 _SCHEDULE_KEYS = (
     "LR_SCHEDULER_NAME", "BASE_LR_END", "MAX_ITER", "STEPS", "GAMMA",
-    "WARMUP_ITERS", "WARMUP_FACTOR", "WARMUP_METHOD", "IMS_PER_BATCH",
+    "WARMUP_ITERS", "WARMUP_FACTOR", "WARMUP_METHOD", "IMS_PER_BATCH", "FLAT_ITERS", "COSINE_FROM",
 )  # fmt: skip
 
 

@@ -12,7 +12,6 @@ from detectron2.engine import HookBase as UpstreamHookBase
 from detectron2.engine import TrainerBase
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import build_model
-from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
@@ -30,6 +29,7 @@ from .data_loader import ignore_stop_signals
 from .ddp import create_ddp_model
 from .errors import EXIT_PREEMPTED, expected_error
 from .evaluation import augmented, evaluate_data_sets, max_batches_of, with_average
+from .learning_rate import build_lr_scheduler
 from .module_state import recent_storage
 from .nonfinite import NonFiniteGuard
 from .optimizer import build_optimizer

@@ -23,7 +23,7 @@ Hook = Optional[UpstreamHookBase]
 def build_ema(cfg: CfgNode, model: nn.Module) -> Optional[ModelEMA]:
     """The moving average that ``ENGINE.EMA`` asks for."""
     node = cfg.ENGINE.EMA
-    return ModelEMA(model, node.DECAY, node.WARMUP) if node.ENABLED else None
+    return ModelEMA(model, node.DECAY, node.WARMUP, node.RULE) if node.ENABLED else None
 
 
 def default_hooks(

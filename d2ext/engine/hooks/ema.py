@@ -1,6 +1,7 @@
 """Exponential moving average of a model's parameters and buffers."""
 
 import contextlib
+import math
 from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 import torch
@@ -25,12 +26,17 @@ class ModelEMA(HookBase):
         decay: how much of the average stays in a step.
         warmup: step t uses min(decay, (1 + t) / (warmup + t)), so that the random first weights
             are forgotten soon; 0 uses ``decay`` from the first step.
+        rule: "exp" for ``decay (1 - exp(-t / warmup))`` instead, whose first step copies the model.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9998, warmup: int = 10):
+    def __init__(
+        self, model: nn.Module, decay: float = 0.9998, warmup: int = 10, rule: str = "ratio"
+    ):
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"ENGINE.EMA.DECAY is {decay}; it must be at least 0 and below 1.")
-        self.model, self.decay, self.warmup = model, decay, warmup
+        if rule not in ("ratio", "exp"):
+            raise ValueError(f"rule must be ratio or exp, not '{rule}'.")
+        self.model, self.decay, self.warmup, self.rule = model, decay, warmup, rule
         self.updates = 0
         self.average: Dict[str, torch.Tensor] = {}
         self._reset()
@@ -56,7 +62,9 @@ class ModelEMA(HookBase):
     def update(self) -> None:
         """Take the model's present weights into the average."""
         decay = self.decay
-        if self.warmup > 0:
+        if self.warmup > 0 and self.rule == "exp":
+            decay *= 1 - math.exp(-self.updates / self.warmup)
+        elif self.warmup > 0:
             decay = min(decay, (1 + self.updates) / (self.warmup + self.updates))
         self.updates += 1
         averages, sources, copies = self._tensors()
