@@ -15,7 +15,7 @@ from d2ext.ops.class_weights import effective_weight, inverse_frequency_weights
 from .base import HookBase
 from .class_balance import dataset_of
 
-__all__ = ["ClassWeights", "count_class_weights", "count_objects"]
+__all__ = ["ClassWeights", "build_class_weights", "count_class_weights", "count_objects"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +41,8 @@ def count_class_weights(model: nn.Module, loader: Any, *, keep_loaded: bool = Fa
         loader: the training loader.
         keep_loaded: the weights came with a checkpoint; nothing is counted for them.
     """
-    losses = [m for m in model.modules() if isinstance(m, ClsLoss)]
-    losses = [loss for loss in losses if loss.class_weights is not None]
-    if not losses:
-        return
     dataset = dataset_of(loader)
-    for number, loss in enumerate(losses):
+    for number, loss in enumerate(_weighted_losses(model)):
         weights, power = loss.class_weights, loss.uncounted_power
         counts = None if dataset is None else count_objects(dataset, len(weights))
         if power:
@@ -55,6 +51,16 @@ def count_class_weights(model: nn.Module, loader: Any, *, keep_loaded: bool = Fa
             loss.weigh_classes(weights, from_data=True)
         if number == 0:
             _tell(loss.class_weights, counts)
+
+
+def build_class_weights(model: nn.Module) -> Optional[ClassWeights]:
+    """The hook, if the model has a loss it is for."""
+    return ClassWeights() if _weighted_losses(model) else None
+
+
+def _weighted_losses(model: nn.Module) -> List[ClsLoss]:
+    losses = [m for m in model.modules() if isinstance(m, ClsLoss)]
+    return [loss for loss in losses if loss.class_weights is not None]
 
 
 def _weights_of(counts: Optional[List[int]], num_classes: int, power: float) -> torch.Tensor:

@@ -8,7 +8,7 @@ from detectron2.engine import hooks as upstream
 from detectron2.utils.events import EventWriter
 from torch import nn
 
-from .class_weights import ClassWeights
+from .class_weights import build_class_weights
 from .ema import ModelEMA
 from .evaluate import BestCheckpointer, EarlyStopping, Evaluate
 from .save import PeriodicCheckpointer, PeriodicWriter
@@ -72,8 +72,8 @@ def default_hooks(
         measured.append(EarlyStopping(*terms))
     return [
         # First: they change the model that hooks behind them may copy.
-        ClassWeights(),
         measure_prior,
+        build_class_weights(model),
         upstream.IterationTimer(),
         StopOnSignal(engine.STOP_SIGNALS),
         upstream.LRScheduler(scheduler=scheduler),
