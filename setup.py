@@ -62,7 +62,7 @@ setup(
     long_description=read_readme(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    license_files=["LICENSE"],
+    license_files=["LICENSE", "d2ext/report/assets/LICENSE-uPlot"],
     classifiers=[
         "Programming Language :: Python :: 3",
         *[f"Programming Language :: Python :: 3.{minor}" for minor in range(9, 14)],
@@ -70,7 +70,7 @@ setup(
     ],
     python_requires=">=3.9",
     packages=find_packages(include=["d2ext", "d2ext.*"]),
-    package_data={"d2ext": ["py.typed"]},
+    package_data={"d2ext": ["py.typed", "report/assets/*"]},
     zip_safe=False,
     cmdclass={"build_py": BuildPy},
     install_requires=read_requirements(),
@@ -83,6 +83,8 @@ setup(
             "ruff>=0.6",
             "mypy>=1.10",
             "build>=1.0",
+            # Opens the report page in the system's chromium.
+            "playwright>=1.40",
             # Comes with torch's CUDA builds, but not with its CPU builds.
             "triton>=3; platform_system == 'Linux' and platform_machine == 'x86_64'",
             *EXPORT,

@@ -225,13 +225,15 @@ def annotation_source(name: str) -> Dict[str, Any]:
     if not os.path.isfile(name):
         from detectron2.data import DatasetCatalog, MetadataCatalog
 
+        from ..evaluation.results import coco_form
+
         try:
             require_data([name])
         except RunError as error:
             raise RunError(f"'{name}' is no file. {error}") from error
         metadata = MetadataCatalog.get(name)
         if "json_file" not in metadata.as_dict():
-            return _coco_of(DatasetCatalog.get(name), list(metadata.get("thing_classes", ())))
+            return coco_form(DatasetCatalog.get(name), list(metadata.get("thing_classes", ())))
         if not os.path.isfile(metadata.json_file):
             DatasetCatalog.get(name)  # the built-in sets are drawn when they are read
         name = metadata.json_file
@@ -299,25 +301,6 @@ def _is_detection(item: Any) -> bool:
     if not isinstance(box, list) or len(box) != 4 or not isinstance(item.get("category_id"), int):
         return False
     return all(isinstance(value, numbers.Real) for value in (*box, item.get("score")))
-
-
-def _coco_of(dicts: List[Dict[str, Any]], names: List[str]) -> Dict[str, Any]:
-    """Dataset dicts in COCO's form, with Detectron2's labels as ids of the categories."""
-    from detectron2.structures import BoxMode
-
-    keys = ("file_name", "width", "height")
-    annotations: List[Dict[str, Any]] = []
-    for item in dicts:
-        for thing in item.get("annotations", ()):
-            box = BoxMode.convert(list(thing["bbox"]), thing["bbox_mode"], BoxMode.XYWH_ABS)
-            row = {"id": len(annotations) + 1, "image_id": item["image_id"], "bbox": box}
-            row.update(category_id=thing["category_id"], iscrowd=thing.get("iscrowd", 0))
-            annotations.append({**row, "area": box[2] * box[3]})
-    return {
-        "images": [{"id": d["image_id"], **{k: d[k] for k in keys if k in d}} for d in dicts],
-        "annotations": annotations,
-        "categories": [{"id": k, "name": name} for k, name in enumerate(names)],
-    }
 
 
 def write_json(path: Path, values: Any) -> Path:

@@ -11,10 +11,12 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from .. import model_zoo
+from .._files import writing
 from ..config import CfgNode, get_cfg
 from ..config.node import override_pairs
 from ..data import require_dataset
 from ..data.own import use_own_data
+from ..run_index import record_sets
 from .checkpoint import Checkpointer
 from .launch import launch
 from .lazy import load_lazy, train_lazy
@@ -53,6 +55,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     require_dataset(*([] if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)
     default_setup(cfg, args)
+    if comm.is_main_process() and not args.eval_only:
+        with writing(cfg.OUTPUT_DIR):
+            record_sets(cfg.OUTPUT_DIR, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
     if warning:
         logger.warning(warning)  # there is a log only now
     return cfg

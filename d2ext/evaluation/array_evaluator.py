@@ -1,6 +1,7 @@
 """What COCO, LVIS and VOC evaluation share: collecting, gathering and writing detections."""
 
 import codecs
+import json
 import logging
 import os
 from collections import OrderedDict
@@ -13,8 +14,13 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.file_io import PathManager
 
 from d2ext._files import atomic_write, writing
+from d2ext.run_index import describe_set
 
+from .ground_truth import GroundTruth
+from .matching import match
 from .predictions import PredictionBuffer, Predictions
+from .results import detections_of_predictions
+from .thresholds import FILE_NAME, best_thresholds
 
 __all__ = ["ArrayEvaluator"]
 
@@ -24,8 +30,11 @@ logger = logging.getLogger(__name__)
 class ArrayEvaluator(DatasetEvaluator):
     """Keeps detections as arrays, gathers them on the main process and hands them to a subclass.
 
-    Subclasses implement :meth:`_evaluate_predictions` and :meth:`_category_ids`.
+    Subclasses implement :meth:`_evaluate_predictions`, :meth:`_category_ids`, :meth:`_load_truth`
+    and, for data sets without a JSON file, :meth:`_annotations`.
     """
+
+    _style = "coco"
 
     #: Name of the file with the detections in COCO's result format.
     results_file = "coco_instances_results.json"
@@ -42,7 +51,9 @@ class ArrayEvaluator(DatasetEvaluator):
             distributed: gather the detections of all ranks and evaluate on the main process;
                 otherwise evaluate what this process has seen.
             output_dir: where to write the detections, as ``instances_predictions.npz`` (read by
-                :meth:`Predictions.load`) and in COCO's result format. None writes nothing.
+                :meth:`Predictions.load`) and in COCO's result format, the scores with the highest
+                F1, ``thresholds.json``, and what a report has to know, ``evaluation.json``. None
+                writes nothing.
         """
         self._dataset_name = dataset_name
         self._metadata = MetadataCatalog.get(dataset_name)
@@ -106,6 +117,14 @@ class ArrayEvaluator(DatasetEvaluator):
         """The data set's category ids of contiguous class indices, (M,) -> (M,)."""
         raise NotImplementedError
 
+    def _load_truth(self) -> Optional[GroundTruth]:
+        """The annotations in the form of COCO; None if there are none."""
+        raise NotImplementedError
+
+    def _annotations(self) -> Optional[dict]:
+        """The content of an annotation file for a data set that has none, or None."""
+        return None
+
     def _finite(self, predictions: Predictions) -> Predictions:
         """Drop detections with NaN or infinity, which sorting and matching give no meaning to."""
         finite = np.isfinite(predictions.boxes).all(axis=1) & np.isfinite(predictions.scores)
@@ -126,6 +145,34 @@ class ArrayEvaluator(DatasetEvaluator):
         with writing(results_path), _whole_file(results_path) as f:
             predictions.write_json(codecs.getwriter("utf-8")(f), category_ids)
         logger.info(f"Saved detections to {results_path}.")
+        truth = self._load_truth()
+        if truth is not None:
+            self._write_figures(predictions, truth)
+
+    def _write_figures(self, predictions: Predictions, truth: GroundTruth) -> None:
+        """Write the thresholds, and what a report needs in order to need no registered data."""
+        about = describe_set(self._dataset_name)
+        count = max(len(about["classes"]), int(predictions.classes.max(initial=-1)) + 1)
+        ids = self._category_ids(np.arange(count)).tolist()
+        annotations = self._annotations()
+        if annotations is not None:
+            self._write_json("annotations.json", annotations)
+            about["json_file"] = "annotations.json"
+        self._write_json("evaluation.json", {**about, "style": self._style, "category_ids": ids})
+        category = self._category_ids(predictions.classes)
+        detections = detections_of_predictions(predictions, truth, category)
+        verdict = match(truth, detections, style=self._style)
+        thresholds = best_thresholds(
+            verdict, truth.category_ids, truth.category_names, self._dataset_name
+        )
+        path = os.path.join(self._output_dir, FILE_NAME)
+        with writing(path), _whole_file(path) as f:
+            f.write(thresholds.to_json())
+
+    def _write_json(self, name: str, content: dict) -> None:
+        path = os.path.join(self._output_dir, name)
+        with writing(path), _whole_file(path) as f:
+            f.write(json.dumps(content).encode())
 
 
 def _whole_file(path: str):

@@ -15,6 +15,7 @@ from .backends import Detections, evaluate_precision_recall, resolve_backend
 from .ground_truth import GroundTruth, unique_names
 from .metrics import log_metrics, metric_names, per_class_metrics, summary_metrics
 from .predictions import Predictions
+from .results import rank_predictions
 
 __all__ = ["COCOEvaluator"]
 
@@ -29,7 +30,6 @@ class COCOEvaluator(ArrayEvaluator):
     converted in memory. Annotations are read on the main process, when first evaluated.
     """
 
-    _style = "coco"
     _default_max_dets = 100
 
     def __init__(
@@ -65,6 +65,7 @@ class COCOEvaluator(ArrayEvaluator):
         self._backend = backend
         self._truth: Optional[GroundTruth] = None
         self._truth_loaded = False
+        self._converted: Optional[dict] = None
         json_file = getattr(self._metadata, "json_file", None)
         if json_file is not None and not PathManager.isfile(json_file):
             raise FileNotFoundError(
@@ -82,9 +83,14 @@ class COCOEvaluator(ArrayEvaluator):
                 from detectron2.data.datasets.coco import convert_to_coco_dict
 
                 # In memory: a cached file goes stale unnoticed when the data set changes.
-                self._truth = GroundTruth.from_dict(convert_to_coco_dict(self._dataset_name))
+                self._converted = convert_to_coco_dict(self._dataset_name)
+                self._truth = GroundTruth.from_dict(self._converted)
             self._truth_loaded = True
         return self._truth
+
+    def _annotations(self) -> Optional[dict]:
+        self._load_truth()
+        return self._converted
 
     def _id_of_class(self) -> Optional[Dict[int, int]]:
         """Class index -> category id, or None for the order of the ids in the annotations."""
@@ -189,13 +195,8 @@ class COCOEvaluator(ArrayEvaluator):
             )
         if img_ids is not None:
             truth = truth.restricted_to(img_ids)
-            image_rank = truth.image_rank
-        ranks = np.asarray([image_rank.get(i, -1) for i in predictions.image_ids], dtype=np.int64)
-        category_ids = np.asarray(truth.category_ids, dtype=np.int64)
         wanted = self._category_ids(predictions.classes)
-        category = np.searchsorted(category_ids, wanted).clip(max=len(category_ids) - 1)
-        category = np.where(category_ids[category] == wanted, category, -1)
-        return truth, ranks[predictions.image_index], category
+        return (truth, *rank_predictions(predictions, truth, wanted))
 
 
 def _as_detections(predictions, image, category, task) -> Detections:

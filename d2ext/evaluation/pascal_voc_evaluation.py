@@ -16,8 +16,10 @@ from d2ext.safe_load import parse_xml
 
 from .array_evaluator import ArrayEvaluator
 from .boxes import paired_inclusive_iou
+from .ground_truth import GroundTruth
 from .metrics import log_metrics
 from .predictions import Predictions
+from .results import coco_form, truth_of
 
 __all__ = ["PascalVOCDetectionEvaluator", "voc_average_precisions"]
 
@@ -71,6 +73,17 @@ class PascalVOCDetectionEvaluator(ArrayEvaluator):
                 f"The image list of '{dataset_name}' is expected at "
                 f"'{os.path.abspath(self._image_set)}', which does not exist."
             )
+
+    def _annotations(self) -> Optional[dict]:
+        from detectron2.data import DatasetCatalog
+
+        if self._dataset_name not in DatasetCatalog:
+            return None  # evaluated from its metadata alone
+        return coco_form(DatasetCatalog.get(self._dataset_name), self._class_names)
+
+    def _load_truth(self) -> Optional[GroundTruth]:
+        data = self._annotations()
+        return None if data is None else truth_of(data)
 
     def _category_ids(self, classes: np.ndarray) -> np.ndarray:
         return classes.astype(np.int64)

@@ -12,12 +12,16 @@ from d2ext.data.checks.json_file import guess_form
 from .backends import Detections, PrecisionRecall, evaluate_precision_recall, resolve_backend
 from .ground_truth import GroundTruth
 from .matching import MAX_DETECTIONS, Verdict, match
+from .predictions import Predictions
 
 __all__ = [
     "class_aps",
+    "coco_form",
     "detections_of",
+    "detections_of_predictions",
     "evaluate_results",
     "judge",
+    "rank_predictions",
     "strangers",
     "truth_of",
 ]
@@ -115,3 +119,54 @@ def strangers(
         (r["category_id"] for r in results if r["category_id"] not in categories), None
     )
     return other_image, other_class
+
+
+def coco_form(dicts: List[Dict[str, Any]], names: List[str]) -> Dict[str, Any]:
+    """Dataset dicts in COCO's form, with Detectron2's labels as ids of the categories."""
+    from detectron2.structures import BoxMode
+
+    keys = ("file_name", "width", "height")
+    annotations: List[Dict[str, Any]] = []
+    for item in dicts:
+        for thing in item.get("annotations", ()):
+            box = BoxMode.convert(list(thing["bbox"]), thing["bbox_mode"], BoxMode.XYWH_ABS)
+            row = {"id": len(annotations) + 1, "image_id": item["image_id"], "bbox": box}
+            row.update(category_id=thing["category_id"], iscrowd=thing.get("iscrowd", 0))
+            annotations.append({**row, "area": box[2] * box[3]})
+    return {
+        "images": [{"id": d["image_id"], **{k: d[k] for k in keys if k in d}} for d in dicts],
+        "annotations": annotations,
+        "categories": [{"id": k, "name": name} for k, name in enumerate(names)],
+    }
+
+
+def rank_predictions(
+    predictions: Predictions, truth: GroundTruth, category_ids: np.ndarray
+) -> Tuple[np.ndarray, np.ndarray]:
+    """(M,) ranks of images and categories of predictions; -1 for those the annotations have not.
+
+    Args:
+        predictions: the predictions.
+        truth: the annotations.
+        category_ids: (M,) the category id of each of them.
+    """
+    image_rank = truth.image_rank
+    ranks = np.asarray([image_rank.get(i, -1) for i in predictions.image_ids], dtype=np.int64)
+    known = np.asarray(truth.category_ids, dtype=np.int64)
+    category = np.searchsorted(known, category_ids).clip(max=len(known) - 1)
+    category = np.where(known[category] == category_ids, category, -1)
+    return ranks[predictions.image_index], category
+
+
+def detections_of_predictions(
+    predictions: Predictions, truth: GroundTruth, category_ids: np.ndarray
+) -> Detections:
+    """The boxes of an evaluator's predictions; what belongs to no image or category is left out.
+
+    The arguments are those of :func:`rank_predictions`.
+    """
+    image, category = rank_predictions(predictions, truth, category_ids)
+    boxes = predictions.boxes_xywh
+    area = boxes[:, 2].astype(np.float64) * boxes[:, 3]
+    kept = np.flatnonzero((image >= 0) & (category >= 0))
+    return Detections(image, category, boxes, predictions.scores, area).select(kept)

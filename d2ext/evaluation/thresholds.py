@@ -100,9 +100,12 @@ class Thresholds:
         """Write them as JSON."""
         path = Path(path)
         with atomic_write(str(path)) as stream:
-            text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
-            stream.write(text.encode("utf-8", "surrogatepass"))
+            stream.write(self.to_json())
         return path
+
+    def to_json(self) -> bytes:
+        """The content of their file."""
+        return (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode()
 
     @classmethod
     def load(cls, path: Union[str, Path]) -> "Thresholds":

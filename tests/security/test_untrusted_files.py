@@ -16,7 +16,6 @@ from detectron2.structures import BoxMode
 
 import d2ext
 from d2ext import get_cfg
-from d2ext.analysis.run_data import load_run
 from d2ext.config.yaml_files import SafeLoader
 from d2ext.data.checks.kinds import BadDataError
 from d2ext.data.proposals import add_proposals
@@ -26,6 +25,7 @@ from d2ext.engine.batch_file import load_batch
 from d2ext.engine.description import config_of, read_description
 from d2ext.evaluation.pascal_voc_evaluation import _load_annotations
 from d2ext.evaluation.predictions import Predictions
+from d2ext.report import load_run, make_page
 from d2ext.safe_load import UnsafeFileError, load_arrays, load_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -357,8 +357,6 @@ def test_run_folder(tmp_path, marker, evil, caplog):
 
 
 def test_report_escapes_every_name(tmp_path):
-    from d2ext.analysis.report_page import make_page
-
     evil = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
     runs = []
     for k in range(2):
@@ -373,7 +371,8 @@ def test_report_escapes_every_name(tmp_path):
     for chosen in (runs, runs[:1]):
         page = make_page(chosen, title=evil)
         assert "alert(1)" in page
-        for tag in ("<script", "<img src=x", "\"'>"):
+        assert page.count("<script") == 3  # the data, uPlot and the page's own
+        for tag in ("<script>alert", "<img src=x", "\"'>"):
             assert tag not in page
 
 

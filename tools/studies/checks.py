@@ -6,7 +6,7 @@ from typing import Any, List, Sequence
 import yaml
 
 from d2ext._files import sentence_of
-from d2ext.analysis.run_data import evaluated_figure
+from d2ext.report.run import evaluated_figure
 
 from .definition import Study
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from d2ext._files import atomic_write, writing
-from d2ext.analysis.run_data import evaluated_figure, is_evaluated
+from d2ext.report.run import evaluated_figure, is_evaluated
 
 from .definition import Run, Study
 from .versions import versions as versions_now

@@ -4,7 +4,7 @@ import math
 import statistics
 from typing import Any, Dict, List, Optional, Sequence, Set
 
-from d2ext.analysis.run_data import evaluated_figure, is_evaluated
+from d2ext.report.run import evaluated_figure, is_evaluated
 
 __all__ = [
     "compare",

@@ -11,9 +11,15 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
+from d2ext._text import printable
+
 __all__ = ["Run", "differences", "evaluated_figure", "is_evaluated", "is_loss", "load_run"]
 
 logger = logging.getLogger(__name__)
+
+# What is larger cannot be drawn; a config has some 600 keys, and lists of some 20 numbers.
+_LARGEST = 1e300
+_MOST_KEYS, _MOST_PARTS = 5000, 2000
 
 # What evaluators call their tasks, Detectron2's own ones too.
 _TASKS = {"bbox", "segm", "keypoints", "box_proposals", "sem_seg", "panoptic_seg"}
@@ -58,18 +64,30 @@ class Run:
     def __init__(self, name: str, folder: Path, rows: List[Dict], config: Dict[str, Any]):
         self.name, self.folder, self.rows, self.config = name, folder, rows, config
         self._state: Optional[Dict[str, np.ndarray]] = None
+        self._series: Optional[Dict[str, Tuple[np.ndarray, np.ndarray]]] = None
 
     def names(self) -> List[str]:
         """All figures that were logged, in order of their first row."""
-        return list(dict.fromkeys(key for row in self.rows for key in row))
+        return list(self._all_series())
 
     def series(self, name: str) -> Tuple[np.ndarray, np.ndarray]:
         """Iterations and values of a figure: (T,) each."""
-        pairs = [(r["iteration"], r[name]) for r in self.rows if _is_number(r.get(name))]
-        if not pairs:
-            return np.zeros(0), np.zeros(0)
-        steps, values = zip(*pairs)
-        return np.array(steps, dtype=float), np.array(values, dtype=float)
+        return self._all_series().get(name, (np.zeros(0), np.zeros(0)))
+
+    def _all_series(self) -> Dict[str, Tuple[np.ndarray, np.ndarray]]:
+        if self._series is None:
+            columns: Dict[str, Tuple[list, list]] = {}
+            for row in self.rows:
+                for key, value in row.items():
+                    steps, values = columns.setdefault(key, ([], []))
+                    if _is_number(value):
+                        steps.append(row["iteration"])
+                        values.append(value)
+            self._series = {
+                key: (np.array(steps, dtype=float), np.array(values, dtype=float))
+                for key, (steps, values) in columns.items()
+            }
+        return self._series
 
     def last(self, name: str) -> Optional[float]:
         """The last value of a figure, if it was ever logged."""
@@ -133,10 +151,6 @@ class Run:
             self._state = _read_state(self.folder)
         return self._state
 
-    def pictures(self, count: int = 6) -> List[Path]:
-        """The first pictures the run drew."""
-        return sorted(self.folder.glob("pictures/*.png"))[:count]
-
     def seconds(self) -> float:
         """Median seconds of a step; NaN if none were logged."""
         values = self.series("time")[1]
@@ -144,11 +158,14 @@ class Run:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether a value can be drawn: JSON also has NaN, Infinity and integers beyond all floats."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return -_LARGEST < value < _LARGEST
 
 
 def load_run(folder: Path, name: str = "") -> Run:
-    """Read an output folder.
+    """Read an output folder, in which any file but one may be missing or damaged.
 
     Args:
         folder: it has to hold ``metrics.json``; ``config.yaml`` and checkpoints are optional.
@@ -160,18 +177,16 @@ def load_run(folder: Path, name: str = "") -> Run:
         raise FileNotFoundError(
             f"{folder} has no metrics.json; give the OUTPUT_DIR of a training that has begun."
         )
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the last line of a run that was killed while it wrote
-        if isinstance(row, dict) and _is_number(row.get("iteration")):
-            rows.append(row)
     # A resumed run repeats rows: the last one of an iteration counts.
     merged: Dict[int, Dict] = {}
-    for row in rows:
-        merged.setdefault(row["iteration"], {}).update(row)
+    for line in path.read_bytes().decode("utf-8", "replace").splitlines():
+        try:
+            row = json.loads(line)
+        # The last line of a run that was killed while it wrote, or no line of a training.
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and _is_number(row.get("iteration")):
+            merged.setdefault(row["iteration"], {}).update(row)
     rows = [merged[key] for key in sorted(merged)]
     return Run(name or folder.resolve().name, folder, rows, _read_config(folder / "config.yaml"))
 
@@ -179,16 +194,50 @@ def load_run(folder: Path, name: str = "") -> Run:
 def _read_config(path: Path) -> Dict[str, Any]:
     import yaml
 
-    from .key_reads import flatten
-
     if not path.is_file():
         return {}
     try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(path.read_bytes().decode("utf-8", "replace"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         logger.warning(f"{path} is not plain YAML and is left out: {str(error).splitlines()[0]}")
         return {}
-    return flatten(values) if isinstance(values, dict) else {}
+    return _flat(values) if isinstance(values, dict) else {}
+
+
+def _flat(values: Dict[Any, Any]) -> Dict[str, Any]:
+    """Nested dictionaries as one, by dotted names; no more of it than a config has.
+
+    In YAML a few lines that refer to each other, or to themselves, stand for any number of values.
+    """
+    flat: Dict[str, Any] = {}
+    waiting = [("", values)]
+    while waiting and len(flat) < _MOST_KEYS:
+        prefix, part = waiting.pop()
+        for key, value in part.items():
+            name = f"{prefix}{key}"
+            if isinstance(value, dict) and name.count(".") < 12:
+                waiting.append((f"{name}.", value))
+            else:
+                flat[name] = value if _is_small(value) else "(too large to show)"
+            if len(flat) + len(waiting) >= _MOST_KEYS:
+                logger.warning(f"The config has more than {_MOST_KEYS} keys; the rest is left out.")
+                return flat
+    return flat
+
+
+def _is_small(value: Any) -> bool:
+    """Whether a value has at most some thousand parts, however often it refers to itself."""
+    waiting, count = [value], 0
+    while waiting:
+        part = waiting.pop()
+        count += 1
+        if count > _MOST_PARTS:
+            return False
+        if isinstance(part, dict):
+            waiting += part.values()
+        elif isinstance(part, (list, tuple)):
+            waiting += part[: _MOST_PARTS + 1]
+    return True
 
 
 def _read_state(folder: Path) -> Dict[str, np.ndarray]:
@@ -198,14 +247,16 @@ def _read_state(folder: Path) -> Dict[str, np.ndarray]:
     from d2ext.safe_load import load_tensors
 
     tag = folder / "last_checkpoint"
-    name = tag.read_text().strip() if tag.is_file() else "model_final.pth"
+    name = tag.read_bytes().decode("utf-8", "replace").strip() if tag.is_file() else ""
+    name = name or "model_final.pth"
     path = folder / Path(name).name
     if not path.is_file():
         return {}
     try:
         content = load_tensors(str(path))
     except Exception as error:  # a checkpoint of another program may hold anything
-        logger.warning(f"{path} is left out: {str(error).splitlines()[0]}")
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        logger.warning(f"{path} is left out: {printable(said)}")
         return {}
     model = content.get("model", {}) if isinstance(content, dict) else {}
     wanted = ("pos_neg", "prior", "fg_ratio", "class_counts")
