@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from typing import Any, Callable
+from typing import Any, Callable, Union
 
 __all__ = [
     "add_import_argument",
@@ -10,6 +10,7 @@ __all__ = [
     "argument_parser",
     "at_least",
     "share",
+    "share_or_auto",
 ]
 
 _EXAMPLES = """Examples:
@@ -157,3 +158,8 @@ def share(word: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"'{word}' must be a number from 0 to 1")
     return value
+
+
+def share_or_auto(word: str) -> Union[float, str]:
+    """A type of argparse: a number from 0 to 1, or "auto"."""
+    return word if word == "auto" else share(word)

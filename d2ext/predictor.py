@@ -70,7 +70,8 @@ class Predictor:
             names, later ones over earlier ones; None: the config that the checkpoint holds.
         weights: a checkpoint or model-zoo file; "": ``MODEL.WEIGHTS`` of the config.
         device: where the model runs; None: ``MODEL.DEVICE``, or the CPU where there is no GPU.
-        score_thresh: detections below this score are left out.
+        score_thresh: detections below this score are left out; a list has one score a class;
+            "auto": those with the highest F1, which an evaluation left beside ``weights``.
         batch_size: images that go through the model together. Smaller images of a batch are padded
             to the largest one, which can move a score in its last digits.
         allow_pickle: read ``weights`` even if it is a pickle, which may run any code.
@@ -85,7 +86,7 @@ class Predictor:
         weights: Union[str, Path] = "",
         *,
         device: Optional[str] = None,
-        score_thresh: float = 0.0,
+        score_thresh: Union[float, Sequence[float], str] = 0.0,
         batch_size: int = 8,
         allow_pickle: bool = False,
     ):
@@ -115,6 +116,11 @@ class Predictor:
             _refuse_other_weights(self.model, checkpointer.last_incompatible, str(weights))
         names = extra.get("class_names") or class_names_of(cfg)
         self.class_names: List[str] = list(names or _numbers(self.model))
+        if score_thresh == "auto":
+            from .evaluation.thresholds import Thresholds, find_thresholds
+
+            path = find_thresholds(str(weights) or cfg.MODEL.WEIGHTS)
+            score_thresh = Thresholds.load(path).of(self.class_names)
         self.score_thresh = score_thresh
         self.batch_size = batch_size
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
@@ -146,7 +152,10 @@ class Predictor:
         results = []
         for output in outputs:
             found = output["instances"].to("cpu")
-            results.append({**output, "instances": found[found.scores >= self.score_thresh]})
+            least = torch.as_tensor(self.score_thresh)
+            if least.ndim:
+                least = least[found.pred_classes]
+            results.append({**output, "instances": found[found.scores >= least]})
         return results
 
     def prepare(self, image: Picture) -> Dict[str, Any]:

@@ -8,11 +8,11 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Sequence, Union
 
 from ._files import atomic_write
 
-__all__ = ["FILE_NAME", "describe_set", "find_run", "read_index", "record", "record_sets"]
+__all__ = ["FILE_NAME", "describe_set", "note_in_run", "read_index", "record", "record_sets"]
 
 FILE_NAME = "index.json"
 logger = logging.getLogger(__name__)
@@ -63,6 +63,14 @@ def record_sets(run: Union[str, Path], train: Sequence[str], test: Sequence[str]
             record(run, "data", split=split, **describe_set(name))
 
 
+def note_in_run(source: Union[str, Path], kind: str, path: Union[str, Path]) -> None:
+    """:func:`record` in the run that a file belongs to; nothing where it belongs to none."""
+    for folder in Path(os.path.abspath(source)).parents[:4]:
+        if (folder / "metrics.json").is_file():
+            record(folder, kind, path)
+            return
+
+
 def read_index(run: Union[str, Path]) -> List[Dict[str, Any]]:
     """The entries of a run's index, those that are well formed; none if there is no index."""
     path = Path(run) / FILE_NAME
@@ -78,11 +86,3 @@ def read_index(run: Union[str, Path]) -> List[Dict[str, Any]]:
 
 def _is_entry(entry: Any) -> bool:
     return isinstance(entry, dict) and all(isinstance(entry.get(k), str) for k in ("kind", "path"))
-
-
-def find_run(path: Union[str, Path]) -> Optional[Path]:
-    """The output folder in which a file of an evaluation lies, if it lies in one."""
-    for folder in Path(os.path.abspath(path)).parents[:4]:
-        if (folder / "metrics.json").is_file() or (folder / FILE_NAME).is_file():
-            return folder
-    return None

@@ -78,6 +78,8 @@ def test_wheel_holds_package_configs_installer_and_licence(wheel):
     }
     assert "d2ext/configs/lazy/combined.py" in configs
     assert modules | configs | {"d2ext/install_detectron2.py", "d2ext/py.typed"} <= names
+    assets = {p.relative_to(ROOT).as_posix() for p in (ROOT / "d2ext/report/assets").iterdir()}
+    assert "d2ext/report/assets/page.html" in assets and assets <= names
     assert any(n.endswith("LICENSE") for n in names)
     assert not [n for n in names if n.startswith(("tests/", "tools/", "configs/"))]
 
@@ -89,7 +91,7 @@ def test_wheel_metadata(wheel):
         metadata = Parser().parsestr(archive.read(name).decode())
     assert (metadata["Name"], metadata["Version"]) == ("d2ext", d2ext.__version__)
     assert metadata["Requires-Python"] == ">=3.9"
-    assert set(metadata.get_all("Provides-Extra")) == {"dev", "export", "wandb"}
+    assert set(metadata.get_all("Provides-Extra")) == {"dev", "export", "pretrained", "wandb"}
     requires = metadata.get_all("Requires-Dist")
     for name in ("torch", "torchvision", "lvis", "faster-coco-eval"):
         assert any(re.match(rf"{name}\b", r) for r in requires), name

@@ -1,6 +1,7 @@
 """Prediction in Python and on the command line, with what a checkpoint says of itself."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from model_kit import build, small_cfg
 from PIL import Image
 
 import d2ext
+from d2ext._files import RunError
 from d2ext.analysis.drawing import draw_instances
 from d2ext.cli import main
 from d2ext.engine import Trainer
@@ -226,3 +228,30 @@ def test_command_predicts_what_it_can_and_overwrites_no_input(checkpoint, image,
     data = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert len(data["images"]) == 5
     assert len(list((tmp_path / "out").glob("*.png"))) == 5
+
+
+def test_each_class_has_the_threshold_of_its_evaluation(checkpoint, image, tmp_path, capsys):
+    from d2ext.evaluation.thresholds import Thresholds
+
+    weights = tmp_path / "model_final.pth"
+    weights.write_bytes(Path(checkpoint).read_bytes())
+    with pytest.raises(RunError, match="There are no thresholds"):
+        d2ext.Predictor(None, weights, score_thresh="auto")
+    everything = d2ext.Predictor(None, weights)(image)["instances"]
+    scores = {c: everything.scores[everything.pred_classes == c] for c in range(3)}
+    classes = {NAMES[c]: float(s.median()) for c, s in scores.items() if len(s)}
+    Thresholds(0.5, classes).save(tmp_path / "model_final.thresholds.json")
+    found = d2ext.Predictor(None, weights, score_thresh="auto")(image)["instances"]
+    for c, all_of_it in scores.items():
+        kept = found.scores[found.pred_classes == c]
+        want = all_of_it[all_of_it >= classes.get(NAMES[c], 0.5)]
+        torch.testing.assert_close(kept, want)
+    assert 0 < len(found) < len(everything)
+    Image.fromarray(image[:, :, ::-1].copy()).save(tmp_path / "a.png")
+    words = ["predict", str(tmp_path / "a.png"), "--weights", str(weights), "--no-pictures"]
+    words += ["--output", str(tmp_path / "out"), "--threshold"]
+    assert main([*words, "auto"]) == 0
+    assert f"{len(found)} detections" in capsys.readouterr().out
+    for bad in ("7", "-1", "nan", "automatic"):
+        with pytest.raises(SystemExit):
+            main([*words, bad])

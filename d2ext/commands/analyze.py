@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .._arguments import at_least, share
+from ..run_index import note_in_run
 from .common import (
     Done,
     add_output_argument,
@@ -50,6 +51,7 @@ def add_analyze(commands: Any) -> None:
 
 def run_analyze(args: argparse.Namespace) -> Done:
     from ..analysis import results_report
+    from ..analysis.score_pictures import draw_scores
     from ..evaluation.thresholds import Thresholds
 
     output = default_output(args.output, "analyze", args.results)
@@ -63,9 +65,11 @@ def run_analyze(args: argparse.Namespace) -> Done:
     picture = output / "analysis.png"
     title = f"{Path(args.results).name} on {Path(args.dataset).name}"
     results_report.draw_analysis(report, title, picture)
+    scores = draw_scores(report, title, output / "scores.png")
     _print(report)
     thresholds = Thresholds(**report.pop("threshold_file"), source=title)
-    files = [picture, thresholds.save(output / "thresholds.json")]
+    note_in_run(args.results, "analysis", output)
+    files = [picture, scores, thresholds.save(output / "thresholds.json")]
     return Done(report, [write_json(output / "analysis.json", report), *files])
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
-from .._arguments import at_least, share
+from .._arguments import at_least, share_or_auto
 from .._files import RunError, sentence_of, writing
 from .._text import printable_lines
 from .common import Done, add_model_arguments, new_parser
@@ -31,7 +31,14 @@ def add_predict(commands) -> None:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, glob or video")
     add_model_arguments(parser)
     parser.add_argument("--output", default="predictions", metavar="DIR", help="where to write")
-    parser.add_argument("--threshold", type=share, default=0.3, help="least score (default 0.3)")
+    parser.add_argument(
+        "--threshold",
+        type=share_or_auto,
+        default=0.3,
+        metavar="SCORE",
+        help="least score (default 0.3); auto: for each class the score with the highest F1, which "
+        "the last evaluation or 'd2ext val' left beside the checkpoint",
+    )
     parser.add_argument(
         "--batch-size", type=at_least(1), default=4, help="images at a time (default 4)"
     )

@@ -55,7 +55,7 @@ def run_report(args: argparse.Namespace) -> Done:
 
     if args.names and len(args.names) != len(args.runs):
         raise RunError("Give --names one name for each run, in their order.")
-    import_named(args.modules)
+    import_named(args)
     names = args.names or [""] * len(args.runs)
     runs = [load_run(Path(folder), name) for folder, name in zip(args.runs, names)]
     output = default_output(args.output, "report", runs[0].name)

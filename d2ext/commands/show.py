@@ -7,6 +7,7 @@ from typing import Any, Dict, List
 
 from .._arguments import at_least, share
 from .._files import RunError
+from ..run_index import note_in_run
 from .common import (
     Done,
     add_config_arguments,
@@ -201,6 +202,7 @@ def run_predict(args: argparse.Namespace) -> Done:
     verdict = judge(results, data, min_score=args.score)
     root = args.image_root or _image_root(args.dataset)
     report = draw_sheet(verdict, data, root, output / "worst.png", args.images)
+    note_in_run(args.results, "pictures", output)
     print(report["summary"])
     return Done(report, [output / "worst.png", write_json(output / "predictions.json", report)])
 

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Tuple
 
 from .._arguments import add_import_argument, add_pickle_argument
 from .._files import RunError, sentence_of
+from ..run_index import note_in_run
 from .common import (
     Done,
     add_output_argument,
@@ -68,7 +69,8 @@ def run_val(args: argparse.Namespace) -> Done:
     (output / "config.yaml").write_text(cfg.dump())
     files = [write_json(output / "figures.json", figures), output / "metrics.json"]
     _write_row(output / "metrics.json", row)
-    files += _draw(output, name)
+    files += _draw(output, name, Path(args.weights))
+    note_in_run(args.weights, "evaluation", output / "inference" / name)
     _print(figures)
     print(f"Next: d2ext report {output}")
     return Done(figures, files)
@@ -185,9 +187,10 @@ def _write_row(path: Path, row: Dict[str, Any]) -> None:
     path.write_text(json.dumps(row) + "\n")
 
 
-def _draw(output: Path, name: str) -> List[Path]:
+def _draw(output: Path, name: str, weights: Path) -> List[Path]:
     """The analysis of the detections; the files that it wrote."""
     from ..analysis import results_report
+    from ..analysis.score_pictures import draw_scores
     from ..evaluation.thresholds import Thresholds
 
     found = sorted((output / "inference").rglob("coco_instances_results.json"))
@@ -195,9 +198,12 @@ def _draw(output: Path, name: str) -> List[Path]:
         return []
     report = results_report.analyze_results(read_results(str(found[0])), annotation_source(name))
     results_report.draw_analysis(report, name, output / "analysis.png")
-    Thresholds(**report.pop("threshold_file"), source=name).save(output / "thresholds.json")
+    draw_scores(report, name, output / "scores.png")
+    thresholds = Thresholds(**report.pop("threshold_file"), source=name)
+    # Beside the weights, where "predict --threshold auto" looks for them.
+    beside = thresholds.save(weights.with_suffix(".thresholds.json"))
     written = write_json(output / "analysis.json", report)
-    return [written, output / "thresholds.json", output / "analysis.png"]
+    return [written, beside, output / "analysis.png", output / "scores.png"]
 
 
 def _print(figures: Dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The page a person opens: where a model fails, how runs differ, what is in the data."""
 
-from .page import make_page, numbers_of_runs
+from .page import collect, make_page, numbers_of_runs
 from .run import Run, load_run
 
-__all__ = ["Run", "load_run", "make_page", "numbers_of_runs"]
+__all__ = ["Run", "collect", "load_run", "make_page", "numbers_of_runs"]

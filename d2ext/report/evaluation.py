@@ -87,9 +87,9 @@ def annotated_set(
                 from d2ext.commands.common import annotation_source
 
                 data = annotation_source(name)
-            root = Path(str(about.get("image_root") or "."))
-            known[key] = AnnotatedSet(name, data, truth_of(data), root, guess_form(data))
-        return known[key]
+            known[key] = AnnotatedSet(name, data, truth_of(data), Path(), guess_form(data))
+        root = Path(str(about.get("image_root") or "."))
+        return dataclasses.replace(known[key], name=name, image_root=root)
     # Files of unknown origin, which were moved or cut off since.
     except Exception as error:
         said = printable((str(error) or type(error).__name__).splitlines()[0])

@@ -58,9 +58,7 @@ def make_page(
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    known: Dict[str, AnnotatedSet] = {}
-    sets = _sets_of(runs, known)
-    evaluations = _evaluations(runs, known, sets)
+    sets, evaluations = collect(runs)
     groups = _by_set(evaluations)
     payload: Dict[str, Any] = {
         "runs": [printable(run.name, 60) for run in runs],
@@ -105,6 +103,15 @@ def make_page(
         css=(ASSETS / "uplot.css").read_text() + (ASSETS / "page.css").read_text(),
         scripts=[(ASSETS / name).read_text() for name in ("uplot.js", "page.js")],
     )
+
+
+def collect(
+    runs: Sequence[Run],
+) -> Tuple[List[Tuple[str, AnnotatedSet]], List[List[Evaluation]]]:
+    """The data sets of runs with their splits, and each run's evaluations."""
+    known: Dict[str, AnnotatedSet] = {}
+    sets = _sets_of(runs, known)
+    return sets, _evaluations(runs, known, sets)
 
 
 def numbers_of_runs(runs: List[Run]) -> List[Dict[str, Any]]:
