@@ -3,7 +3,7 @@
 They need torch and nothing else, so that they work in any framework: docs/losses_elsewhere.md.
 """
 
-from .box_losses import BoxLoss, CIoULoss, DIoULoss, GIoULoss, IoULoss, SmoothL1Loss
+from .box_losses import BoxLoss, CIoULoss, DIoULoss, GIoULoss, IoULoss, OverlapLoss, SmoothL1Loss
 from .cls_losses import BCELoss, ClsLoss, FocalLoss, QualityFocalLoss, SoftmaxLoss
 from .counted import CountedLoss
 from .criterion import CoupledTerms, Criterion
@@ -40,6 +40,7 @@ __all__ = [
     "HarmonicIoULoss",
     "IoULoss",
     "Normalizer",
+    "OverlapLoss",
     "PositiveNormalizer",
     "Positives",
     "QualityFocalLoss",

@@ -3,6 +3,8 @@
 Shapes: K positive samples.
 """
 
+from typing import Callable
+
 import torch
 from torch import nn
 
@@ -10,7 +12,7 @@ from d2ext.ops import boxes as ops
 
 from .positives import Positives
 
-__all__ = ["BoxLoss", "CIoULoss", "DIoULoss", "GIoULoss", "IoULoss", "SmoothL1Loss"]
+__all__ = ["BoxLoss", "CIoULoss", "DIoULoss", "GIoULoss", "IoULoss", "OverlapLoss", "SmoothL1Loss"]
 
 
 class BoxLoss(nn.Module):
@@ -46,37 +48,39 @@ class SmoothL1Loss(BoxLoss):
         return f"beta={self.beta}"
 
 
-class IoULoss(BoxLoss):
-    """``1 - IoU`` of decoded and true boxes. Returns (K,)."""
+class OverlapLoss(BoxLoss):
+    """Base of losses of the decoded and the true boxes by how they overlap. Returns (K,).
+
+    Attributes:
+        function: of two (K, 4) tensors of boxes, predicted and true.
+    """
 
     overlap = True
+    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
     def forward(self, positives: Positives) -> torch.Tensor:
-        return ops.iou_loss(positives.decoded, positives.boxes)
+        return type(self).function(positives.decoded, positives.boxes)
 
 
-class GIoULoss(BoxLoss):
-    """Generalised IoU loss of decoded and true boxes. Returns (K,)."""
+class IoULoss(OverlapLoss):
+    """``1 - IoU``."""
 
-    overlap = True
-
-    def forward(self, positives: Positives) -> torch.Tensor:
-        return ops.giou_loss(positives.decoded, positives.boxes)
+    function = staticmethod(ops.iou_loss)
 
 
-class DIoULoss(BoxLoss):
-    """Distance-IoU loss of decoded and true boxes. Returns (K,)."""
+class GIoULoss(OverlapLoss):
+    """Generalised IoU loss."""
 
-    overlap = True
-
-    def forward(self, positives: Positives) -> torch.Tensor:
-        return ops.diou_loss(positives.decoded, positives.boxes)
+    function = staticmethod(ops.giou_loss)
 
 
-class CIoULoss(BoxLoss):
-    """Complete-IoU loss of decoded and true boxes. Returns (K,)."""
+class DIoULoss(OverlapLoss):
+    """Distance-IoU loss."""
 
-    overlap = True
+    function = staticmethod(ops.diou_loss)
 
-    def forward(self, positives: Positives) -> torch.Tensor:
-        return ops.ciou_loss(positives.decoded, positives.boxes)
+
+class CIoULoss(OverlapLoss):
+    """Complete-IoU loss."""
+
+    function = staticmethod(ops.ciou_loss)

@@ -4,7 +4,7 @@ Shapes: K pairs of boxes. Boxes are (x1, y1, x2, y2), continuous coordinates.
 
 The arithmetic is that of fvcore's ``giou_loss`` and Detectron2's ``diou_loss`` and ``ciou_loss``,
 operation by operation, so values and gradients have equal bits. Three things differ: nothing here
-asserts on the boxes' order (each assertion makes the host wait for the device), a box without
+asserts on the boxes' order (each assertion is a host-device sync), a box without
 height does not turn CIoU into NaN, and half precision is computed in float32: the area of a box of
 300 x 300 pixels is infinite in float16.
 

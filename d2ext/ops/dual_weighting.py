@@ -141,8 +141,8 @@ def dual_weighting_losses(
 ) -> Dict[str, torch.Tensor]:
     """The three losses of DW as sums over the batch, and what they are to be divided by.
 
-    Computed in float32 (float64 for float64 logits), also under autocast. The host waits for the
-    device once, for the number of pairs.
+    Computed in float32 (float64 for float64 logits), also under autocast. There is one host-device
+    sync, for the number of pairs.
 
     Args:
         points: (P, 2), x and y of the locations of an image, level after level, row by row.

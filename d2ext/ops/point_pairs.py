@@ -66,7 +66,7 @@ def points_in_boxes(points: torch.Tensor, strides: torch.Tensor, boxes: torch.Te
     blocks = _find_blocks(points, strides)
     first, rows, columns = _rectangles(blocks, boxes)
     counts = (rows * columns).reshape(-1)  # (G B)
-    # One number carries both answers, so the host waits once.
+    # One number carries both answers: one host-device sync.
     total = int(torch.where(blocks.regular, counts.sum(), counts.new_full((), -1)))
     if total < 0:
         return _compare_all(points, boxes)

@@ -222,7 +222,7 @@ def _assigner_like(matcher: Matcher) -> Optional[IoUAssigner]:
 
 
 def _find_samples(rpn_labels: torch.Tensor) -> Tuple[torch.Tensor, int]:
-    """Where the positives are, (K,), and how many negatives; the host waits once for both."""
+    """Where the positives are, (K,), and how many negatives, in one host-device sync."""
     is_pos = rpn_labels == 1
     num_pos, num_neg = torch.stack([is_pos, rpn_labels == 0]).sum(dim=1).tolist()
     return index_of_true(is_pos, num_pos), num_neg

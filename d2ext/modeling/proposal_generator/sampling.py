@@ -32,7 +32,7 @@ def subsample_rows(labels: torch.Tensor, num_samples: int, positive_fraction: fl
     The random numbers are those of Detectron2's ``subsample_labels``, called for one row after the
     other: as many permutations, of the same lengths, in the same order. They are what is left of
     the loop over images. What they permute is never listed: the j-th positive of a row is looked up
-    in a running count, so that the host waits once, for the counts, and not four times an image.
+    in a running count: one host-device sync, for the counts, and not four an image.
 
     Args:
         labels: (N, R), 1 object, 0 background, -1 ignored.
@@ -65,7 +65,7 @@ def subsample_rows(labels: torch.Tensor, num_samples: int, positive_fraction: fl
 def index_of_true(mask: torch.Tensor, count: int) -> torch.Tensor:
     """(count,) indices of the true entries of a vector that is known to have ``count`` of them.
 
-    Unlike ``nonzero`` it does not make the host wait for the number.
+    Unlike ``nonzero`` it needs no host-device sync for the number.
     """
     ranks = torch.arange(1, count + 1, device=mask.device)
     return torch.searchsorted(mask.cumsum(dim=0), ranks)
