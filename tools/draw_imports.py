@@ -63,7 +63,7 @@ LAYERS = (
     ("data", "modeling"),
     ("evaluation",),
     ("engine",),
-    ("export", "predictor"),
+    ("convert", "export", "predictor"),
     ("analysis",),
     ("report",),
     ("commands",),
