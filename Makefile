@@ -1,5 +1,6 @@
 # make setup   .venv with everything in it       make test   the tests
 # make demo    train, evaluate, show pictures    make lint   style, types
+# make docs    the site, in build/site           make test-fast   what most changes concern
 #
 # make setup PYTHON=python3.12                   another Python
 # make setup TORCH="torch==X torchvision==Y"     other builds of PyTorch (any words pip takes)
@@ -10,12 +11,13 @@ TORCH ?= torch torchvision
 JOBS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+FAST_TESTS ?= tests/ops tests/losses tests/config tests/test_architecture.py tests/test_files.py
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.d2ext-setup
 
-.PHONY: help setup test demo lint format clean
+.PHONY: help setup test test-fast demo docs lint format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -45,6 +47,11 @@ $(STAMP): setup.py requirements.txt tools/install_detectron2.py
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
+# Mathematics, losses, config, the models without long runs, and what holds the whole together.
+test-fast: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(JOBS) --dist worksteal \
+	  -m "not slow and not dist and not export" $(FAST_TESTS) $(PYTEST_ARGS)
+
 demo: setup
 	$(PY) tools/demo.py $(DEMO_ARGS)
 
@@ -52,6 +59,10 @@ lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 format: setup
 	$(PY) -m ruff check --fix .

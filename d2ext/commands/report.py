@@ -70,4 +70,4 @@ def run_report(args: argparse.Namespace) -> Done:
         for run, found in zip(runs, collect(runs)[1]):
             for tracker in args.trackers:
                 print(f"{run.name}: written to {write_tracker(tracker, run, found, args.title)}.")
-    return Done(numbers, [page, path])
+    return Done({"runs": numbers}, [page, path])
