@@ -1,8 +1,10 @@
-"""Names that come from other people's files, made safe to show."""
+"""Names that come from other people's files, made safe to show, and values fit for JSON."""
 
+import math
 import unicodedata
+from typing import Any
 
-__all__ = ["plain", "printable", "printable_lines"]
+__all__ = ["as_json", "plain", "printable", "printable_lines"]
 
 # Control and format characters, surrogates, private ones, and separators of lines.
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
@@ -29,3 +31,16 @@ def printable_lines(text: object, limit: int = 2000) -> str:
 def plain(text: object, limit: int = 48) -> str:
     """A name for matplotlib, which would set what stands between two "$" as mathematics."""
     return printable(text, limit).replace("$", r"\$")
+
+
+def as_json(value: Any) -> Any:
+    """A value as JSON can hold it: arrays as lists, NaN and infinity as null."""
+    if isinstance(value, dict):
+        return {str(k): as_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(v) for v in value]
+    if hasattr(value, "tolist"):
+        return as_json(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -17,9 +17,9 @@ from typing import Iterator, List, Optional
 from . import __version__
 from ._environment import requirement_problem, versions
 from ._files import RunError
-from ._text import printable_lines
+from ._text import as_json, printable_lines
 from .commands.analyze import add_analyze
-from .commands.common import Done, import_named, plain
+from .commands.common import Done, import_named
 from .commands.convert import add_convert
 from .commands.data import add_data
 from .commands.doctor import add_doctor
@@ -119,7 +119,7 @@ def _call(args: argparse.Namespace) -> int:
         done: Done = args.func(args)
     files = [str(file) for file in done.files]
     if args.json:
-        print(json.dumps(plain({**done.values, "files": files}), indent=1))
+        print(json.dumps(as_json({**done.values, "files": files}), indent=1))
     elif files and not args.quiet:
         *first, last = map(printable_lines, files)
         print(f"Written to {', '.join(first) + ' and ' if first else ''}{last}.")

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import logging
-import math
 import numbers
 import os
 import sys
@@ -14,6 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 from .._arguments import add_import_argument, add_pickle_argument
 from .._files import RunError, reason_of, sentence_of
+from .._text import as_json
 
 __all__ = [
     "Done",
@@ -28,7 +28,6 @@ __all__ = [
     "load_config",
     "new_group",
     "new_parser",
-    "plain",
     "progress",
     "quiet",
     "read_results",
@@ -307,21 +306,8 @@ def write_json(path: Path, values: Any) -> Path:
     """Write a JSON file; NaN and infinity, which JSON has not, become null."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plain(values), indent=1) + "\n")
+    path.write_text(json.dumps(as_json(values), indent=1) + "\n")
     return path
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON can hold it: arrays as lists, NaN and infinity as null."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def progress(args: argparse.Namespace) -> Callable[[str], None]:

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional
 
 import numpy as np
 
-from d2ext._text import printable
+from d2ext._text import as_json, printable
 from d2ext.analysis.results_report import analyze, class_images
 from d2ext.data.checks.json_file import file_name, guess_form, read_json
 from d2ext.evaluation.ground_truth import GroundTruth
@@ -145,17 +145,5 @@ def _read_evaluation(
 
 def shown_json(value: Any) -> str:
     """JSON that can stand inside a ``<script>`` element: no text of it can end the element."""
-    text = json.dumps(_finite(value), separators=(",", ":"), ensure_ascii=True)
+    text = json.dumps(as_json(value), separators=(",", ":"), ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    if hasattr(value, "tolist"):
-        return _finite(value.tolist())
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value

@@ -121,7 +121,7 @@ def test_a_module_is_imported_for_every_command_that_takes_a_registered_name(tmp
         assert "has no image" in done.stderr or done.returncode == 0, done.stderr
     takes = {words for words, parser in ALL.items() if "--import" in parser._option_string_actions}
     assert set(ALL) - takes == {
-        ("zoo",), ("report",), ("data", "shapes"), ("data", "voc2coco"), ("data", "import"),
+        ("zoo",), ("data", "shapes"), ("data", "voc2coco"), ("data", "import"),
         ("data", "split"),
     }  # fmt: skip
 

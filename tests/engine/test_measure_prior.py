@@ -225,6 +225,18 @@ def test_fingerprint_follows_what_the_prior_depends_on(tmp_path):
 def test_a_damaged_or_unwritable_cache_is_no_reason_to_stop(tmp_path, caplog):
     (tmp_path / "prior.json").write_text("{")
     assert PriorCache(str(tmp_path / "prior.json"), "x").read() is None
+    good = {"foreground": 1.0, "samples": 9.0, "class_foreground": [1.0], "class_objects": [2.0],
+            "batches": 3, "relative_error": 0.1}  # fmt: skip
+    cache = PriorCache(str(tmp_path / "other.json"), "x")
+    for bad in ("text", [1], {"rpn": 7}, {"rpn": {}}, {"rpn": {**good, "samples": "many"}},
+                {"rpn": {**good, "samples": -1.0}}, {"rpn": {**good, "more": 1}},
+                {"rpn": {**good, "samples": float("nan")}}, {"rpn": {**good, "class_objects": []}},
+                {"rpn": {**good, "class_objects": [None]}}):  # fmt: skip
+        Path(cache.path).write_text(json.dumps({"x": bad}))
+        caplog.clear()
+        assert cache.read() is None and "measured anew" in caplog.text
+    Path(cache.path).write_text(json.dumps({"x": {"rpn": good}}))
+    assert cache.read()["rpn"].samples == 9.0
     (tmp_path / "file").write_text("")
     PriorCache(str(tmp_path / "file" / "prior.json"), "x").write({})
     assert "Could not keep" in caplog.text

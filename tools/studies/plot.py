@@ -5,12 +5,13 @@ import statistics
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from d2ext.analysis.figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, VERMILION, plain
+
 from .table import compare, headings, is_number, values_of
 
 __all__ = ["draw_study"]
 
-# Colours of Okabe and Ito, told apart also with impaired colour vision.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666")
+_COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PINK, SKY, GREY)
 # More curves than colours begin again with another line.
 _LINES = ("-", "--", ":", "-.")
 
@@ -40,7 +41,7 @@ def draw_study(
     names = list(dict.fromkeys(record["name"] for record in results))
     curves = mean_curves(results, figures[0])
     panels = len(figures) + bool(curves)
-    picture = Figure(figsize=(3.2 * panels + 1.2, 0.32 * len(names) + 1.5), layout="constrained")
+    picture = Figure(figsize=(3.2 * panels + 1.2, 0.32 * len(names) + 1.7), layout="constrained")
     axes = picture.subplots(1, panels, squeeze=False)[0]
     heads = headings(figures)
     for axis, figure, head in zip(axes, figures, heads):
@@ -53,7 +54,11 @@ def draw_study(
     for axis in axes:
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    picture.suptitle(title, fontsize=9)
+    legend = (
+        "Dots: seeds.  Bar: mean, with its 95 % confidence interval.  Dashed: the baseline's mean."
+    )
+    heading = f"{plain(title, 120)}\n{legend}" if title else legend
+    picture.suptitle(heading, fontsize=8, ha="left", x=0.01)
     # No date inside, so that the same results give the same file.
     metadata = {"Software": None} if Path(file).suffix == ".png" else None
     picture.savefig(file, dpi=130, metadata=metadata)
@@ -68,7 +73,7 @@ def _draw_means(
 ) -> None:
     values, table = values_of(results, figure), compare(results, figure, baseline)
     if baseline in table:
-        axis.axvline(table[baseline]["mean"], color="#999999", linestyle="--", linewidth=0.8)
+        axis.axvline(table[baseline]["mean"], color=GREY, linestyle="--", linewidth=0.8)
     for row, name in enumerate(names):
         if name not in table:
             continue

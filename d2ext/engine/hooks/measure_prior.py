@@ -220,7 +220,7 @@ class PriorCache:
             with open(self.path) as stream:
                 content = json.load(stream)
             return content if isinstance(content, dict) else {}
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
 
     def read(self) -> Optional[Dict[str, PriorMeasurement]]:
@@ -229,7 +229,15 @@ class PriorCache:
         found = comm.all_gather(found)[0]
         if found is None:
             return None
-        return {name: PriorMeasurement(**numbers) for name, numbers in found.items()}
+        try:
+            measured = {name: PriorMeasurement(**numbers) for name, numbers in found.items()}
+            is_whole = all(map(_is_measurement, measured.values()))
+        except (TypeError, AttributeError):
+            is_whole = False
+        if not is_whole:
+            logger.warning(f"{self.path} holds no whole measurement; the prior is measured anew.")
+            return None
+        return measured
 
     def write(self, measured: Dict[str, PriorMeasurement]) -> None:
         """Add measurements to the file, on rank 0; a disk that refuses is no reason to stop."""
@@ -243,6 +251,19 @@ class PriorCache:
                 stream.write(json.dumps(content, indent=1).encode())
         except OSError as error:
             logger.warning(f"Could not keep the measured prior in {self.path}: {error}.")
+
+
+def _is_measurement(measured: PriorMeasurement) -> bool:
+    """Whether what a file says are counts that belong together."""
+    lists = (measured.class_foreground, measured.class_objects)
+    if not all(isinstance(values, list) for values in lists) or len({*map(len, lists)}) != 1:
+        return False
+    counts = (measured.foreground, measured.samples, measured.batches, *lists[0], *lists[1])
+    return _is_count(measured.relative_error) and all(map(_is_count, counts))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value < 1e300
 
 
 def prior_fingerprint(cfg: CfgNode, epoch_size: float = 0.0) -> str:
