@@ -30,6 +30,7 @@ def range_test(
     steps: int = 100,
     diverged: float = 4.0,
     smoothing: float = 0.9,
+    settle: int = 0,
     precision: Optional[Any] = None,
     accumulate: int = 1,
     clip: Optional[Callable[[torch.optim.Optimizer], Any]] = None,
@@ -45,6 +46,8 @@ def range_test(
         steps: T.
         diverged: stop when the smoothed loss is so many times the lowest one.
         smoothing: of the loss, as a moving average corrected for its start.
+        settle: so many steps at the lowest rate come first and are not counted, while statistics of
+            layers and losses, which begin at made-up values, move the loss at any rate.
         precision, accumulate, clip: see :func:`~d2ext.engine.single_step.take_step`.
         report: called with a line of progress every ten steps.
 
@@ -60,6 +63,10 @@ def range_test(
     rates, losses, smooth = [], [], []
     average, stream = 0.0, _repeat(batches)
     with EventStorage():
+        for group, share in zip(optimizer.param_groups, shares):
+            group["lr"] = lowest * share
+        for _ in range(settle):
+            take_step(model, optimizer, stream, **how)
         for step in range(steps):
             rate = lowest * (highest / lowest) ** (step / max(steps - 1, 1))
             for group, share in zip(optimizer.param_groups, shares):
@@ -116,8 +123,26 @@ def suggest_rate(found: Dict[str, np.ndarray]) -> Dict[str, Optional[float]]:
     noise = np.std(loss[:end] - curve[:end]) / np.sqrt(max(3.5 * len(lr) / 15, 1))
     if end < 2 or curve[0] - curve[end - 1] <= 5 * noise:
         return nothing
+    begin = _begin_of_fall(lr, curve[:end], noise)
     slope = np.gradient(curve[:end], np.log(lr[:end]))
-    return {"steepest": float(lr[int(np.argmin(slope))]), "safe": float(lr[end - 1] / 10)}
+    steepest = begin + int(np.argmin(slope[begin:]))
+    return {"steepest": float(lr[steepest]), "safe": float(lr[end - 1] / 10)}
+
+
+def _begin_of_fall(lr: np.ndarray, curve: np.ndarray, noise: float) -> int:
+    """Where the fall to the lowest loss begins: behind the last plateau before it.
+
+    In the first steps the loss falls at any rate, while layers and losses gather statistics. That
+    drop ends in a plateau, of half a decade at least; what the rate does goes on at higher rates.
+    """
+    decades = np.log10(lr[-1] / lr[0])
+    stretch = max(2, round(len(lr) / max(decades, 1e-9) / 2))
+    lowest = curve[-1]
+    for k in range(len(curve) - 1, stretch, -1):
+        has_fallen = curve[k] - lowest > 3 * noise
+        if has_fallen and curve[k - stretch] - curve[k] < 0.1 * (curve[k] - lowest):
+            return k
+    return 0
 
 
 def draw_range_test(

@@ -62,6 +62,7 @@ def run_lr_find(args: argparse.Namespace) -> Done:
             lowest=args.lowest,
             highest=args.highest,
             steps=args.steps,
+            settle=max(3, args.steps // 10),
             precision=Precision(cfg),
             accumulate=cfg.SOLVER.ACCUMULATE,
             clip=GlobalNormClipper.from_config(cfg),

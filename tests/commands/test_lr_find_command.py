@@ -100,6 +100,33 @@ def test_suggestion_under_noise():
     assert 0.005 < rates["safe"] < 0.05
 
 
+@pytest.mark.parametrize("drop", [1.0, 3.0])
+def test_a_drop_of_the_first_steps_is_not_the_rates_doing(drop):
+    """It was said to be the steepest fall, at a rate 400 times below the other suggestion."""
+    lr = np.geomspace(1e-6, 1, 100)
+    clean = 1 + 2 / (1 + lr / 0.01) + 20 * np.maximum(lr - 0.3, 0)
+    clean += drop * np.exp(-np.arange(100) / 4)
+    said = []
+    for seed in range(20):
+        noise = np.random.default_rng(seed).normal(0, 0.1, 100)
+        said.append(suggest_rate({"lr": lr, "loss": clean + noise})["steepest"])
+    assert sum(0.001 < rate < 0.1 for rate in said) >= 19
+
+
+def test_steps_that_settle_are_not_counted():
+    seen = []
+
+    class Settling(Bowl):
+        def forward(self, batch):
+            seen.append(batch)
+            return {"loss": 0.5 * self.x.square().sum() + 100 * (len(seen) <= 4)}
+
+    model = Settling()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = range_test(model, optimizer, [0], steps=6, settle=4, report=str)
+    assert len(found["loss"]) == 6 and found["loss"].max() <= 50 and len(seen) == 10
+
+
 def test_command(tmp_path):
     with tiny_project(tmp_path) as (name, config):
         out = tmp_path / "out"
