@@ -30,8 +30,7 @@ class Criterion(losses.Criterion):
 
     def forward(self, *args: Any, **kwargs: Any) -> Dict[str, torch.Tensor]:
         """As the base's."""
-        # A validation pass computes losses too, but is not what is logged here.
-        due = self.training and torch.is_grad_enabled() and record_is_due(self.log_period)
+        due = record_is_due(self)
         parts = [part for part in (self.coupling, self.guide) if isinstance(part, Recording)]
         for part in parts:
             part.recording = due
@@ -48,9 +47,18 @@ def set_log_period(model: nn.Module, period: int) -> None:
             module.log_period = period
 
 
-def record_is_due(period: int) -> bool:
-    """Whether this is the iteration before the writers write; 0: never."""
-    return bool(period) and has_event_storage() and (get_event_storage().iter + 1) % period == 0
+def record_is_due(part: nn.Module) -> bool:
+    """Whether a part is to log this pass: a training pass of the step before the writers write.
+
+    A validation pass computes losses too, but is not what is logged here.
+
+    Args:
+        part: its ``log_period`` is the number of steps between two records; 0: none.
+    """
+    learns = part.training and torch.is_grad_enabled()
+    if not (learns and part.log_period and has_event_storage()):
+        return False
+    return (get_event_storage().iter + 1) % part.log_period == 0
 
 
 def put_record(record: Dict[str, torch.Tensor]) -> None:

@@ -152,7 +152,7 @@ class DualWeightingFCOS(FCOS):
         # The mean over ranks comes before the floor of 1, and in one message.
         sums = torch.stack((out["num_gt"], out["neg_norm"]))
         divisors = reduce_mean(sums).clamp(min=1)
-        if record_is_due(self.log_period):
+        if record_is_due(self):
             # loss_cls_neg rises and falls with its divisor, so it says little without it.
             put_record({"dw/num_gt": divisors[0], "dw/neg_norm": divisors[1]})
         num_gt, neg_norm = divisors.unbind()
