@@ -47,6 +47,14 @@ PLACES = {"dense": "dense head", "rpn": "RPN", "roi": "ROI head"}
 CLS_LOSS_KEYS = {"dense": "MODEL.DENSE.CLS_LOSS", "roi": "MODEL.ROI_BOX_HEAD.CLS_LOSS"}
 
 
+#: The keys that choose the box loss of a place.
+BOX_LOSS_KEYS = {
+    "dense": "MODEL.DENSE.BOX_LOSS",
+    "rpn": "MODEL.RPN.BBOX_REG_LOSS_TYPE",
+    "roi": "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE",
+}
+
+
 class Rule(NamedTuple):
     """What is to be said of facts that come together.
 
@@ -70,11 +78,20 @@ def _not_at(place: str, names: str, reason: str) -> List[Rule]:
 
 
 RULES: Tuple[Rule, ...] = (
+    # Detectors that are one idea.
+    Rule(
+        ("own losses",),
+        "DW is assignment and loss in one",
+        "DualWeightingFCOS has losses of its own, which {key} cannot change; leave that key at its "
+        "default, or set MODEL.META_ARCHITECTURE to ExtFCOS or ATSS.",
+    ),
     # Class losses and places.
-    *_not_at("dense", "softmax seesaw", "a dense head has no background output"),
-    *_not_at("rpn", "softmax seesaw", "the RPN has one output an anchor"),
-    *_not_at("rpn", "qfl eqfl", "the RPN has no quality target"),
-    *_not_at("roi", "qfl eqfl", "the score of an ROI head is trained with hard labels"),
+    *_not_at("dense", "softmax seesaw ecm", "a dense head has no background output"),
+    *_not_at("rpn", "softmax seesaw ecm", "the RPN has one output an anchor"),
+    *_not_at("rpn", "qfl eqfl varifocal mal", "the RPN has no quality target"),
+    *_not_at(
+        "roi", "qfl eqfl varifocal mal", "the score of an ROI head is trained with hard labels"
+    ),
     *(
         Rule(
             (place, "objectness"),
@@ -121,6 +138,19 @@ RULES: Tuple[Rule, ...] = (
         "focal.",
     ),
     Rule(
+        ("federated", "class margins"),
+        "a federated loss shows other classes in each step",
+        "MODEL.ROI_BOX_HEAD.USE_FED_LOSS shows the loss other classes in each step, and ecm has a "
+        "column for each; set USE_FED_LOSS to False or CLS_LOSS to bce or focal.",
+    ),
+    Rule(
+        ("class margins", "adaptive threshold"),
+        "Scores of ecm are products with the background's, which the thresholds were not made for.",
+        "MODEL.SAMPLING_FREE.SCORE_THRESH class_adaptive is made for independent scores, and those "
+        "of ecm are products with the background's; fixed is safer.",
+        level="warn",
+    ),
+    Rule(
         ("federated", "class weights"),
         "a federated loss shows other classes in each step",
         "MODEL.ROI_BOX_HEAD.USE_FED_LOSS shows the loss other classes in each step, and "
@@ -156,7 +186,78 @@ RULES: Tuple[Rule, ...] = (
         "counted before training; set MODEL.SAMPLING_FREE.PRIOR to a number, or choose another "
         "assigner.",
     ),
+    Rule(
+        ("needs predictions", "rotated boxes"),
+        "its overlaps are those of upright boxes",
+        "MODEL.DENSE.ASSIGNER '{name}' is not defined for rotated boxes; choose iou, or an anchor "
+        "generator without angles.",
+    ),
+    Rule(
+        ("needs predictions", "anchors share places"),
+        "With more than one anchor a place an object takes several of one place; set "
+        "`MODEL.ANCHOR_GENERATOR` to one size and ratio.",
+        "MODEL.DENSE.ASSIGNER '{name}' is made for one anchor a place, and there are {anchors}: an "
+        "object takes several of one place. Set MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS to "
+        "one each.",
+        level="warn",
+    ),
+    Rule(
+        ("needs predictions", "third branch"),
+        "The centerness or IoU branch is redundant: the scores aim at overlaps already, with "
+        "`MODEL.DENSE.CLS_LOSS` qfl or varifocal.",
+        "MODEL.DENSE.ASSIGNER '{name}' makes the detector's third branch redundant: with a soft "
+        "CLS_LOSS (qfl, varifocal) the scores say how well a box fits already.",
+        level="warn",
+    ),
+    Rule(
+        ("needs predictions", "coupled"),
+        "Both align scores with boxes; compare with one of them alone.",
+        "MODEL.DENSE.ASSIGNER '{name}' aligns scores with boxes, as the coupling of the losses "
+        "does; compare with one of them alone.",
+        level="warn",
+    ),
+    # Box losses.
+    *(
+        Rule(
+            ("rotated boxes", f"box:{name}"),
+            "it is not defined for rotated boxes",
+            "{key} '{name}' is not defined for rotated boxes; choose smooth_l1.",
+        )
+        for name in ("mpdiou", "inner_iou", "wiou", "nwd", "log_iou")
+    ),
+    Rule(
+        ("rpn", "box:mpdiou"),
+        "the RPN's loss does not know the images' sizes",
+        "{key} cannot be '{name}' because {reason}; choose giou or smooth_l1.",
+    ),
     # Couplings.
+    Rule(
+        ("harmonic", "correlation"),
+        "a place has one coupling",
+        "MODEL.HARMONIC and MODEL.CORRELATION both couple the losses at the {place}, which takes "
+        "one coupling; set ENABLED, or ON_{PLACE}, of one of them to False.",
+    ),
+    *(
+        Rule(
+            ("correlation", f"cls:{name}"),
+            "Both make scores follow overlaps; compare with one of them alone.",
+            "MODEL.CORRELATION makes scores follow overlaps, as the class loss '{name}' does; "
+            "compare with one of them alone.",
+            level="warn",
+        )
+        for name in ("qfl", "eqfl", "varifocal", "mal")
+    ),
+    *(
+        Rule(
+            ("coupled by factors", f"box:{name}"),
+            "The factors of the coupling follow single box losses, and these depend on the batch.",
+            "The factors of MODEL.HARMONIC follow the losses of single boxes, and those of "
+            "'{name}' depend on the rest of the batch; set MODEL.HARMONIC.COUPLE to False or "
+            "choose another box loss.",
+            level="warn",
+        )
+        for name in ("wiou", "ghm_r")
+    ),
     Rule(
         ("coupled by factors", "no rows"),
         "the loss of single samples is needed",
@@ -181,13 +282,6 @@ RULES: Tuple[Rule, ...] = (
         "The guided scale makes X about Y, so ALWA finds nothing to do. With "
         "`MODEL.SAMPLING_FREE.GUIDE: none` (the measured bias alone) it does.",
         level="note",
-    ),
-    # Detectors that are one idea.
-    Rule(
-        ("own losses",),
-        "DW is assignment and loss in one",
-        "DualWeightingFCOS has losses of its own, which {key} cannot change; leave that key at its "
-        "default, or set MODEL.META_ARCHITECTURE to ExtFCOS or ATSS.",
     ),
 )
 
@@ -232,6 +326,7 @@ CHOICES: Tuple[Choice, ...] = (
     Choice("MODEL.OHEM.ON_RPN", ("rpn",)),
     Choice("MODEL.CLASS_WEIGHTS.VALUES", ("dense", "roi")),
     Choice("MODEL.CLASS_WEIGHTS.POWER", ("dense", "roi")),
+    Choice("MODEL.CORRELATION.ENABLED", ("dense", "roi")),
 )
 
 #: Sections with ENABLED, and ON_DENSE, ON_RPN and ON_ROI.
@@ -285,8 +380,7 @@ def _cls(name: str, rivals: str = "", **more: Tuple[str, ...]) -> Part:
 
 def _box(name: str, *facts: str, rivals: str = "") -> Part:
     """A box loss."""
-    keys = {"dense": "MODEL.DENSE.BOX_LOSS", "roi": "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE"}
-    words = {place: (key, name) for place, key in keys.items()}
+    words = {place: (BOX_LOSS_KEYS[place], name) for place in ("dense", "roi")}
     return Part((f"box:{name}", *facts), words, rivals)
 
 
@@ -309,6 +403,38 @@ PARTS: Dict[str, Part] = {
         dict.fromkeys(("dense", "roi"), ("MODEL.CLASS_WEIGHTS.POWER", "0.5")),
         rivals="EFL",
     ),
+    # Later ideas for the same slots: docs/rivals.md.
+    **{
+        name: Part(("needs predictions",), {"dense": ("MODEL.DENSE.ASSIGNER", value)}, rivals="DW")
+        for name, value in {
+            "TAL (TOOD)": "tal_tood",
+            "TAL (YOLO)": "tal_yolo",
+            "SimOTA": "simota",
+            "DSL": "dsl",
+        }.items()
+    },
+    "varifocal": _cls("varifocal", rivals="Harmonic"),
+    "MAL": _cls("mal", rivals="Harmonic"),
+    "ECM": Part((*_cls("ecm").facts, "class margins"), _cls("ecm").words, rivals="EFL"),
+    "MPDIoU": _box("mpdiou", "overlap", rivals="HIoU loss"),
+    "Inner-IoU": _box("inner_iou", "overlap", rivals="HIoU loss"),
+    "Wise-IoU": _box("wiou", "overlap", rivals="HIoU loss"),
+    "log IoU": _box("log_iou", "overlap", rivals="HIoU loss"),
+    "NWD": _box("nwd", rivals="HIoU loss"),
+    "GHM-R": _box("ghm_r", rivals="HIoU loss"),
+    "correlation": Part(
+        ("correlation",),
+        dict.fromkeys(("dense", "roi"), ("MODEL.CORRELATION.ENABLED", "True")),
+        rivals="Harmonic",
+    ),
+    **{
+        name: Part(
+            ("alwa", method),
+            {"training": ("SOLVER.ALWA.METHOD", method, "SOLVER.ALWA.ENABLED", "True")},
+            rivals="ALWA",
+        )
+        for name, method in {"FAMO": "famo", "GradNorm": "gradnorm"}.items()
+    },
 }
 
 

@@ -38,7 +38,7 @@ def test_every_key_of_the_table_is_one():
 
 
 def test_rivals_name_the_method_that_they_rival():
-    assert all(part.rivals in ("", *PARTS) for part in PARTS.values())
+    assert all(part.rivals in ("", *PARTS, *DETECTORS) for part in PARTS.values())
     assert all(set(detector.places) <= set(PLACES) for detector in DETECTORS.values())
 
 

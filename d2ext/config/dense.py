@@ -46,17 +46,19 @@ SECTIONS = [
         # The parameters of focal and qfl are those of the detector (e.g.
         # MODEL.RETINANET.FOCAL_LOSS_GAMMA); the others have sections of their own.
         Key("CLS_LOSS", "focal", registered("d2ext.modeling.losses.registry:CLS_LOSS_REGISTRY"),
-            "focal, bce, qfl, efl, eqfl, eqlv2, ghmc, or a name you registered"),
+            "focal, bce, qfl, efl, eqfl, eqlv2, ghmc, varifocal, mal, or a name you registered"),
         # The detector's own: MODEL.RETINANET.BBOX_REG_LOSS_TYPE for RetinaNet, giou for FCOS and
         # ATSS.
         Key("BOX_LOSS", "", registered("d2ext.modeling.losses.registry:BOX_LOSS_REGISTRY", ""),
-            "smooth_l1, iou, giou, diou, ciou, harmonic_iou; empty: the detector's own"),
+            "smooth_l1, iou, giou, diou, ciou, harmonic_iou, log_iou, mpdiou, inner_iou, wiou, "
+            "nwd, ghm_r; empty: the detector's own"),
         # The detector's own: iou for RetinaNet, center for FCOS, atss for ATSS. Parameters are
         # MODEL.RETINANET.IOU_THRESHOLDS and IOU_LABELS, MODEL.FCOS.CENTER_SAMPLING_RADIUS, and
         # MODEL.ATSS.TOPK and CLAMP_CENTERS, whichever detector they are used in.
         Key("ASSIGNER", "auto",
             registered("d2ext.modeling.assigners:ASSIGNER_REGISTRY", "auto"),
-            "who learns which object: iou, center, atss, or your own; auto: the detector's"),
+            "who learns which object: iou, center, atss, tal_tood, tal_yolo, simota, dsl, or your "
+            "own; auto: the detector's"),
         # ema: a running mean of the number of positives. The detector's own: ema for RetinaNet and
         # FCOS as in Detectron2, positives for ATSS and where the assigner sees predictions.
         Key("NORMALIZER", "",

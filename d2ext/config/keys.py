@@ -41,6 +41,7 @@ AREAS = (
     "sampling_free",
     "harmonic",
     "loss_weights",
+    "rivals",
     "engine",
     "own_data",
 )

@@ -7,11 +7,11 @@ box loss; where X > Y the class weight becomes Y / X. The box weight is constant
 import re
 
 from .keys import Key, Section
-from .rules import BOOLEAN, Relation, Rule, integer, listing, number, one_of
+from .rules import BOOLEAN, NAME, Relation, Rule, integer, listing, number, one_of
 
 __all__ = ["RELATIONS", "SECTIONS"]
 
-_METHODS = "alwa uncertainty dwa"
+_METHODS = "alwa uncertainty dwa famo gradnorm"
 _GROUP_WORDS = ("auto", "all", "rpn", "dense", "fcos", "dw", "roi")
 _GROUP = Rule(
     f"one of {', '.join(_GROUP_WORDS)}, or 'name=class_loss+class_loss/box_loss'",
@@ -31,8 +31,9 @@ SECTIONS = [
         "SOLVER.ALWA",
         Key("ENABLED", False, BOOLEAN, "use it", argument=""),
         # All share GROUPS, INTERVAL, START_ITER and SYNC.
-        Key("METHOD", "alwa", one_of("alwa", "uncertainty", "dwa"),
-            "or what it can be compared with: Kendall et al., dynamic weight averaging",
+        Key("METHOD", "alwa", one_of("alwa", "uncertainty", "dwa", "famo", "gradnorm"),
+            "or what it can be compared with: Kendall et al., dynamic weight averaging, FAMO, "
+            "GradNorm",
             argument=""),
         Key("VARIANT", 2, one_of(1, 2),
             "X and Y are mean + standard deviation, or the standard deviation", part="alwa"),
@@ -62,6 +63,15 @@ SECTIONS = [
         Key("UNCERTAINTY_MAX_WEIGHT", 10.0, number(above=0), "`uncertainty`: largest weight",
             "max_weight", part="uncertainty"),
         Key("DWA_TEMPERATURE", 2.0, number(above=0), "`dwa`: T", "temperature", part="dwa"),
+        Key("FAMO_LR", 0.025, number(above=0), "`famo`: step size of w", "lr", part="famo"),
+        # 0.01 in the class of the authors' repository, less in its experiments.
+        Key("FAMO_DECAY", 0.01, number(0), "`famo`: weight decay of w", "decay", part="famo"),
+        Key("GRADNORM_LR", 0.025, number(above=0), "`gradnorm`: step size", "lr", part="gradnorm"),
+        Key("GRADNORM_ALPHA", 1.5, number(0), "`gradnorm`: how strongly rates are equalled",
+            "alpha", part="gradnorm"),
+        # The parameters whose gradients are measured, by a pattern of their names.
+        Key("GRADNORM_LAYER", "backbone.fpn_output*.weight", NAME,
+            "`gradnorm`: name pattern of the shared layer's weights", argument=""),
     ),
 ]  # fmt: skip
 

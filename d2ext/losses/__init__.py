@@ -4,7 +4,17 @@ They need torch and nothing else, so that they work in any framework: docs/losse
 """
 
 from .box_losses import BoxLoss, CIoULoss, DIoULoss, GIoULoss, IoULoss, OverlapLoss, SmoothL1Loss
+from .box_variants import (
+    GHMRLoss,
+    InnerIoULoss,
+    LogIoULoss,
+    MPDIoULoss,
+    NWDLoss,
+    WiseIoULoss,
+)
+from .class_margin import EffectiveClassMarginLoss
 from .cls_losses import BCELoss, ClsLoss, FocalLoss, QualityFocalLoss, SoftmaxLoss
+from .correlation import CorrelationCoupling
 from .counted import CountedLoss
 from .criterion import CoupledTerms, Criterion
 from .eqlv2 import EQLv2Loss
@@ -17,30 +27,42 @@ from .normalizers import EMANormalizer, Normalizer, PositiveNormalizer
 from .positives import Positives
 from .recording import Recording
 from .seesaw import SeesawLoss
+from .soft_targets import MatchabilityAwareLoss, VarifocalLoss
 
 __all__ = [
     "BCELoss",
     "BoxLoss",
     "CIoULoss",
     "ClsLoss",
+    "CorrelationCoupling",
     "CountedLoss",
     "CoupledTerms",
     "Criterion",
     "DIoULoss",
+    "EffectiveClassMarginLoss",
     "EMANormalizer",
     "EQLv2Loss",
     "EqualizedFocalLoss",
     "EqualizedQualityFocalLoss",
     "FocalLoss",
     "GHMCLoss",
+    "GHMRLoss",
     "GIoULoss",
     "GradientBalancedLoss",
     "GuidedScale",
     "HarmonicCoupling",
     "HarmonicIoULoss",
+    "InnerIoULoss",
     "IoULoss",
+    "LogIoULoss",
+    "MatchabilityAwareLoss",
+    "MPDIoULoss",
     "Normalizer",
+<<<<<<< HEAD
     "OverlapLoss",
+=======
+    "NWDLoss",
+>>>>>>> 3e30178 (wip)
     "PositiveNormalizer",
     "Positives",
     "QualityFocalLoss",
@@ -48,4 +70,6 @@ __all__ = [
     "SeesawLoss",
     "SmoothL1Loss",
     "SoftmaxLoss",
+    "VarifocalLoss",
+    "WiseIoULoss",
 ]

@@ -17,7 +17,14 @@ from d2ext.ops.sigmoid_losses import (
     sigmoid_loss_per_row,
 )
 
-__all__ = ["BCELoss", "ClsLoss", "FocalLoss", "QualityFocalLoss", "SoftmaxLoss"]
+__all__ = [
+    "BCELoss",
+    "ClsLoss",
+    "FocalLoss",
+    "QualityFocalLoss",
+    "SoftmaxLoss",
+    "class_scores",
+]
 
 
 class ClsLoss(nn.Module):
@@ -112,6 +119,13 @@ class ClsLoss(nn.Module):
             f"{type(self).__name__} has no per-sample form; choose another class loss or turn the "
             "coupling off."
         )
+
+
+def class_scores(cls_loss: ClsLoss, logits: torch.Tensor) -> torch.Tensor:
+    """(K, C) scores of the classes, without the background's."""
+    if cls_loss.objectness:
+        return cls_loss.scores(logits)
+    return logits.sigmoid() if cls_loss.sigmoid else logits.softmax(dim=1)[:, :-1]
 
 
 class FocalLoss(ClsLoss):

@@ -29,7 +29,7 @@ class CoupledTerms(NamedTuple):
 
     cls_extra: torch.Tensor  # (K,) to add to the class loss, which already counts each sample once
     box: torch.Tensor  # (K,) the box loss, instead of the uncoupled one
-    more: Dict[str, torch.Tensor]  # name -> (K,) losses of their own
+    more: Dict[str, torch.Tensor]  # name -> losses of their own: (K,), or a scalar as it is to be
 
 
 class Criterion(nn.Module):
@@ -108,7 +108,10 @@ class Criterion(nn.Module):
             more: Dict[str, torch.Tensor] = {}
             if terms is not None:
                 cls = cls + terms.cls_extra.sum() / cls_normalizer
-                more = {name: rows.sum() / cls_normalizer for name, rows in terms.more.items()}
+                more = {
+                    name: rows.sum() / cls_normalizer if rows.dim() else rows
+                    for name, rows in terms.more.items()
+                }
             if box_weights is not None:
                 box = box * (box_weights if box.dim() == 1 else box_weights[:, None])
             box = box.sum() / box_normalizer

@@ -19,7 +19,7 @@ from d2ext.ops.harmonic import (
 from d2ext.ops.sigmoid_losses import sigmoid_loss_per_row
 
 from .box_losses import BoxLoss
-from .cls_losses import ClsLoss
+from .cls_losses import ClsLoss, class_scores
 from .criterion import CoupledTerms
 from .positives import Positives
 from .recording import Recording
@@ -210,10 +210,7 @@ class HarmonicCoupling(Recording, nn.Module):
 
     def _score(self, cls_loss, logits, labels) -> torch.Tensor:
         """(K,) score of each sample; the background's never counts as the highest."""
-        if cls_loss.objectness:
-            scores = cls_loss.scores(logits)
-        else:
-            scores = logits.sigmoid() if cls_loss.sigmoid else logits.softmax(dim=1)[:, :-1]
+        scores = class_scores(cls_loss, logits)
         if self.tc_score == "gt":
             return scores.gather(1, labels[:, None])[:, 0]
         return scores.amax(dim=1)

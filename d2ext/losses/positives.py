@@ -4,7 +4,7 @@ Shapes: M samples (anchors, points or proposals of all images), K of them positi
 """
 
 from functools import cached_property
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
@@ -27,6 +27,8 @@ class Positives:
         boxes: (K, 4) matched ground-truth boxes.
         transform: relates the three: something with ``get_deltas(priors, boxes)`` and
             ``apply_deltas(deltas, priors)``, such as Detectron2's box2box transforms.
+        image_sizes: (K, 2) height and width of each sample's image, for a box loss that has
+            ``needs_image_sizes``.
     """
 
     def __init__(
@@ -36,12 +38,14 @@ class Positives:
         priors: torch.Tensor,
         boxes: torch.Tensor,
         transform: Any,
+        image_sizes: Optional[torch.Tensor] = None,
     ):
         self.index = index
         self.deltas = full_precision(deltas)
         self.priors = priors
         self.boxes = boxes
         self.transform = transform
+        self.image_sizes = image_sizes
 
     def __len__(self) -> int:
         return self.index.shape[0]

@@ -9,7 +9,8 @@ from typing import Sequence, Tuple, Union
 import torch
 
 from .precision import full_precision
-from .sigmoid_kernel import compute_dtype, fused_sigmoid_loss
+from .sigmoid_kernel import compute_dtype
+from .sigmoid_losses import sigmoid_bce_loss, sigmoid_loss_per_row
 
 __all__ = ["class_margin_scores", "class_margins", "effective_class_margin_loss"]
 
@@ -43,6 +44,7 @@ def effective_class_margin_loss(
     counts: Counts,
     *,
     background_ratio: float = 6.3313,
+    reduction: str = "sum",
 ) -> torch.Tensor:
     """Binary cross entropy with margins and weights of the classes, over all C + 1 columns.
 
@@ -53,9 +55,10 @@ def effective_class_margin_loss(
         logits: (M, C + 1).
         labels: (M,).
         counts, background_ratio: see :func:`class_margins`.
+        reduction: "sum", or "none" for the loss of each row, which is 0 if it is ignored.
 
     Returns:
-        The sum, a scalar.
+        a scalar, or (M,).
     """
     margin, weight = class_margins(counts, background_ratio=background_ratio)
     if logits.shape[1] != len(margin):
@@ -68,9 +71,9 @@ def effective_class_margin_loss(
         margin, weight = margin.to(**to), weight.to(**to)
         shifted = 2 * full_precision(logits) - margin
         labels = labels.clamp(max=len(margin) - 1)
-        return fused_sigmoid_loss(shifted, labels, gamma=0.0, pos_weight=weight, neg_weight=weight)[
-            0
-        ]
+        if reduction == "none":
+            return sigmoid_loss_per_row(shifted, labels, kind="bce", class_weights=weight)
+        return sigmoid_bce_loss(shifted, labels, class_weights=weight)
 
 
 def class_margin_scores(logits: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The hook that counts the objects of each class for the weights of classes.
+"""The hook that counts objects and images of each class for the losses that wait for it.
 
 Shapes: C classes.
 """
@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterable, List, Optional
 import torch
 from torch import nn
 
-from d2ext.losses import ClsLoss
+from d2ext.losses import ClsLoss, EffectiveClassMarginLoss
 from d2ext.ops.class_weights import effective_weight, inverse_frequency_weights
 
 from .base import HookBase
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class ClassWeights(HookBase):
-    """Before the first step, gives class losses that wait for counts the weights of the data.
+    """Before the first step, gives class losses that wait for counts those of the data.
 
     A run that resumes keeps the weights of its checkpoint: other data must not change them. The log
     says what the weights make of the size of the class loss.
@@ -34,13 +34,14 @@ class ClassWeights(HookBase):
 
 
 def count_class_weights(model: nn.Module, loader: Any, *, keep_loaded: bool = False) -> None:
-    """Fill in the weights of classes that are to follow from the data, in place.
+    """Fill in weights and margins of classes that are to follow from the data, in place.
 
     Args:
         model: with any number of class losses.
         loader: the training loader.
         keep_loaded: the weights came with a checkpoint; nothing is counted for them.
     """
+    _count_class_margins(model, loader, keep_loaded)
     dataset = dataset_of(loader)
     for number, loss in enumerate(_weighted_losses(model)):
         weights, power = loss.class_weights, loss.uncounted_power
@@ -55,12 +56,39 @@ def count_class_weights(model: nn.Module, loader: Any, *, keep_loaded: bool = Fa
 
 def build_class_weights(model: nn.Module) -> Optional[ClassWeights]:
     """The hook, if the model has a loss it is for."""
-    return ClassWeights() if _weighted_losses(model) else None
+    return ClassWeights() if _weighted_losses(model) or _losses_with_margins(model) else None
 
 
 def _weighted_losses(model: nn.Module) -> List[ClsLoss]:
     losses = [m for m in model.modules() if isinstance(m, ClsLoss)]
     return [loss for loss in losses if loss.class_weights is not None]
+
+
+def _losses_with_margins(model: nn.Module) -> List[EffectiveClassMarginLoss]:
+    return [m for m in model.modules() if isinstance(m, EffectiveClassMarginLoss)]
+
+
+def _count_class_margins(model: nn.Module, loader: Any, keep_loaded: bool) -> None:
+    """Give class losses with margins that wait for it the images of each class, in place."""
+    losses = _losses_with_margins(model)
+    for loss in losses:
+        if not loss.waits_for_counts:
+            continue
+        counts = loss.counts
+        if not (keep_loaded and bool(counts.any())):
+            dataset, classes = dataset_of(loader), len(loss.counts)
+            counts = None if dataset is None else count_objects(dataset, classes, images=True)
+            if counts is None:
+                raise ValueError(
+                    f"The images of {classes} classes cannot be counted in the training data of "
+                    "this loader; set MODEL.ECM.COUNTS to a file with the number of each class."
+                )
+        loss.take_image_counts(counts)
+    if losses:
+        seen = losses[0].counts
+        logger.info(
+            f"Class margins from {int(seen.min())} to {int(seen.max())} images with a class."
+        )
 
 
 def _weights_of(counts: Optional[List[int]], num_classes: int, power: float) -> torch.Tensor:
@@ -84,21 +112,24 @@ def _tell(weights: torch.Tensor, counts: Optional[List[int]]) -> None:
     )
 
 
-def count_objects(dataset: Iterable[Dict], num_classes: int) -> Optional[List[int]]:
+def count_objects(
+    dataset: Iterable[Dict], num_classes: int, *, images: bool = False
+) -> Optional[List[int]]:
     """The boxes of each class that are trained on, C numbers; None where they cannot be counted.
 
     Args:
         dataset: dataset dicts.
         num_classes: C.
+        images: count the images with the class instead.
     """
     counts = [0] * num_classes
     for element in dataset:
         if not isinstance(element, dict) or "annotations" not in element:
             return None
-        for annotation in element["annotations"]:
-            if annotation.get("iscrowd", 0):
-                continue
-            if not 0 <= annotation["category_id"] < num_classes:
+        kept = (a for a in element["annotations"] if not a.get("iscrowd", 0))
+        classes = [annotation["category_id"] for annotation in kept]
+        for category in set(classes) if images else classes:
+            if not 0 <= category < num_classes:
                 return None
-            counts[annotation["category_id"]] += 1
+            counts[category] += 1
     return counts

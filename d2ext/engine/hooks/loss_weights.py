@@ -7,6 +7,7 @@ Shapes: S observed losses (a classification and a box entry for each group), W r
 """
 
 import logging
+from fnmatch import fnmatch
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import torch
@@ -18,6 +19,8 @@ from d2ext.config import construct, validate
 from d2ext.ops.loss_weights import (
     AdaptiveLossWeight,
     DynamicWeightAverage,
+    FAMOWeight,
+    GradNormWeight,
     LossWeighting,
     UncertaintyWeight,
 )
@@ -35,6 +38,8 @@ _METHODS = {
     "alwa": AdaptiveLossWeight,
     "uncertainty": UncertaintyWeight,
     "dwa": DynamicWeightAverage,
+    "famo": FAMOWeight,
+    "gradnorm": GradNormWeight,
 }
 
 
@@ -57,6 +62,8 @@ class LossWeights(HookBase):
             :func:`~d2ext.engine.hooks.loss_groups.find_groups`.
         sync: measure the mean over ranks, so that all ranks have the same weights; otherwise each
             has its own.
+        layer: for weights that follow sizes of gradients, a name pattern of the parameters whose
+            gradients are measured, in the last step of each window.
     """
 
     def __init__(
@@ -66,12 +73,14 @@ class LossWeights(HookBase):
         make_weighting: Optional[Callable[[], LossWeighting]] = None,
         groups: Sequence[str] = ("auto",),
         sync: bool = True,
+        layer: str = "",
     ):
         self.static = dict(static or {})
         check_static_weights(self.static)
         self.make_weighting = make_weighting
         self.wanted = tuple(groups)
         self.sync = sync
+        self.layer = layer
         # Weights that differ among ranks are saved by each rank.
         self.per_rank_state = not sync
         self.groups: Dict[LossGroup, LossWeighting] = {}
@@ -102,6 +111,8 @@ class LossWeights(HookBase):
         if not self.groups:
             self._find_groups(list(losses), self.make_weighting)
         raw = self._observe(losses)
+        if self.layer:
+            raw = torch.cat([raw, self._norms(losses, raw)])
         for name, weight in self.weights.items():
             if weight != 1.0:
                 losses[name] = losses[name] * weight
@@ -154,14 +165,31 @@ class LossWeights(HookBase):
                 sums.append(parts[0] if len(parts) == 1 else torch.stack(parts).sum())
         return torch.stack(sums)
 
+    def _norms(self, losses: Dict[str, torch.Tensor], raw: torch.Tensor) -> torch.Tensor:
+        """Sizes of the groups' gradients in the shared layer, (S,); zeros but before a close."""
+        if len(self._pending) + 1 < self._until_close:
+            return torch.zeros_like(raw)
+        shared = shared_parameters(self.trainer.raw_model, self.layer)
+        norms = []
+        for group in self.groups:
+            for side in (group.cls, group.box):
+                total = torch.stack([losses[name].reshape(()) for name in side]).sum()
+                grads = torch.autograd.grad(total, shared, retain_graph=True, allow_unused=True)
+                found = [g.detach().float().flatten() for g in grads if g is not None]
+                norms.append(torch.cat(found).norm() if found else raw.new_zeros(()))
+        return torch.stack(norms)
+
     def _flush(self) -> None:
         """Hand the recorded steps to the state machines; the only place where the host waits."""
         if self._pending:
-            rows = torch.stack(self._pending).tolist()  # (W, S)
+            rows = torch.stack(self._pending).tolist()  # (W, S), or (W, 2 S) with norms
+            size = 2 * len(self.groups)
             self._pending = []
             for index, (group, machine) in enumerate(self.groups.items()):
                 updates, windows = machine.num_updates, machine.num_windows
                 for row in rows:
+                    if self.layer:
+                        machine.observe_norms(*row[size + 2 * index : size + 2 * index + 2])
                     machine.observe(row[2 * index], row[2 * index + 1])
                 if machine.num_windows != windows:
                     self._log(group, machine, fired=machine.num_updates != updates)
@@ -237,6 +265,20 @@ class LossWeights(HookBase):
         self._saved = None
 
 
+def shared_parameters(model: torch.nn.Module, pattern: str) -> List[torch.nn.Parameter]:
+    """The trained parameters whose names fit a pattern, for GradNorm."""
+    found = [
+        p for name, p in model.named_parameters() if p.requires_grad and fnmatch(name, pattern)
+    ]
+    if not found:
+        raise ValueError(
+            f"SOLVER.ALWA.GRADNORM_LAYER '{pattern}' fits no trained parameter of "
+            f"{type(model).__name__}; give a name pattern of a layer that both losses share, e.g. "
+            "backbone.*.weight."
+        )
+    return found
+
+
 def build_weighting(cfg: CfgNode) -> LossWeighting:
     """The state machine that ``SOLVER.ALWA`` describes."""
     node = cfg.SOLVER.ALWA
@@ -262,4 +304,5 @@ def build_loss_weights(cfg: CfgNode) -> Optional[LossWeights]:
         make_weighting=(lambda: build_weighting(cfg)) if node.ENABLED else None,
         groups=list(node.GROUPS),
         sync=node.SYNC == "mean",
+        layer=node.GRADNORM_LAYER if node.ENABLED and node.METHOD == "gradnorm" else "",
     )

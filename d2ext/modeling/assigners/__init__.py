@@ -2,11 +2,19 @@
 
 An assigner is a callable ``assigner(priors, targets, num_classes) -> Assignment``; one that says
 ``needs_predictions = True`` is given the predictions, too. None of them loops over images or
-objects, none builds an (objects x priors x 4) tensor, and none makes the host wait.
+objects, none builds an (objects x priors x 4) tensor, and only those that see predictions need a
+host-device sync, one.
 """
 
 from ..targets import Assignment, PackedTargets, Predictions, Priors, pack_targets
 from .atss import ATSSAssigner
+from .by_prediction import (
+    DynamicSoftLabelAssigner,
+    PredictionAssigner,
+    SimOTAAssigner,
+    TaskAlignedAssigner,
+    YOLOTaskAlignedAssigner,
+)
 from .center import CenterAssigner
 from .iou import IoUAssigner
 from .registry import ASSIGNER_REGISTRY, Assigner, build_assigner, needs_predictions
@@ -17,10 +25,15 @@ __all__ = [
     "Assigner",
     "Assignment",
     "CenterAssigner",
+    "DynamicSoftLabelAssigner",
     "IoUAssigner",
     "PackedTargets",
+    "PredictionAssigner",
     "Predictions",
     "Priors",
+    "SimOTAAssigner",
+    "TaskAlignedAssigner",
+    "YOLOTaskAlignedAssigner",
     "build_assigner",
     "needs_predictions",
     "pack_targets",

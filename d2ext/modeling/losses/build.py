@@ -2,14 +2,15 @@
 
 from typing import Any, Optional, Sequence
 
-from d2ext.combinations import CLS_LOSS_KEYS, check, present, reason_against
+from d2ext.combinations import BOX_LOSS_KEYS, CLS_LOSS_KEYS, check, present, reason_against
 from d2ext.losses import BoxLoss, ClsLoss
 
 from .class_weights import weigh_classes
+from .correlation import build_correlation_coupling
 from .criterion import Criterion
 from .from_config import from_config
 from .guided import build_guide
-from .harmonic import build_harmonic_coupling
+from .harmonic import build_harmonic_coupling, is_rotated
 from .registry import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY
 
 __all__ = ["build_box_loss", "build_cls_loss", "build_criterion"]
@@ -35,8 +36,11 @@ def build_cls_loss(
     return loss
 
 
-def build_box_loss(cfg: Any, name: str, *, smooth_l1_beta: float = 0.0) -> BoxLoss:
-    """The box loss called ``name``."""
+def build_box_loss(cfg: Any, name: str, *, smooth_l1_beta: float = 0.0, place: str = "") -> BoxLoss:
+    """The box loss called ``name``, for a place ("dense", "rpn" or "roi") if one is given."""
+    if place:
+        rotated = present(rotated_boxes=is_rotated(cfg, place))
+        check(place, f"box:{name}", *rotated, key=BOX_LOSS_KEYS[place], name=name)
     return from_config(BOX_LOSS_REGISTRY.get(name), cfg, smooth_l1_beta=smooth_l1_beta)
 
 
@@ -60,16 +64,23 @@ def build_criterion(
         place: "dense", "rpn" or "roi".
         cls_loss, box_loss: names in the registries.
         alpha, gamma, smooth_l1_beta: parameters of that place's losses.
-        coupling: see :class:`Criterion`; None: what ``MODEL.HARMONIC`` says.
+        coupling: see :class:`Criterion`; None: what ``MODEL.HARMONIC`` or
+            ``MODEL.CORRELATION`` says.
         guide: see :class:`Criterion`; None: what ``MODEL.SAMPLING_FREE`` says.
         guides: names of the losses such a guide follows.
     """
     cls_part = build_cls_loss(
         cfg, cls_loss, place=place, num_classes=num_classes, alpha=alpha, gamma=gamma
     )
-    box_part = build_box_loss(cfg, box_loss, smooth_l1_beta=smooth_l1_beta)
+    box_part = build_box_loss(cfg, box_loss, smooth_l1_beta=smooth_l1_beta, place=place)
     if coupling is None:
-        coupling = build_harmonic_coupling(cfg, place=place, cls_loss=cls_part, box_loss=box_part)
+        coupling = build_harmonic_coupling(
+            cfg, place=place, cls_loss=cls_part, box_loss=box_part, box_name=box_loss
+        )
+        other = build_correlation_coupling(
+            cfg, place=place, cls_loss=cls_loss, coupled=coupling is not None
+        )
+        coupling = other or coupling
     if guide is None:
         guide = build_guide(cfg, place=place, guides=guides)
     return Criterion(

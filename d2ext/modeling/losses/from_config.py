@@ -1,13 +1,14 @@
 """What the constructors of losses are given by a config."""
 
-from typing import Any, Callable, Dict
+import json
+from typing import Any, Callable, Dict, List
 
 from torch import nn
 
 from d2ext import losses
 from d2ext.config import construct
 
-__all__ = ["from_config"]
+__all__ = ["from_config", "read_counts"]
 
 
 def from_config(cls: type, cfg: Any, **head: Any) -> nn.Module:
@@ -45,8 +46,38 @@ def _quality_focal(cls, cfg, *, num_classes, alpha, gamma):
     return cls(gamma=gamma)
 
 
-def _ghmc(cls, cfg, *, num_classes, alpha, gamma):
-    return construct(cls, cfg, "MODEL.GHM")
+def _of_section(section: str) -> Callable[..., nn.Module]:
+    """Builder of a loss that takes the arguments of a section and nothing of the head."""
+
+    def build(cls, cfg, **head):
+        return construct(cls, cfg, section)
+
+    return build
+
+
+def _class_margins(cls, cfg, *, num_classes, alpha, gamma):
+    path = cfg.MODEL.ECM.COUNTS
+    counts = None if path == "auto" else read_counts(path, num_classes)
+    return construct(cls, cfg, "MODEL.ECM", num_classes=num_classes, counts=counts)
+
+
+def read_counts(path: str, num_classes: int) -> List[float]:
+    """The numbers of a JSON file: a list, one a class, or LVIS' with ``image_count``."""
+    with open(path, encoding="utf-8") as file:
+        try:
+            data = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"MODEL.ECM.COUNTS {path} is no JSON file: {error}.") from error
+    if isinstance(data, dict):
+        categories = sorted(data.get("categories", []), key=lambda c: c["id"])
+        data = [c.get("image_count") for c in categories]
+    numbers = isinstance(data, list) and all(isinstance(x, (int, float)) for x in data)
+    if not numbers or len(data) != num_classes:
+        raise ValueError(
+            f"MODEL.ECM.COUNTS {path} must hold a list of {num_classes} numbers, one a class, or "
+            "categories with image_count as in LVIS."
+        )
+    return data
 
 
 def _smooth_l1(cls, cfg, *, smooth_l1_beta):
@@ -58,12 +89,19 @@ def _harmonic_iou(cls, cfg, *, smooth_l1_beta):
 
 
 _BUILDERS: Dict[type, Callable[..., nn.Module]] = {
+    losses.EffectiveClassMarginLoss: _class_margins,
     losses.EQLv2Loss: _with_classes("MODEL.EQLV2"),
     losses.EqualizedFocalLoss: _with_classes("MODEL.EFL"),
     losses.FocalLoss: _focal,
-    losses.GHMCLoss: _ghmc,
+    losses.GHMCLoss: _of_section("MODEL.GHM"),
+    losses.GHMRLoss: _of_section("MODEL.GHM_R"),
     losses.HarmonicIoULoss: _harmonic_iou,
+    losses.InnerIoULoss: _of_section("MODEL.INNER_IOU"),
+    losses.MatchabilityAwareLoss: _of_section("MODEL.MAL"),
+    losses.NWDLoss: _of_section("MODEL.NWD"),
     losses.QualityFocalLoss: _quality_focal,
     losses.SeesawLoss: _with_classes("MODEL.SEESAW"),
     losses.SmoothL1Loss: _smooth_l1,
+    losses.VarifocalLoss: _of_section("MODEL.VARIFOCAL"),
+    losses.WiseIoULoss: _of_section("MODEL.WIOU"),
 }

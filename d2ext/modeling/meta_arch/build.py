@@ -11,6 +11,7 @@ from d2ext.config import arguments, validate
 from ..assigners import build_assigner, needs_predictions
 from ..losses.build import build_criterion
 from ..losses.guided import sampling_free_on
+from ..losses.harmonic import is_rotated
 from ..losses.normalizers import NORMALIZER_REGISTRY
 from ..sampling_free import SamplingFreeOptions
 
@@ -83,8 +84,18 @@ def dense_slots(
     assigner = build_assigner(cfg, auto=own.assigner, num_anchors=num_anchors)
     options = SamplingFreeOptions.from_cfg(cfg, "dense")
     if needs_predictions(assigner):
-        counted = options is not None and not options.prior
-        check("needs predictions", *present(counted_prior=counted), name=cfg.MODEL.DENSE.ASSIGNER)
+        check(
+            "needs predictions",
+            *present(
+                counted_prior=options is not None and not options.prior,
+                rotated_boxes=is_rotated(cfg, "dense"),
+                anchors_share_places=num_anchors > 1,
+                third_branch=len(own.guides) > 1,
+                coupled=criterion.coupling is not None,
+            ),
+            name=cfg.MODEL.DENSE.ASSIGNER,
+            anchors=num_anchors,
+        )
         own = own._replace(normalizer="positives", sync=True)
     return {
         "criterion": criterion,

@@ -4,7 +4,7 @@ Shapes: N images, R anchors or points of all levels, M = N * R samples, K of the
 C classes.
 """
 
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from detectron2.config import configurable
@@ -136,7 +136,9 @@ class ExtDenseMixin(OptimalBias):
         predictions = self.transpose(predictions)
         logits, deltas, *quality = predictions
         priors, (labels, boxes, *soft) = self._label(features, predictions, gt_instances)
-        extra = {"soft": soft[0]} if soft else {}
+        extra: Dict[str, Any] = {"soft": soft[0]} if soft else {}
+        if self.criterion.box_loss.needs_image_sizes:
+            extra["image_sizes"] = images.image_sizes
         return self.losses(priors, logits, labels, deltas, boxes, *quality, **extra)
 
     def transpose(self, predictions: List[List[torch.Tensor]]) -> List[List[torch.Tensor]]:
@@ -229,6 +231,7 @@ class ExtDenseMixin(OptimalBias):
         gt_boxes: torch.Tensor,
         pred_quality: Optional[List[torch.Tensor]] = None,
         soft: Optional[SoftTargets] = None,
+        image_sizes: Sequence[Tuple[int, int]] = (),
     ) -> Dict[str, torch.Tensor]:
         """
         Args:
@@ -237,11 +240,16 @@ class ExtDenseMixin(OptimalBias):
                 (N, R_l, C), (N, R_l, 4) and, if the head has a third branch, (N, R_l, 1).
             gt_labels, gt_boxes: (N, R) and (N, R, 4).
             soft: what the assigner says beyond that.
+            image_sizes: (height, width) of N images, if the box loss wants them.
 
         Returns:
             The criterion's losses under the detector's own names.
         """
         positives = self.gather_positives(anchors, gt_labels, gt_boxes, pred_anchor_deltas)
+        if image_sizes:
+            sizes = torch.tensor(image_sizes).to(positives.index.device, non_blocking=True)
+            image = torch.div(positives.index, gt_labels.shape[1], rounding_mode="floor")
+            positives.image_sizes = sizes[image]
         quality = None if pred_quality is None else self.quality_targets(positives)
         soft = soft or SoftTargets()
         weights, divisor, box_divisor = self._weigh(positives, quality, soft.weights)

@@ -18,7 +18,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from d2ext.combinations import check, present
-from d2ext.losses import GradientBalancedLoss
+from d2ext.losses import EffectiveClassMarginLoss, GradientBalancedLoss
 
 from ..losses import Criterion, Positives, build_criterion
 from ..sampling_free import SamplingFreeOptions, set_prior_bias, set_softmax_bias
@@ -67,6 +67,9 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
                 one_softmax=not sigmoid,
                 class_statistics=isinstance(criterion.cls_loss, GradientBalancedLoss),
                 class_weights=criterion.cls_loss.class_weights is not None,
+                class_margins=isinstance(criterion.cls_loss, EffectiveClassMarginLoss),
+                adaptive_threshold=bool(sampling_free)
+                and sampling_free.score_thresh == "class_adaptive",
                 federated=kwargs.get("use_fed_loss"),
                 ohem=num_hard,
                 sampling_free=sampling_free is not None,
@@ -208,13 +211,23 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
             fg_deltas = deltas[index]
         else:
             fg_deltas = deltas.view(-1, self.num_classes, 4)[index, labels[index]]
+        wants_sizes = self.criterion.box_loss.needs_image_sizes
         return Positives(
             index=index,
             deltas=fg_deltas,
             priors=priors[index],
             boxes=boxes[index],
             transform=self.box2box_transform,
+            image_sizes=self._image_sizes(proposals)[index] if wants_sizes else None,
         )
+
+    @staticmethod
+    def _image_sizes(proposals: List[Instances]) -> torch.Tensor:
+        """(R, 2), height and width of each proposal's image."""
+        sizes = [size for p in proposals for size in [p.image_size] * len(p)]
+        sizes = torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2)
+        device = proposals[0].proposal_boxes.device if proposals else sizes.device
+        return sizes.to(device, non_blocking=True)
 
     def _columns(self, logits, labels) -> Tuple[torch.Tensor, torch.Tensor]:
         """Logits and labels for the class loss: all classes, or those of a federated loss."""
