@@ -58,11 +58,8 @@ __all__ = [
     "MatchabilityAwareLoss",
     "MPDIoULoss",
     "Normalizer",
-<<<<<<< HEAD
-    "OverlapLoss",
-=======
     "NWDLoss",
->>>>>>> 3e30178 (wip)
+    "OverlapLoss",
     "PositiveNormalizer",
     "Positives",
     "QualityFocalLoss",

@@ -408,8 +408,8 @@ class TestConfig:
         [
             (
                 "METHOD",
-                "gradnorm",
-                "METHOD is 'gradnorm'; it must be one of 'alwa'",
+                "pcgrad",
+                "METHOD is 'pcgrad'; it must be one of 'alwa'",
             ),
             ("SYNC", "sum", "SYNC is 'sum'; it must be one of 'mean' and 'none'"),
             ("VARIANT", 3, "VARIANT is 3; it must be one of 1 and 2"),
