@@ -116,7 +116,8 @@ class EMANormalizer(Normalizer):
         if self.wants_count():
             new = count.clamp(min=1) if torch.is_tensor(count) else max(count, 1)
             self.value.mul_(self.momentum).add_(new * (1 - self.momentum))
-        return self.value.to(like.dtype)
+        # A copy also in float64: a loss keeps it for its backward pass, and the value moves on.
+        return self.value.to(like.dtype, copy=True)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)

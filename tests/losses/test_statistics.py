@@ -10,7 +10,9 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from d2ext.losses import (
+    BCELoss,
     Criterion,
+    EMANormalizer,
     EQLv2Loss,
     EqualizedFocalLoss,
     EqualizedQualityFocalLoss,
@@ -110,6 +112,17 @@ def test_statistics_stay_wide_in_half_precision(make):
     before = {name: value.dtype for name, value in loss.named_buffers()}
     loss.half()
     assert {name: value.dtype for name, value in loss.named_buffers()} == before
+
+
+def test_a_divisor_stays_as_it_was_for_its_loss():
+    """In float64 too, where the value's type needs no conversion."""
+    normalizer = EMANormalizer(initial=4.0, momentum=0.5)
+    logits = torch.zeros(3, CLASSES, dtype=torch.float64, requires_grad=True)
+    labels = torch.arange(CLASSES)
+    losses = [BCELoss()(logits, labels, normalizer(count, logits)) for count in (2, 8)]
+    (grad,) = torch.autograd.grad(sum(losses), logits)
+    (unit,) = torch.autograd.grad(BCELoss()(logits, labels), logits)
+    torch.testing.assert_close(grad, unit * (1 / 3.0 + 1 / 5.5))
 
 
 def saturated(loss, passes=12):
