@@ -66,6 +66,7 @@ LIGHT = """
 import sys
 import d2ext
 assert not {"torch", "numpy", "yaml"} & set(sys.modules), "a light import"
+from d2ext.losses import EqualizedFocalLoss, HarmonicCoupling
 from d2ext.ops import boxes, dual_weighting, harmonic, loss_weights, sampling_free, sigmoid_losses
 print(d2ext.__version__)
 """

@@ -79,6 +79,7 @@ HELPERS = (
     "_environment",
     "_files",
     "_text",
+    "run_index",
     "safe_load",
 )
 #: What a porter to another framework takes: torch only. Triton is part of its CUDA builds.

@@ -10,11 +10,8 @@ from .common import (
     Done,
     add_output_argument,
     add_results_arguments,
-    annotation_source,
     default_output,
     new_parser,
-    read_results,
-    require_same_set,
     write_json,
 )
 
@@ -52,6 +49,7 @@ def add_analyze(commands: Any) -> None:
 def run_analyze(args: argparse.Namespace) -> Done:
     from ..analysis import results_report
     from ..analysis.score_pictures import draw_scores
+    from ..evaluation.sources import annotation_source, read_results, require_same_set
     from ..evaluation.thresholds import Thresholds
 
     output = default_output(args.output, "analyze", args.results)

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import logging
-import numbers
 import os
 import sys
 import warnings
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
 
 from .._arguments import add_import_argument, add_pickle_argument
-from .._files import RunError, reason_of, sentence_of
+from .._files import RunError, sentence_of
 from .._text import as_json
 
 __all__ = [
@@ -22,7 +21,6 @@ __all__ = [
     "add_model_arguments",
     "add_output_argument",
     "add_results_arguments",
-    "annotation_source",
     "default_output",
     "import_named",
     "load_config",
@@ -30,9 +28,7 @@ __all__ = [
     "new_parser",
     "progress",
     "quiet",
-    "read_results",
     "require_data",
-    "require_same_set",
     "write_json",
 ]
 
@@ -213,93 +209,6 @@ def require_data(names: Sequence[str]) -> None:
         require_dataset(*names)
     except (KeyError, FileNotFoundError) as error:
         raise RunError(sentence_of(error)) from error
-
-
-def annotation_source(name: str) -> Dict[str, Any]:
-    """A data set in COCO's form, by its JSON file or by the name of a registered one.
-
-    Raises:
-        RunError: if there are no annotations, or entries that lack what every one has.
-    """
-    if not os.path.isfile(name):
-        from detectron2.data import DatasetCatalog, MetadataCatalog
-
-        from ..evaluation.results import coco_form
-
-        try:
-            require_data([name])
-        except RunError as error:
-            raise RunError(f"'{name}' is no file. {error}") from error
-        metadata = MetadataCatalog.get(name)
-        if "json_file" not in metadata.as_dict():
-            return coco_form(DatasetCatalog.get(name), list(metadata.get("thing_classes", ())))
-        if not os.path.isfile(metadata.json_file):
-            DatasetCatalog.get(name)  # the built-in sets are drawn when they are read
-        name = metadata.json_file
-    from ..data.checks.json_file import check_json, read_json
-    from ..data.checks.kinds import settle
-
-    data = read_json(name)
-    # Whoever counts needs the fields of COCO's form alone, which LVIS' files have, too.
-    found = check_json(data, name, "coco", loading=False).problems
-    settle([p for p in found if p.kind in ("broken entry", "malformed box")], name)
-    if "annotations" not in data:
-        raise RunError(f"{name} has no 'annotations', as COCO's test sets; give a file with them.")
-    return data
-
-
-def read_results(path: str) -> List[Dict[str, Any]]:
-    """Detections in COCO's results format: a list of dictionaries, one a detection.
-
-    Raises:
-        RunError: if the file holds anything else.
-    """
-    from ..data.checks.json_file import read_json
-
-    wanted = "give what an evaluation writes, such as coco_instances_results.json"
-    try:
-        results = read_json(path)
-    except OSError as error:
-        raise RunError(f"{path} cannot be read ({reason_of(error)}); {wanted}.") from error
-    if not isinstance(results, list):
-        raise RunError(
-            f"{path} holds no list of detections; {wanted} (d2ext predict numbers its images in "
-            "its own way, so that its file fits no data set)."
-        )
-    for index, item in enumerate(results):
-        if not _is_detection(item):
-            raise RunError(
-                f"{path}: entry {index} of the list has no usable image_id, category_id, bbox "
-                f"(four numbers) and score; {wanted}."
-            )
-    return results
-
-
-def require_same_set(
-    results: List[Dict[str, Any]], data: Dict[str, Any], results_name: str, data_name: str
-) -> None:
-    """Refuse detections that were made for another data set.
-
-    Raises:
-        RunError: if one is of an image or of a class that the data set has not
-    """
-    from ..evaluation.results import strangers
-
-    for what, key in zip(("image", "category"), strangers(results, data)):
-        if key is not None:
-            raise RunError(
-                f"{results_name} has detections of the {what} {key!r}, which {data_name} has not; "
-                "give the data set that they were made for."
-            )
-
-
-def _is_detection(item: Any) -> bool:
-    if not isinstance(item, dict) or not isinstance(item.get("image_id"), (int, str)):
-        return False
-    box = item.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not isinstance(item.get("category_id"), int):
-        return False
-    return all(isinstance(value, numbers.Real) for value in (*box, item.get("score")))
 
 
 def write_json(path: Path, values: Any) -> Path:

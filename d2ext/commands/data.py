@@ -12,7 +12,6 @@ from .common import (
     Done,
     add_dataset_argument,
     add_output_argument,
-    annotation_source,
     default_output,
     new_group,
     new_parser,
@@ -229,6 +228,7 @@ def _problems(dataset: str, image_root: Optional[str]) -> Any:
 
 def run_stats(args: argparse.Namespace) -> Done:
     from ..analysis.data_stats import data_stats, draw_stats
+    from ..evaluation.sources import annotation_source
 
     output = default_output(args.output, "data_stats", args.dataset)
     data: Dict[str, Any] = annotation_source(args.dataset)

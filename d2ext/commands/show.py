@@ -13,15 +13,12 @@ from .common import (
     add_config_arguments,
     add_output_argument,
     add_results_arguments,
-    annotation_source,
     default_output,
     load_config,
     new_group,
     new_parser,
     quiet,
-    read_results,
     require_data,
-    require_same_set,
     write_json,
 )
 
@@ -194,6 +191,7 @@ def _moved(
 def run_predict(args: argparse.Namespace) -> Done:
     from ..analysis.prediction_sheet import draw_sheet
     from ..evaluation.results import judge
+    from ..evaluation.sources import annotation_source, read_results, require_same_set
 
     output = default_output(args.output, "show_predict", args.results)
     results = read_results(args.results)

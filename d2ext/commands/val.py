@@ -13,10 +13,8 @@ from ..run_index import note_in_run
 from .common import (
     Done,
     add_output_argument,
-    annotation_source,
     new_parser,
     quiet,
-    read_results,
     require_data,
     write_json,
 )
@@ -191,6 +189,7 @@ def _draw(output: Path, name: str, weights: Path) -> List[Path]:
     """The analysis of the detections; the files that it wrote."""
     from ..analysis import results_report
     from ..analysis.score_pictures import draw_scores
+    from ..evaluation.sources import annotation_source, read_results
     from ..evaluation.thresholds import Thresholds
 
     found = sorted((output / "inference").rglob("coco_instances_results.json"))

@@ -18,6 +18,7 @@ from d2ext.evaluation.ground_truth import GroundTruth
 from d2ext.evaluation.matching import Verdict, match
 from d2ext.evaluation.predictions import Predictions
 from d2ext.evaluation.results import detections_of_predictions, truth_of
+from d2ext.evaluation.sources import annotation_source
 from d2ext.run_index import read_index
 
 __all__ = ["AnnotatedSet", "Evaluation", "annotated_set", "find_evaluations"]
@@ -84,8 +85,6 @@ def annotated_set(
             if source is not None:
                 data = read_json(str(source))
             else:
-                from d2ext.commands.common import annotation_source
-
                 data = annotation_source(name)
             known[key] = AnnotatedSet(name, data, truth_of(data), Path(), guess_form(data))
         root = Path(str(about.get("image_root") or "."))

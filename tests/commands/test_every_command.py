@@ -23,7 +23,7 @@ def commands(parser, words=()):
 
 
 ALL = dict(commands(build_parser()))
-PAGES = ("commands", "install", "predict_export")
+PAGES = ("commands", "install", "predict_export", "migrating")
 
 
 @pytest.mark.parametrize("words", ALL, ids=" ".join)
@@ -46,18 +46,22 @@ def test_all_are_there():
         ("zoo",), ("doctor",), ("show", "assign"), ("show", "predict"), ("analyze",), ("report",),
         ("lr-find",), ("data", "shapes"), ("data", "voc2coco"), ("data", "check"),
         ("data", "stats"), ("data", "import"), ("data", "split"), ("train",), ("predict",),
-        ("export",), ("val",),
+        ("export",), ("val",), ("convert",),
     }  # fmt: skip
 
 
 def test_zoo_shows_the_authors_figures_of_the_docs(capsys):
     for name, value in AUTHORS_AP.items():
         folder, _, file = name.partition("/")
-        docs = {"DualWeighting": "dual_weighting", "EqualizedFocalLoss": "equalized_focal_loss"}
+        docs = {"DualWeighting": "dual_weighting", "EqualizedFocalLoss": "equalized_focal_loss",
+                "YOLOX": "yolox"}  # fmt: skip
         text = (ROOT / "docs" / f"{docs[folder]}.md").read_text()
-        text = text.partition("\n## Results\n")[2]
-        backbone = "R101" if "R_101" in file else "R50"
-        start = f"| `{file}` " if folder == "DualWeighting" else f"| improved baseline {backbone} "
+        text = text.partition("\n## Results\n")[2] or text
+        start = {
+            "DualWeighting": f"| `{file}` ",
+            "EqualizedFocalLoss": f"| improved baseline {'R101' if 'R_101' in file else 'R50'} ",
+            "YOLOX": f"| {'S' if '_s_' in file else 'M'} | {'EQFL' if 'eqfl' in file else 'EFL'} ",
+        }[folder]
         (row,) = [line for line in text.splitlines() if line.startswith(start)]
         assert f"| {value} |" in row
     assert call("zoo", "DualWeighting/*") == 0
