@@ -2,10 +2,12 @@
 
 import logging
 import os
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple
 
 from torch import nn
 
+from d2ext.data.checks import BadDataError
+from d2ext.engine.class_checks import num_classes_of
 from d2ext.modeling.backbones.pretrained import is_weights_name, starting_weights
 
 from .annotation_check import (
@@ -65,15 +67,6 @@ class Finding(NamedTuple):
         return f"{self.level.upper():<8}{self.topic:<9}{self.what}{rest}"
 
 
-def num_classes_of(model: nn.Module) -> Optional[int]:
-    """The number of classes a detector predicts, if it says so."""
-    for part in (model, getattr(model, "roi_heads", None)):
-        count = getattr(part, "num_classes", None)
-        if isinstance(count, int):
-            return count
-    return None
-
-
 def check_classes(model: nn.Module, names: List[str], key: str = "NUM_CLASSES") -> List[Finding]:
     """Compare the model's number of classes with the metadata of the data sets.
 
@@ -82,14 +75,14 @@ def check_classes(model: nn.Module, names: List[str], key: str = "NUM_CLASSES") 
         names: registered data sets.
         key: the config key that sets the number, for the advice.
     """
-    from detectron2.data import MetadataCatalog
+    from d2ext.data.class_names import classes_of, require_same_classes
 
     count = num_classes_of(model)
     if count is None:
         return [Finding("ok", "classes", "The model does not say how many classes it has.")]
     found = []
     for name in names:
-        classes = MetadataCatalog.get(name).get("thing_classes")
+        classes = classes_of(name)
         if classes is None:
             found.append(
                 Finding("warning", "classes", f"'{name}' names no classes.",
@@ -100,12 +93,20 @@ def check_classes(model: nn.Module, names: List[str], key: str = "NUM_CLASSES") 
             why = (
                 "Labels beyond the model's last class count as background or end the training."
                 if count < len(classes)
-                else "A detection of a class without a name breaks evaluation and pictures."
+                else "The outputs of the others learn nothing but to be silent."
             )
             what = f"The model has {count} classes and '{name}' has {len(classes)}."
-            found.append(Finding("error", "classes", what, why, f"Set {key} to {len(classes)}."))
+            level = "error" if count < len(classes) else "warning"
+            found.append(Finding(level, "classes", what, why, f"Set {key} to {len(classes)}."))
         else:
             found.append(Finding("ok", "classes", f"{count} in the model and in '{name}'."))
+    for name in names[1:]:
+        try:
+            require_same_classes(
+                f"'{names[0]}'", classes_of(names[0]), f"'{name}'", classes_of(name)
+            )
+        except BadDataError as error:
+            found.append(Finding("error", "classes", str(error)))
     return found
 
 

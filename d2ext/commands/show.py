@@ -81,18 +81,31 @@ def _add_predict(kinds: Any) -> None:
     parser.set_defaults(func=run_predict)
 
 
-def load_model(cfg: Any, weights: str = "", allow_pickle: bool = False) -> Any:
-    """The model of a config in evaluation mode, with the weights given or those of the config."""
+def load_model(
+    cfg: Any, weights: str = "", allow_pickle: bool = False, *, whole: bool = False
+) -> Any:
+    """The model of a config in evaluation mode, with the weights given or those of the config.
+
+    Args:
+        cfg: the config.
+        weights: a checkpoint; "": MODEL.WEIGHTS.
+        allow_pickle: read one that is a pickle.
+        whole: refuse weights that fill a part of the model only.
+    """
     from detectron2.modeling import build_model
 
     from ..engine import Checkpointer
+    from ..engine.class_checks import check_trained
 
     path = weights or cfg.MODEL.WEIGHTS
     if path and "://" not in path and not os.path.isfile(path):
         raise RunError(f"The weights {path} do not exist; correct --weights or MODEL.WEIGHTS.")
     try:
         model = build_model(cfg)
-        Checkpointer(model, allow_pickle=allow_pickle).load(path)
+        checkpointer = Checkpointer(model, allow_pickle=allow_pickle)
+        checkpointer.load(path)
+        if whole:
+            check_trained(model, path, checkpointer.last_incompatible)
     # What a model refuses its config with, and the checkpointer a file.
     except (OSError, ValueError) as error:
         raise RunError(str(error)) from error

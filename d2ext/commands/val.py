@@ -47,6 +47,8 @@ def add_val(commands: Any) -> None:
 
 def run_val(args: argparse.Namespace) -> Done:
     from ..engine import Trainer, choose_device
+    from ..engine.class_checks import check_checkpoint_classes
+    from ..engine.description import read_description
     from .show import load_model
 
     with quiet():
@@ -57,8 +59,9 @@ def run_val(args: argparse.Namespace) -> Done:
         output = args.output or Path(os.path.dirname(args.weights)) / "val" / name
         output.mkdir(parents=True, exist_ok=True)
         cfg.DATASETS.TEST, cfg.OUTPUT_DIR = (name,), str(output)
-        model = load_model(cfg, args.weights, args.allow_pickle)
-        _check_classes(args.weights, name)
+        model = load_model(cfg, args.weights, args.allow_pickle, whole=True)
+        known = read_description(args.weights).get("class_names")
+        check_checkpoint_classes(args.weights, known, [name])
         timed = _Timed(model)
         results = Trainer.test(cfg, model)
         figures = {**_flat(results), **timed.figures(), **_cost(cfg, model, name)}
@@ -105,24 +108,6 @@ def _data(args: argparse.Namespace, cfg: Any) -> str:
     if split not in data.names:
         raise RunError(f"{path} has no split '{split}'; its splits are {', '.join(data.names)}.")
     return data.names[split]
-
-
-def _check_classes(weights: str, name: str) -> None:
-    """Refuse a data set whose labels mean something else than the checkpoint's."""
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    from ..engine.description import read_description
-
-    known = read_description(weights).get("class_names")
-    if not MetadataCatalog.get(name).get("thing_classes"):
-        DatasetCatalog.get(name)  # some name their classes when they are loaded
-    names = MetadataCatalog.get(name).get("thing_classes")
-    if known and names and list(known) != list(names):
-        raise RunError(
-            f"{weights} was trained on the classes {', '.join(known[:5])} ... ({len(known)}) and "
-            f"'{name}' has {', '.join(names[:5])} ... ({len(names)}); evaluate on data with the "
-            "same list of classes, in its order."
-        )
 
 
 class _Timed:

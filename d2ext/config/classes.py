@@ -2,7 +2,16 @@
 
 from typing import Any, Dict, List, Sequence
 
-__all__ = ["class_count_keys", "set_class_count"]
+__all__ = ["DENSE_SECTIONS", "class_count_key", "class_count_keys", "set_class_count"]
+
+#: The section of MODEL that each dense detector reads.
+DENSE_SECTIONS = {
+    "RetinaNet": "RETINANET",
+    "ExtRetinaNet": "RETINANET",
+    "ExtFCOS": "FCOS",
+    "ATSS": "ATSS",
+    "DualWeightingFCOS": "DW",
+}
 
 # A segmentation head counts classes of pixels, which have nothing to do with those of objects.
 _OTHERS = ("SEM_SEG_HEAD",)
@@ -19,6 +28,17 @@ def class_count_keys(cfg: Any) -> Dict[str, int]:
         for name, node in cfg.MODEL.items()
         if name not in _OTHERS and hasattr(node, "keys") and "NUM_CLASSES" in node
     }
+
+
+def class_count_key(cfg: Any) -> str:
+    """The key that sets the number of classes of the detector that the config has, or "".
+
+    A detector of somebody's own is known if its section has its name (``MODEL.YOLOX`` of YOLOX).
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    own = {"GeneralizedRCNN": "ROI_HEADS", **DENSE_SECTIONS}.get(name, str(name).upper())
+    key = f"MODEL.{own}.NUM_CLASSES"
+    return key if key in class_count_keys(cfg) else ""
 
 
 def set_class_count(cfg: Any, count: int, given: Sequence[str] = ()) -> None:

@@ -244,10 +244,10 @@ def _fitted_value(value: Any, old: Any, key: str, cfg: _YacsCfgNode) -> Any:
 def _allowed(key: str, old: Any) -> str:
     if isinstance(old, _YacsCfgNode):
         return "a section of keys"
+    from .upstream import type_rule
     from .validate import rule_of
 
-    rule = rule_of(key)
-    return f"of the type {type(old).__name__}" if rule is None else rule.words()
+    return (rule_of(key) or type_rule(old)).words()
 
 
 def _unknown_keys(cfg: _YacsCfgNode, other: _YacsCfgNode, prefix: str = "") -> List[str]:

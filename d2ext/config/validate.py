@@ -1,13 +1,14 @@
 """Refuse a config with impossible values before anything is built from it."""
 
+from functools import cache
 from typing import Any, Dict, Iterator, List, Tuple
 
 from yacs.config import CfgNode as _YacsCfgNode
 
 from .keys import all_relations, all_sections
 from .rules import Relation, Rule, shown
-from .upstream_relations import RELATIONS as UPSTREAM_RELATIONS
-from .upstream_rules import SECTIONS, Section
+from .upstream import RELATIONS as UPSTREAM_RELATIONS
+from .upstream import SECTIONS, Section, type_rule
 
 __all__ = ["OWN_RULES", "rule_of", "validate", "violations"]
 
@@ -43,6 +44,14 @@ def violations(cfg: Any, *sections: str, skip: Tuple[str, ...] = ()) -> List[str
     for key, rule in _rules(cfg, sections):
         if key not in skip:
             found += _single(cfg, key, rule)
+    found += [
+        _sentence(key, value, rule.words())
+        for key, value in _leaves(cfg)
+        if _concerns(key, sections)
+        and key not in skip
+        and (rule := _upstream_types().get(key)) is not None
+        and not rule.accepts(value)
+    ]
     found = list(dict.fromkeys(found))
     named = [sentence.split(" ", 1)[0] for sentence in found]
     found += [
@@ -69,6 +78,15 @@ def rule_of(key: str) -> Any:
             if name in rules:
                 return rules[name]
     return None
+
+
+@cache
+def _upstream_types() -> Dict[str, Rule]:
+    """What the keys of Detectron2's that have no rule of their own may be, by their defaults."""
+    from detectron2.config import get_cfg
+
+    leaves = _leaves(get_cfg())
+    return {key: type_rule(value) for key, value in leaves if rule_of(key) is None}
 
 
 def _rules(cfg: Any, sections: Tuple[str, ...]) -> Iterator[Tuple[str, Rule]]:

@@ -9,7 +9,6 @@ from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
     DatasetMapper,
-    MetadataCatalog,
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
@@ -22,13 +21,15 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
 from d2ext.config import validate
-from d2ext.config.rules import shown
+from d2ext.config.classes import class_count_key, class_count_keys
 from d2ext.data import FastMapper, require_dataset, why_not_fast
-from d2ext.data.checks import BadDataError, check_sample, checked_datasets
+from d2ext.data.checks import check_sample, checked_datasets
+from d2ext.data.class_names import classes_of, require_same_classes
 from d2ext.data.fast_mapper import read_image
 from d2ext.data.image_cache import ImageCache
 from d2ext.data.proposals import add_proposals
 
+from .class_checks import check_labels
 from .data_loader import NamedErrors, ResumableLoader
 from .random_state import sample_seed
 
@@ -170,16 +171,10 @@ def load_dicts(
 
 def _require_same_classes(names: Sequence[str]) -> None:
     """Refuse data sets in which a label means different things, as Detectron2 does in one call."""
-    found = [(name, MetadataCatalog.get(name).get("thing_classes")) for name in names]
-    known = [(name, list(classes)) for name, classes in found if classes]
+    known = [(name, classes) for name in names if (classes := classes_of(name))]
     for name, classes in known[1:]:
         first, expected = known[0]
-        if classes != expected:
-            raise BadDataError(
-                f"The data sets '{first}' and '{name}' have different classes ({shown(expected)} "
-                f"and {shown(classes)}), so their labels would be mixed; give both the same list "
-                "of classes, or use one of them."
-            )
+        require_same_classes(f"'{first}'", expected, f"'{name}'", classes)
 
 
 class _IndexStream:
@@ -219,7 +214,10 @@ def _load_dataset_dicts(cfg: CfgNode) -> Tuple[List[Dict], List[int]]:
         bad_annotations=cfg.DATALOADER.BAD_ANNOTATIONS,
         masks=cfg.MODEL.MASK_ON,
     )
-    return [item for part in parts for item in part], [len(part) for part in parts]
+    dicts = [item for part in parts for item in part]
+    key = class_count_key(cfg)
+    check_labels(dicts, class_count_keys(cfg).get(key), key)
+    return dicts, [len(part) for part in parts]
 
 
 def _repeat_factors(cfg: CfgNode, dicts: List[Dict], sizes: List[int]) -> Optional[torch.Tensor]:

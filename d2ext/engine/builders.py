@@ -8,7 +8,9 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from d2ext.config import validate
+from d2ext.config.classes import class_count_key
 
+from .class_checks import check_classes
 from .data_loader import check_batch_size
 from .nonfinite import NonFiniteGuard
 from .precision import GlobalNormClipper, Precision
@@ -63,6 +65,8 @@ def arguments_from_config(cfg: CfgNode, trainer: Any) -> Dict[str, Any]:
     check_batch_size(data_loader, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE)
     cfg = resolve_schedule(cfg, getattr(data_loader, "epoch_size", 0.0))
     model = trainer.build_model(cfg)
+    key = class_count_key(cfg) or "the model's number of classes"
+    check_classes(model, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, key)
     optimizer = trainer.build_optimizer(cfg, model)
     return {
         "model": model,

@@ -26,6 +26,7 @@ from d2ext.ops.loss_weights import AdaptiveLossWeight
 from . import hooks
 from .builders import run_arguments
 from .checkpoint import Checkpointer
+from .class_checks import check_classes
 from .evaluation import with_average
 from .hooks.class_balance import find_balanced_losses
 from .lazy_data import build_loader, build_train_loader, dataset_names, validation_batches
@@ -78,7 +79,8 @@ def train_lazy(args: argparse.Namespace) -> Optional[int]:
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_only:
         checkpointer = Checkpointer(model, cfg.train.output_dir, allow_pickle=args.allow_pickle)
-        load_weights(checkpointer, cfg.train.init_checkpoint, args.resume)
+        names = dataset_names(cfg, "test")
+        load_weights(checkpointer, cfg.train.init_checkpoint, args.resume, names)
         _evaluate(cfg, model)
         return 0
     trainer = build_lazy_trainer(cfg, model)
@@ -94,6 +96,8 @@ def train_lazy(args: argparse.Namespace) -> Optional[int]:
 def build_lazy_trainer(cfg: Any, model: torch.nn.Module) -> Trainer:
     """The trainer of a LazyConfig, with its hooks, for a model that is on its device."""
     train, settings = cfg.train, lazy_settings(cfg.train)
+    names = [dataset_names(cfg, key) for key in ("train", "test")]
+    check_classes(model, *names, key="model.num_classes")
     set_log_period(model, settings.ENGINE.LOG_PERIOD)
     cfg.optimizer.params.model = model
     trainer = Trainer(

@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> Optional[int]:
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, allow_pickle=args.allow_pickle)
-        load_weights(checkpointer, cfg.MODEL.WEIGHTS, args.resume)
+        load_weights(checkpointer, cfg.MODEL.WEIGHTS, args.resume, cfg.DATASETS.TEST)
         results = Trainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             results = {**results, **Trainer.test_with_TTA(cfg, model)}

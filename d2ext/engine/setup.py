@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -20,6 +20,7 @@ from d2ext._files import writing
 from d2ext.model_zoo import config_files
 
 from .checkpoint import Checkpointer
+from .class_checks import check_checkpoint_classes, check_trained
 from .output_lock import keep_until_the_end, lock_output_folder
 from .random_state import set_deterministic
 
@@ -66,16 +67,31 @@ def fast_dev_run_folder(folder: str) -> str:
     return os.path.join(folder, "fast_dev_run") if comm.all_gather(is_used)[0] else folder
 
 
-def load_weights(checkpointer: Checkpointer, weights: str, resume: bool) -> None:
+def load_weights(
+    checkpointer: Checkpointer, weights: str, resume: bool, names: Sequence[str] = ()
+) -> None:
     """Load what is to be evaluated: the last checkpoint in the folder, as a training would resume
-    from, or else ``weights``."""
+    from, or else ``weights``.
+
+    Args:
+        checkpointer: of the model.
+        weights: a file.
+        resume: whether to look for a checkpoint.
+        names: the data sets, whose classes must be the checkpoint's.
+
+    Raises:
+        ValueError: there are no weights, or not for all of the model
+    """
     path = checkpointer.get_checkpoint_file() if resume else ""
+    if not (path or weights):
+        check_trained(checkpointer.model, "", None)
     if resume and not path:
         logger.warning(
-            f"No checkpoint to evaluate in '{checkpointer.save_dir}'; evaluating "
-            f"{weights or 'a model without trained weights'}."
+            f"No checkpoint to evaluate in '{checkpointer.save_dir}'; evaluating {weights}."
         )
-    checkpointer.load(path or weights, checkpointables=[])
+    extra = checkpointer.load(path or weights, checkpointables=[])
+    check_trained(checkpointer.model, path or weights, checkpointer.last_incompatible)
+    check_checkpoint_classes(path or weights, extra.get("class_names"), names)
 
 
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:

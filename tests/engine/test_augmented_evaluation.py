@@ -52,6 +52,9 @@ def test_eval_only_does_it_as_well(cfg, tmp_path, capsys):
     """EXPECTED_RESULTS knows its figures; they are missing otherwise, which ends the run with 1."""
     torch.manual_seed(0)
     (tmp_path / "config.yaml").write_text(cfg.dump())
+    weights = str(tmp_path / "weights.pth")
+    torch.save({"model": Trainer.build_model(cfg).state_dict()}, weights)
     words = ["--config-file", str(tmp_path / "config.yaml"), "--eval-only"]
+    words += ["MODEL.WEIGHTS", weights]
     assert main(argument_parser().parse_args([*words, "OUTPUT_DIR", str(tmp_path)])) == 0
     assert "bbox_TTA" in capsys.readouterr().out
