@@ -230,6 +230,12 @@ RULES: Tuple[Rule, ...] = (
         "the RPN's loss does not know the images' sizes",
         "{key} cannot be '{name}' because {reason}; choose giou or smooth_l1.",
     ),
+    Rule(
+        ("logit norm", "no plain softmax"),
+        "it standardises the logits of a softmax",
+        "MODEL.ROI_BOX_HEAD.LOGIT_NORM standardises the logits of a softmax; set CLS_LOSS to "
+        "softmax, or LOGIT_NORM.ENABLED to False.",
+    ),
     # Couplings.
     Rule(
         ("harmonic", "correlation"),
@@ -327,6 +333,7 @@ CHOICES: Tuple[Choice, ...] = (
     Choice("MODEL.CLASS_WEIGHTS.VALUES", ("dense", "roi")),
     Choice("MODEL.CLASS_WEIGHTS.POWER", ("dense", "roi")),
     Choice("MODEL.CORRELATION.ENABLED", ("dense", "roi")),
+    Choice("MODEL.ROI_BOX_HEAD.LOGIT_NORM.ENABLED", ("roi",)),
 )
 
 #: Sections with ENABLED, and ON_DENSE, ON_RPN and ON_ROI.
@@ -416,6 +423,11 @@ PARTS: Dict[str, Part] = {
     "varifocal": _cls("varifocal", rivals="Harmonic"),
     "MAL": _cls("mal", rivals="Harmonic"),
     "ECM": Part((*_cls("ecm").facts, "class margins"), _cls("ecm").words, rivals="EFL"),
+    "LogN": Part(
+        ("logit norm",),
+        {"roi": ("MODEL.ROI_BOX_HEAD.LOGIT_NORM.ENABLED", "True")},
+        rivals="EFL",
+    ),
     "MPDIoU": _box("mpdiou", "overlap", rivals="HIoU loss"),
     "Inner-IoU": _box("inner_iou", "overlap", rivals="HIoU loss"),
     "Wise-IoU": _box("wiou", "overlap", rivals="HIoU loss"),

@@ -1,9 +1,17 @@
 """Keys of later ideas for the slots that the papers' methods stand in: docs/rivals.md."""
 
 from .keys import Key, Section
-from .rules import BOOLEAN, COUNT, NAME, integer, number, one_of
+from .rules import BOOLEAN, COUNT, NAME, Relation, integer, number, one_of
 
-__all__ = ["SECTIONS"]
+__all__ = ["RELATIONS", "SECTIONS"]
+
+RELATIONS = [
+    Relation(
+        ("MODEL.ROI_BOX_HEAD.LOGIT_NORM.ENABLED", "ENGINE.EMA.ENABLED"),
+        "not both may be True: the statistics are those of the last weights, not of their average",
+        lambda cfg: not (cfg.MODEL.ROI_BOX_HEAD.LOGIT_NORM.ENABLED and cfg.ENGINE.EMA.ENABLED),
+    ),
+]
 
 SECTIONS = [
     # Assigners that see predictions: MODEL.DENSE.ASSIGNER.
@@ -83,6 +91,13 @@ SECTIONS = [
         Key("MU", 0.02, number(above=0), "where the loss turns from quadratic to linear"),
         Key("BINS", 10, COUNT, "regions of the gradient's size"),
         Key("MOMENTUM", 0.0, number(0, below=1), "how much of the old counts stays; 0: none"),
+    ),
+    # LogN: after the last step the trainer collects the statistics of the logits.
+    Section(
+        "MODEL.ROI_BOX_HEAD.LOGIT_NORM",
+        Key("ENABLED", False, BOOLEAN, "normalise the logits of a softmax at inference",
+            argument=""),
+        Key("NUM_IMAGES", 5000, COUNT, "training images to collect them from", argument=""),
     ),
     Section(
         "MODEL.CORRELATION",

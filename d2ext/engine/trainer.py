@@ -429,6 +429,7 @@ class Trainer(TrainerBase):
             ],
             class_balance=hooks.build_class_balance(cfg, model),
             precise_bn=self._build_precise_bn(),
+            collect_logits=hooks.build_collect_logits(cfg, model, self.build_train_loader),
             validation_batches=ValidationBatches(cfg),
             evaluate=self.evaluate if evaluates else None,
             evaluate_augmented=self._evaluate_with_TTA if evaluates and augments else None,

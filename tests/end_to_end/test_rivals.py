@@ -15,6 +15,7 @@ from d2ext.engine import Trainer
 from d2ext.engine.hooks import build_loss_weights
 from d2ext.losses import CorrelationCoupling, Criterion, EffectiveClassMarginLoss
 from d2ext.modeling.assigners import PredictionAssigner
+from d2ext.modeling.roi_heads.logit_norm import LogitNorm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -66,6 +67,8 @@ def in_use(rival, model, hook):
         return isinstance(model.assigner, PredictionAssigner)
     if rival == "correlation":
         return any(isinstance(c.coupling, CorrelationCoupling) for c in parts)
+    if rival == "LogN":
+        return any(isinstance(m, LogitNorm) for m in model.modules())
     if kind in ("famo", "gradnorm"):
         return type(next(iter(hook.groups.values()))).__name__.lower() == f"{kind}weight"
     from d2ext.modeling.losses import BOX_LOSS_REGISTRY, CLS_LOSS_REGISTRY

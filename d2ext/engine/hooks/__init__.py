@@ -6,6 +6,7 @@ from .class_weights import ClassWeights, count_class_weights
 from .default import build_ema, default_hooks
 from .ema import ModelEMA
 from .evaluate import BestCheckpointer, EarlyStopping, Evaluate
+from .logit_norm import CollectLogits, build_collect_logits
 from .loss_weights import LossWeights, build_loss_weights
 from .measure_prior import MeasurePrior, build_measure_prior
 from .save import PeriodicCheckpointer, PeriodicWriter, PreciseBN
@@ -17,6 +18,7 @@ __all__ = [
     "BestCheckpointer",
     "ClassBalance",
     "ClassWeights",
+    "CollectLogits",
     "EarlyStopping",
     "Evaluate",
     "HookBase",
@@ -32,6 +34,7 @@ __all__ = [
     "count_class_weights",
     "build_ema",
     "build_loss_weights",
+    "build_collect_logits",
     "build_measure_prior",
     "build_registered_hooks",
     "default_hooks",

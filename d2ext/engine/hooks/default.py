@@ -37,6 +37,7 @@ def default_hooks(
     given: Iterable[Hook] = (),
     class_balance: Hook = None,
     precise_bn: Hook = None,
+    collect_logits: Hook = None,
     validation_batches: Optional[Callable[[], Iterable]] = None,
     evaluate: Optional[Callable[[], Dict[str, Any]]] = None,
     evaluate_augmented: Optional[Callable[[], Dict[str, Any]]] = None,
@@ -51,7 +52,7 @@ def default_hooks(
         measure_prior: measures the prior of training without sampling.
         scheduler: a learning-rate multiplier or scheduler; None: the trainer's.
         given: what weighs the losses, and the user's own.
-        class_balance, precise_bn: as named.
+        class_balance, precise_bn, collect_logits: as named.
         validation_batches: see :class:`ValidationLoss`; None: there is nothing to validate on.
         evaluate: returns figures; None: there is nothing to evaluate on.
         evaluate_augmented: the same with test-time augmentation, at the end of the run.
@@ -80,6 +81,7 @@ def default_hooks(
         *given,
         class_balance,
         precise_bn,
+        collect_logits,
         ema,
         *measured,
         PeriodicWriter(writers, engine.LOG_PERIOD),

@@ -150,7 +150,7 @@ class MeasurePrior(HookBase):
             logger.info(f"The prior is known from {self.cache.path}.")
             return known
         logger.info("Measuring the prior of foreground samples on the training data.")
-        with isolated_random_state(), contextlib.closing(_Closing(self.batches())) as batches:
+        with isolated_random_state(), contextlib.closing(Closing(self.batches())) as batches:
             measured = measure_priors(
                 self.model, batches, max_batches=self.max_batches, tolerance=self.tolerance
             )
@@ -189,7 +189,7 @@ def _given_prior(part: OptimalBias) -> float:
     return part.sampling_free.prior if part.sampling_free is not None else 0.0
 
 
-class _Closing:
+class Closing:
     """An iterator whose worker processes end when it is closed, not some time later."""
 
     def __init__(self, batches: Iterable):
@@ -284,6 +284,22 @@ def prior_fingerprint(cfg: CfgNode, epoch_size: float = 0.0) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def own_batches(
+    cfg: CfgNode, build_loader: Callable[[CfgNode], Iterable]
+) -> Callable[[], Iterable]:
+    """Makes training batches apart from the training loader's."""
+
+    def batches() -> Iterable:
+        own = cfg.clone()
+        own.defrost()
+        # A seed of its own also where the config has none: a random one would be drawn from the
+        # generators that training uses.
+        own.SEED = max(cfg.SEED, 0) + 1
+        return build_loader(own)
+
+    return batches
+
+
 def build_measure_prior(
     cfg: CfgNode,
     model: nn.Module,
@@ -309,14 +325,7 @@ def build_measure_prior(
     if not find_optimal_bias(model):
         return None
 
-    def batches() -> Iterable:
-        own = cfg.clone()
-        own.defrost()
-        # A seed of its own also where the config has none: a random one would be drawn from the
-        # generators that training uses.
-        own.SEED = max(cfg.SEED, 0) + 1
-        return build_loader(own)
-
+    batches = own_batches(cfg, build_loader)
     if cfg.ENGINE.FAST_DEV_RUN:
         return MeasurePrior(model, batches, max_batches=2, tolerance=node.PRIOR_TOLERANCE)
     path = node.PRIOR_FILE or os.path.join(cfg.OUTPUT_DIR, "prior.json")

@@ -18,10 +18,11 @@ from detectron2.structures import Instances
 from torch import nn
 
 from d2ext.combinations import check, present
-from d2ext.losses import EffectiveClassMarginLoss, GradientBalancedLoss
+from d2ext.losses import EffectiveClassMarginLoss, GradientBalancedLoss, SoftmaxLoss
 
 from ..losses import Criterion, Positives, build_criterion
 from ..sampling_free import SamplingFreeOptions, set_prior_bias, set_softmax_bias
+from .logit_norm import LogitNorm
 from .ohem import hard_proposals, loss_of_samples
 
 __all__ = ["ExtFastRCNNOutputLayers"]
@@ -44,6 +45,7 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
         bias_fg_ratio: float = 0.0,
         num_hard: int = 0,
         hard_nms_thresh: float = 0.7,
+        logit_norm: Optional[LogitNorm] = None,
         **kwargs,
     ):
         """
@@ -57,6 +59,7 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
                 its optimum; 0: leave it.
             num_hard: learn from that many proposals of each image, those of largest loss; 0: all.
             hard_nms_thresh: of those that overlap more, only the one of larger loss counts.
+            logit_norm: standardises the logits of a softmax at inference; None: nothing does.
             kwargs: arguments of Detectron2's ``FastRCNNOutputLayers``. Its box loss type is not
                 used: the criterion holds its own. ``use_sigmoid_ce`` follows the class loss.
         """
@@ -73,6 +76,8 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
                 federated=kwargs.get("use_fed_loss"),
                 ohem=num_hard,
                 sampling_free=sampling_free is not None,
+                logit_norm=logit_norm is not None,
+                no_plain_softmax=type(criterion.cls_loss) is not SoftmaxLoss,
             ),
         )
         super().__init__(input_shape, **{**kwargs, "use_sigmoid_ce": sigmoid})
@@ -80,6 +85,7 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.sampling_free = sampling_free
         self.num_hard = num_hard
         self.hard_nms_thresh = hard_nms_thresh
+        self.logit_norm = logit_norm
         self._init_bias(prior_prob, bias_fg_ratio)
 
     @classmethod
@@ -100,6 +106,8 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
             smooth_l1_beta=node.SMOOTH_L1_BETA,
         )
         args["prior_prob"] = node.PRIOR_PROB
+        if node.LOGIT_NORM.ENABLED:
+            args["logit_norm"] = LogitNorm(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         if cfg.MODEL.OHEM.ON_ROI:
             args["num_hard"] = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
             args["hard_nms_thresh"] = cfg.MODEL.OHEM.NMS_THRESH
@@ -145,6 +153,8 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
             ``loss_cls`` and ``loss_box_reg``.
         """
         logits, deltas = predictions
+        if self.logit_norm is not None:
+            self.logit_norm.collect(logits)
         labels = (
             cat([p.gt_classes for p in proposals], dim=0)
             if len(proposals)
@@ -190,6 +200,8 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
     ) -> Tuple[torch.Tensor, ...]:
         """Scores of the classes, and of the background as the last, for each image."""
         cls_loss = self.criterion.cls_loss
+        if self.logit_norm is not None:
+            predictions = self.logit_norm(predictions[0]), predictions[1]
         if not cls_loss.objectness:
             return super().predict_probs(predictions, proposals)
         logits, _ = predictions
