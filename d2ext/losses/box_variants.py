@@ -3,6 +3,8 @@
 Shapes: K positive samples. Each returns (K,) but GHM-R, which returns (K, 4).
 """
 
+from typing import Any, Dict
+
 import torch
 
 from d2ext.ops import box_variants as ops
@@ -10,6 +12,7 @@ from d2ext.ops.boxes import iou_loss
 from d2ext.ops.reduce import reduce_sum
 
 from .box_losses import BoxLoss, OverlapLoss
+from .counted import Counted
 from .positives import Positives
 
 __all__ = [
@@ -86,7 +89,7 @@ class InnerIoULoss(BoxLoss):
         return f"ratio={self.ratio}, base={self.base}"
 
 
-class WiseIoULoss(BoxLoss):
+class WiseIoULoss(Counted, BoxLoss):
     """Wise-IoU (Tong et al., 2023), versions 1 and 3.
 
     Version 3 keeps the running mean of ``1 - IoU`` over all ranks in the buffer ``mean``. It moves
@@ -100,6 +103,7 @@ class WiseIoULoss(BoxLoss):
     """
 
     overlap = True
+    mean: torch.Tensor
 
     def __init__(
         self, version: int = 3, alpha: float = 1.9, delta: float = 3.0, momentum: float = 1e-4
@@ -121,7 +125,7 @@ class WiseIoULoss(BoxLoss):
         boxes = positives.decoded, positives.boxes
         if self.version == 1:
             return ops.wise_iou_loss(*boxes)
-        if _learning(self):
+        if self.counts_now():
             self._move(*boxes)
         return ops.wise_iou_loss(*boxes, mean=self.mean, alpha=self.alpha, delta=self.delta)
 
@@ -137,7 +141,7 @@ class WiseIoULoss(BoxLoss):
         return f"version={self.version}, alpha={self.alpha}, delta={self.delta}"
 
 
-class GHMRLoss(BoxLoss):
+class GHMRLoss(Counted, BoxLoss):
     """GHM-R (Li et al., AAAI 2019): deltas with gradients of a common size weigh less.
 
     Counts are those of all ranks. Its sum over the numbers of the boxes is about 4 K whatever the
@@ -152,6 +156,8 @@ class GHMRLoss(BoxLoss):
         bins: regions of the gradient's size.
         momentum: how much of the old counts stays in each step; 0: none.
     """
+
+    count: torch.Tensor
 
     def __init__(self, mu: float = 0.02, bins: int = 10, momentum: float = 0.0):
         super().__init__()
@@ -168,33 +174,30 @@ class GHMRLoss(BoxLoss):
 
     def forward(self, positives: Positives) -> torch.Tensor:
         deltas, targets = positives.deltas, positives.target_deltas
-        options = {"mu": self.mu, "bins": self.bins}
-        weight = self._weight(ops.ghm_r_bins(deltas, targets, **options)[1])
+        options: Dict[str, Any] = {"mu": self.mu, "bins": self.bins}
+        now = ops.ghm_r_bins(deltas, targets, **options)[1]
+        if self.training and torch.is_grad_enabled():
+            # A validation pass reduces nothing: ranks may have unequal numbers of those.
+            now = reduce_sum(now)
+        weight = self._weight(now, repeats=self.is_repetition(), counts=self.counts_now())
         return ops.ghm_r_loss(deltas, targets, weight=weight, **options)
 
     @torch.no_grad()
-    def _weight(self, now: torch.Tensor) -> torch.Tensor:
+    def _weight(self, now: torch.Tensor, repeats: bool, counts: bool) -> torch.Tensor:
         """(bins,)"""
-        learning = _learning(self)
-        if learning:
-            now = reduce_sum(now)
         count = now
-        if self.momentum:
+        if self.momentum and repeats:
+            count = self.count  # it has moved already
+        elif self.momentum:
             moved = self.momentum * self.count + (1 - self.momentum) * now
             count = torch.where(now > 0, moved, self.count)
-            if learning:
+            if counts:
                 self.count.copy_(count)
         occupied = now > 0
         return torch.where(occupied, now.sum() / (count * occupied.sum()).clamp(min=1e-9), 0.0)
 
     def extra_repr(self) -> str:
         return f"mu={self.mu}, bins={self.bins}, momentum={self.momentum}"
-
-
-def _learning(loss: BoxLoss) -> bool:
-    """Whether this pass is to move statistics: no validation, no repetition by checkpointing."""
-    first = torch._C._current_graph_task_id() == -1
-    return loss.training and torch.is_grad_enabled() and first
 
 
 def _above_0(**values: float) -> None:

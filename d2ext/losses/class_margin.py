@@ -28,6 +28,8 @@ class EffectiveClassMarginLoss(ClsLoss):
 
     objectness = True
 
+    counts: torch.Tensor
+
     def __init__(
         self,
         num_classes: int,

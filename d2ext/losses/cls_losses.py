@@ -52,6 +52,7 @@ class ClsLoss(nn.Module):
     needs_quality = False
     objectness = False
     counts_first = False
+    class_weights: Optional[torch.Tensor]
 
     def __init__(self, *, class_weights: Optional[torch.Tensor] = None):
         super().__init__()
@@ -124,7 +125,8 @@ class ClsLoss(nn.Module):
 def class_scores(cls_loss: ClsLoss, logits: torch.Tensor) -> torch.Tensor:
     """(K, C) scores of the classes, without the background's."""
     if cls_loss.objectness:
-        return cls_loss.scores(logits)
+        scores: Any = cls_loss.scores  # which losses with an objectness define
+        return scores(logits)
     return logits.sigmoid() if cls_loss.sigmoid else logits.softmax(dim=1)[:, :-1]
 
 
@@ -192,8 +194,9 @@ class QualityFocalLoss(ClsLoss):
         self.gamma = gamma
 
     def forward(self, logits, labels, normalizer=1.0, quality=None):
-        factors = {"gamma": self.gamma, "class_weights": self.weights_of_classes}
-        return quality_focal_loss(logits, labels, quality, **factors) / normalizer
+        weights = self.weights_of_classes
+        total = quality_focal_loss(logits, labels, quality, gamma=self.gamma, class_weights=weights)
+        return total / normalizer
 
     def extra_repr(self) -> str:
         return f"gamma={self.gamma}"

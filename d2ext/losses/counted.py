@@ -1,14 +1,15 @@
-"""When a forward pass of a class loss counts towards its statistics."""
+"""When a forward pass of a loss counts towards its statistics."""
 
 import torch
+from torch import nn
 
 from .cls_losses import ClsLoss
 
-__all__ = ["CountedLoss"]
+__all__ = ["Counted", "CountedLoss"]
 
 
-class CountedLoss(ClsLoss):
-    """Base of class losses whose statistics, in buffers, move with every training step.
+class Counted(nn.Module):
+    """Base of losses whose statistics, in buffers, move with every training step.
 
     A forward pass counts if the module is in training mode and gradients are enabled. Evaluation
     and passes under ``no_grad`` leave no trace, and a forward pass that activation checkpointing
@@ -48,3 +49,7 @@ class CountedLoss(ClsLoss):
             if now.dtype in (torch.float16, torch.bfloat16):
                 setattr(self, name, before.to(now.device))
         return self
+
+
+class CountedLoss(Counted, ClsLoss):
+    """A class loss with such statistics."""

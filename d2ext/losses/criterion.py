@@ -98,11 +98,10 @@ class Criterion(nn.Module):
             quality = self._quality(labels, positives, target)
             # A class loss that keeps statistics moves them when it is called, and the coupling
             # must see what the class loss itself sees.
-            terms = None
-            if self.coupling is not None and not self.cls_loss.counts_first:
-                terms = self._couple(logits, labels, positives)
+            first = self.cls_loss.counts_first
+            terms = None if first else self._couple(logits, labels, positives)
             cls = self.cls_loss(logits, labels, cls_normalizer, quality)
-            if self.coupling is not None and self.cls_loss.counts_first:
+            if first:
                 terms = self._couple(logits, labels, positives)
             box = self.box_loss(positives) if terms is None else terms.box
             more: Dict[str, torch.Tensor] = {}
@@ -134,7 +133,9 @@ class Criterion(nn.Module):
         iou = positives.quality
         return iou.new_zeros(labels.shape).index_copy(0, positives.index, iou)
 
-    def _couple(self, logits, labels, positives) -> CoupledTerms:
+    def _couple(self, logits, labels, positives) -> Optional[CoupledTerms]:
+        if self.coupling is None:
+            return None
         rows, row_labels = logits[positives.index], labels[positives.index]
         box = self.box_loss(positives)
         box = box if box.dim() == 1 else box.sum(dim=1)

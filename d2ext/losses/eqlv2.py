@@ -52,8 +52,8 @@ class EQLv2Loss(GradientBalancedLoss):
         objectness: bool = False,
         **kwargs: Any,
     ):
-        ratios = {"initial_ratio": 100.0, "max_ratio": None}
-        super().__init__(num_classes, loss_weight=loss_weight, **ratios, **kwargs)
+        kwargs.update(loss_weight=loss_weight, initial_ratio=100.0, max_ratio=None)
+        super().__init__(num_classes, **kwargs)
         self.gamma = gamma
         self.mu = mu
         self.alpha = alpha

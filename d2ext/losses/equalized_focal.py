@@ -68,7 +68,7 @@ class EqualizedFocalLoss(GradientBalancedLoss):
         return (ratio >= 1) & (self.scale > 0)
 
     def compute(self, logits, labels, quality, ratio):
-        factors = {
+        factors: Dict[str, Any] = {
             "gamma_b": self.gamma_b,
             "scale": self.scale,
             "class_weights": self.weights_of_classes,

@@ -31,6 +31,9 @@ class GHMCLoss(CountedLoss):
     run as many training passes as the others, because each ends in one all-reduce of B numbers.
     """
 
+    count: torch.Tensor
+    _weight_read: torch.Tensor
+
     counts_first = True
     weighs_classes = True
 

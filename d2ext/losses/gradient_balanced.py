@@ -47,6 +47,12 @@ class GradientBalancedLoss(CountedLoss):
         kwargs: arguments of the base.
     """
 
+    pos_grad: torch.Tensor
+    neg_grad: torch.Tensor
+    pos_neg: torch.Tensor
+    _ratio_read: torch.Tensor
+    _num_skipped: torch.Tensor
+
     collects_normalized = True
     """Whether the statistics are of the loss after normalizer and ``loss_weight``."""
 

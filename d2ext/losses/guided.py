@@ -24,6 +24,9 @@ class GuidedScale(Recording, nn.Module):
     before scaling are kept in ``record``, under ``guided/<place>/``, while it is ``recording``.
     """
 
+    ratio: torch.Tensor
+    iters: torch.Tensor
+
     def __init__(
         self,
         *,

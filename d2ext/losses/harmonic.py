@@ -3,7 +3,7 @@
 Shapes: K positive samples, C classes.
 """
 
-from typing import Dict
+from typing import Any, Dict
 
 import torch
 from torch import nn
@@ -118,9 +118,9 @@ class HarmonicCoupling(Recording, nn.Module):
         ):
             if value not in _CHOICES[name]:
                 raise ValueError(f"{name} must be {' or '.join(_CHOICES[name])}, not '{value}'.")
-        for name, value in (("alpha_hiou", alpha_hiou), ("tc_weight", tc_weight)):
-            if value < 0:
-                raise ValueError(f"{name} must be 0 (off) or more, not {value}.")
+        for name, weight in (("alpha_hiou", alpha_hiou), ("tc_weight", tc_weight)):
+            if weight < 0:
+                raise ValueError(f"{name} must be 0 (off) or more, not {weight}.")
         if not 0 <= tc_margin < 1:
             raise ValueError(
                 f"tc_margin must be in [0, 1), not {tc_margin}: score and IoU never differ by more "
@@ -135,7 +135,7 @@ class HarmonicCoupling(Recording, nn.Module):
         self.gamma = gamma
         self.tc_weight = tc_weight
         self.tc_score = tc_score
-        self.tc_options = {
+        self.tc_options: Dict[str, Any] = {
             "margin": tc_margin,
             "mode": tc_margin_mode,
             "detach_entropy": tc_detach_entropy,

@@ -101,6 +101,8 @@ class EMANormalizer(Normalizer):
         momentum: weight of the old value.
     """
 
+    value: torch.Tensor
+
     def __init__(self, sync: bool = False, initial: float = 100.0, momentum: float = 0.9):
         super().__init__(sync)
         self.initial = initial

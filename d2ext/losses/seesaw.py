@@ -41,6 +41,8 @@ class SeesawLoss(CountedLoss):
         kwargs: arguments of :class:`ClsLoss`.
     """
 
+    num_seen: torch.Tensor
+
     sigmoid = False
     counts_first = True
     weighs_classes = True

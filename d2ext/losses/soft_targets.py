@@ -3,7 +3,7 @@
 Shapes: M samples, C classes.
 """
 
-from typing import Any
+from typing import Any, Dict
 
 from d2ext.ops.sigmoid_losses import (
     matchability_aware_loss,
@@ -38,7 +38,7 @@ class VarifocalLoss(ClsLoss):
     ):
         super().__init__(**kwargs)
         _check(alpha, gamma)
-        self.options = {
+        self.options: Dict[str, Any] = {
             "alpha": alpha,
             "gamma": gamma,
             "iou_weighted": iou_weighted,
@@ -71,7 +71,7 @@ class MatchabilityAwareLoss(ClsLoss):
     def __init__(self, gamma: float = 1.5, alpha: float = 1.0, **kwargs: Any):
         super().__init__(**kwargs)
         _check(alpha, gamma)
-        self.options = {"alpha": alpha, "gamma": gamma}
+        self.options: Dict[str, Any] = {"alpha": alpha, "gamma": gamma}
 
     def forward(self, logits, labels, normalizer=1.0, quality=None):
         options = {**self.options, "class_weights": self.weights_of_classes}

@@ -4,7 +4,7 @@ Shapes: M rows (proposals), C classes; logits have C + 1 columns, the background
 C + 1 binary problems. Labels are 0..C-1 classes, C background and -1 ignored.
 """
 
-from typing import Sequence, Tuple, Union
+from typing import Any, Dict, Sequence, Tuple, Union
 
 import torch
 
@@ -66,7 +66,7 @@ def effective_class_margin_loss(
             f"The class margins are for {len(margin) - 1} classes and a background, but the logits "
             f"have {logits.shape[1]} columns."
         )
-    to = {"device": logits.device, "dtype": compute_dtype(logits)}
+    to: Dict[str, Any] = {"device": logits.device, "dtype": compute_dtype(logits)}
     with torch.autocast(device_type=logits.device.type, enabled=False):
         margin, weight = margin.to(**to), weight.to(**to)
         shifted = 2 * full_precision(logits) - margin

@@ -43,7 +43,7 @@ class ObjectBlock(NamedTuple):
 
     boxes: torch.Tensor
     valid: torch.Tensor
-    index: torch.Tensor
+    index: torch.Tensor  # type: ignore[assignment]  # hides the method of tuples
     buffers: Tuple[torch.Tensor, ...]
 
 

@@ -277,7 +277,8 @@ def _power(x: torch.Tensor, exponent: float) -> torch.Tensor:
     """``x ** exponent``; whole exponents by products, which are many times faster on a CPU."""
     if not 1 <= exponent <= 8 or exponent != int(exponent):
         return x.pow(exponent)
-    result, exponent = None, int(exponent)
+    result: Any = None
+    exponent = int(exponent)
     while exponent:
         if exponent % 2:
             result = x if result is None else result * x

@@ -9,7 +9,7 @@ Shapes: N images, R priors, C classes, G objects of the whole batch, V columns (
 of an image), n images and K ranks of a block, S priors that an object may choose at most.
 """
 
-from typing import Callable, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 import torch
 
@@ -146,7 +146,7 @@ class Pairs(NamedTuple):
     point: torch.Tensor
     gt: torch.Tensor
     score: torch.Tensor
-    others: Optional[torch.Tensor]
+    others: Any  # a tensor wherever the measure reads it
     prior: torch.Tensor
     exists: torch.Tensor
 

@@ -270,7 +270,7 @@ def sigmoid_loss_per_row(
     if soft:
         _require_quality(quality)
     check_shapes(logits, labels, quality if soft else None)
-    if kind == "varifocal":
+    if kind == "varifocal" and quality is not None:
         labels = labels.masked_fill((labels >= 0) & (quality <= 0), logits.shape[1])
     with torch.autocast(device_type=logits.device.type, enabled=False):
         is_pos, ignored, column = split_labels(labels, logits.shape[1])
@@ -397,7 +397,7 @@ def _positives(logits, labels, target, weight, class_weights) -> torch.Tensor:
             for x in (own, target.detach(), weight.detach())
         )
         if class_weights is not None:
-            weight = weight * _weighted(class_weights, logits, 1.0)[0][column]
+            weight = weight * _checked_weights(class_weights, logits)[column]
         return F.binary_cross_entropy_with_logits(own, target, weight, reduction="sum")
 
 
@@ -416,13 +416,18 @@ def _weighted(
     """Factors of a loss times the weights of the classes."""
     if class_weights is None:
         return factors
+    weights = _checked_weights(class_weights, logits)
+    return tuple(factor * weights for factor in factors)
+
+
+def _checked_weights(class_weights: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """(C,) constants that fit the logits."""
     if class_weights.shape != logits.shape[1:]:
         raise ValueError(
             f"class_weights must hold one value a class, ({logits.shape[-1]},), "
             f"not {tuple(class_weights.shape)}."
         )
-    weights = class_weights.detach().to(device=logits.device, dtype=compute_dtype(logits))
-    return tuple(factor * weights for factor in factors)
+    return class_weights.detach().to(device=logits.device, dtype=compute_dtype(logits))
 
 
 def _equalized_factors(logits, grad_ratio, gamma_b: float, scale: float):

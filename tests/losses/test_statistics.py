@@ -17,10 +17,12 @@ from d2ext.losses import (
     EqualizedFocalLoss,
     EqualizedQualityFocalLoss,
     GHMCLoss,
+    GHMRLoss,
     HarmonicCoupling,
     Positives,
     SeesawLoss,
     SmoothL1Loss,
+    WiseIoULoss,
 )
 
 CLASSES = 3
@@ -102,6 +104,28 @@ def test_activation_checkpointing_counts_once_and_keeps_the_gradient(make, reent
         assert all(value.sum() > 0 for value in buffers(plain).values())
         with torch.no_grad():  # a validation pass in training mode, between two iterations
             repeated(logits, labels)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("make", [lambda: GHMRLoss(momentum=0.5), WiseIoULoss])
+def test_statistics_of_box_losses_move_once_a_step(make, reentrant):
+    plain, repeated = make(), make()
+    for seed in range(3):
+        before = buffers(plain)
+        _, _, positives = a_step(seed)
+        plain(positives).sum().backward()
+        want, positives.deltas.grad = positives.deltas.grad, None
+
+        def tail(deltas, p=positives):
+            return repeated(Positives(p.index, deltas, p.priors, p.boxes, p.transform)).sum()
+
+        checkpoint(tail, positives.deltas, use_reentrant=reentrant).backward()
+        torch.testing.assert_close(positives.deltas.grad, want)
+        torch.testing.assert_close(buffers(repeated), buffers(plain))
+        assert any(not torch.equal(before[name], now) for name, now in buffers(plain).items())
+        with torch.no_grad():
+            repeated(positives)
+    torch.testing.assert_close(buffers(repeated), buffers(plain))
 
 
 @pytest.mark.parametrize(
