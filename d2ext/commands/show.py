@@ -21,12 +21,13 @@ from .common import (
     require_data,
     write_json,
 )
+from .show_batch import add_batch
 
 __all__ = ["add_show", "load_model"]
 
 
 def add_show(commands: Any) -> None:
-    """``d2ext show assign|predict``."""
+    """``d2ext show assign|batch|predict``."""
     kinds = new_group(
         commands,
         "show",
@@ -34,6 +35,7 @@ def add_show(commands: Any) -> None:
         "d2ext show assign Demo/fcos_shapes Demo/atss_shapes",
     )
     _add_assign(kinds)
+    add_batch(kinds)
     _add_predict(kinds)
 
 

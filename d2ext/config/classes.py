@@ -1,6 +1,6 @@
 """The number of classes: one place that knows every key that holds it."""
 
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, Sequence
 
 __all__ = ["DENSE_SECTIONS", "class_count_key", "class_count_keys", "set_class_count"]
 
@@ -47,13 +47,14 @@ def set_class_count(cfg: Any, count: int, given: Sequence[str] = ()) -> None:
     Args:
         cfg: the config.
         count: the number of classes of the data.
-        given: overrides of the command line, KEY VALUE in turn.
+        given: overrides of the command line.
 
     Raises:
         ValueError: if an override says another number.
     """
-    words: List[str] = list(given)
-    values = dict(zip(words[::2], words[1::2]))
+    from .node import override_pairs
+
+    values = dict(override_pairs(given))
     for key in class_count_keys(cfg):
         if key in values and str(values[key]) != str(count):
             raise ValueError(

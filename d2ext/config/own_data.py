@@ -1,9 +1,14 @@
-"""Keys of data of one's own: labelled folders that need no registration."""
+"""Keys of the data: labelled folders that need no registration, and augmentation."""
 
 from .keys import Key, Section
-from .rules import TEXT, listing, number
+from .rules import SHARE, TEXT, Rule, integer, listing, number, one_of
 
 __all__ = ["SECTIONS"]
+
+_TRANSFORM = Rule(
+    "a mapping with the name of a transform and its arguments",
+    lambda v: isinstance(v, dict) and isinstance(v.get("name"), str),
+)
 
 SECTIONS = [
     Section(
@@ -16,5 +21,21 @@ SECTIONS = [
             listing(number(above=0, high=1), least=2),
             "shares of training, validation and test images, where DATA has no splits",
         ),
+    ),
+    Section(
+        "INPUT",
+        Key(
+            "AUGMENTATION",
+            "",
+            one_of("", "light", "medium", "strong"),
+            "a named strength of augmentation, beside flips and sizes; '': none",
+        ),
+        # 0: what AUGMENTATION says.
+        Key("MOSAIC", 0.0, SHARE, "probability of a mosaic of four images and a random affine map"),
+        Key("MIXUP", 0.0, SHARE, "probability that a mosaic is mixed with a fifth image"),
+        Key("COPY_PASTE", 0.0, SHARE, "probability that another image's objects are pasted in"),
+        Key("MIXING_SIZE", 0, integer(0), "side of a mosaic; 0: the largest MIN_SIZE_TRAIN"),
+        Key("MIXING_UNTIL", 0.9, SHARE, "share of the steps after which nothing is mixed any more"),
+        Key("ALBUMENTATIONS", [], listing(_TRANSFORM), "transforms of Albumentations, in order"),
     ),
 ]

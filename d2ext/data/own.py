@@ -33,6 +33,7 @@ class RegisteredData(NamedTuple):
         classes: names in the order of the labels.
         form: what the labels were, for people.
         folder: holds ``train.json`` and so on, and ``data.yaml``.
+        root: the folder that file names are relative to.
         notes: what was left out, split or looked strange, a sentence each.
         problems: findings of the kinds that are left out.
     """
@@ -41,6 +42,7 @@ class RegisteredData(NamedTuple):
     classes: List[str]
     form: str
     folder: str
+    root: str
     notes: List[str]
     problems: List[Problem]
 
@@ -83,7 +85,8 @@ def register_own_data(path: str, shares: Sequence[float] = (0.8, 0.2)) -> Regist
         if names[name] not in DatasetCatalog.list():
             _register(names[name], json_file, about, path)
     problems = [Problem(*row) for row in about["problems"]]
-    return RegisteredData(names, about["classes"], about["form"], folder, about["notes"], problems)
+    told = (about[key] for key in ("root", "notes"))
+    return RegisteredData(names, about["classes"], about["form"], folder, *told, problems)
 
 
 def _register(name: str, json_file: str, about: Dict[str, Any], path: str) -> None:
@@ -117,17 +120,18 @@ def use_own_data(cfg: Any, given: Sequence[str] = ()) -> Any:
 
     Args:
         cfg: the config.
-        given: overrides of the command line, KEY VALUE in turn.
+        given: overrides of the command line.
 
     Returns:
         a :class:`RegisteredData`, or None if DATASETS.DATA is empty
     """
     from d2ext.config.classes import set_class_count
+    from d2ext.config.node import override_pairs
 
     if not cfg.DATASETS.DATA:
         return None
     data = register_own_data(cfg.DATASETS.DATA, cfg.DATASETS.SPLIT)
-    keys = set(list(given)[::2])
+    keys = {key for key, _ in override_pairs(given)}
     for key, name in (("TRAIN", data.names["train"]), ("TEST", data.names[data.evaluated])):
         if f"DATASETS.{key}" not in keys:
             cfg.DATASETS[key] = (name,)

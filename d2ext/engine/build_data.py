@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Sampler
 from d2ext.config import validate
 from d2ext.config.classes import class_count_key, class_count_keys
 from d2ext.data import FastMapper, require_dataset, why_not_fast
+from d2ext.data.augment import AugmentingMapper, augmentation_of
 from d2ext.data.checks import check_sample, checked_datasets
 from d2ext.data.class_names import classes_of, require_same_classes
 from d2ext.data.fast_mapper import read_image
@@ -32,6 +33,7 @@ from d2ext.data.proposals import add_proposals
 from .class_checks import check_labels
 from .data_loader import NamedErrors, ResumableLoader
 from .random_state import sample_seed
+from .schedule import resolve_schedule
 
 __all__ = ["build_mapper", "build_test_loader", "build_train_loader", "load_dicts", "share_of_rank"]
 
@@ -53,8 +55,10 @@ def build_train_loader(
     batch_size = share_of_rank(cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE)
     dataset_dicts, source_sizes = _load_dataset_dicts(cfg)
     factors = _repeat_factors(cfg, dataset_dicts, source_sizes)
-    mapper = build_mapper(cfg, is_train=True) if mapper is None else mapper
-    if type(mapper) is FastMapper:
+    epoch_size = _epoch_size(cfg, len(dataset_dicts), factors)
+    if mapper is None:
+        mapper = build_mapper(cfg, is_train=True, epoch_size=epoch_size)
+    if type(mapper) in (FastMapper, AugmentingMapper):
         mapper.read = (
             ImageCache.if_wanted(
                 cfg.DATALOADER.CACHE, dataset_dicts, read_image, sharers=comm.get_local_size()
@@ -62,7 +66,7 @@ def build_train_loader(
             or read_image
         )
     # Another mapper may read what Pillow cannot, and pixels of more than 8 bits.
-    images = type(mapper) in (DatasetMapper, FastMapper)
+    images = type(mapper) in (DatasetMapper, FastMapper, AugmentingMapper)
     return ResumableLoader(
         dataset_dicts,
         mapper,
@@ -72,7 +76,8 @@ def build_train_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         # A random but shared seed where the config names none; it is saved with the checkpoint.
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
-        epoch_size=_epoch_size(cfg, len(dataset_dicts), factors),
+        epoch_size=epoch_size,
+        batches_per_step=cfg.SOLVER.ACCUMULATE,
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available(),
         check=functools.partial(check_sample, images=images, masks=cfg.MODEL.MASK_ON),
     )
@@ -90,18 +95,28 @@ def share_of_rank(images: int, accumulate: int, key: str = "SOLVER.IMS_PER_BATCH
 
 
 def build_mapper(
-    cfg: CfgNode, is_train: bool, *, augmentations: Optional[Sequence[Any]] = None
+    cfg: CfgNode,
+    is_train: bool,
+    *,
+    augmentations: Optional[Sequence[Any]] = None,
+    epoch_size: float = 0.0,
 ) -> DatasetMapper:
     """The mapper that DATALOADER.MAPPER, or DATALOADER.MAPPER_TEST, asks for.
 
     Args:
         cfg: the config.
         is_train: for training; a mapper for evaluation leaves the annotations out.
-        augmentations: in place of the config's.
+        augmentations: in place of all of the config's.
+        epoch_size: images in an epoch, for a schedule in epochs.
     """
     arguments = DatasetMapper.from_config(cfg, is_train)
     if augmentations is not None:
         arguments["augmentations"] = list(augmentations)
+    elif is_train:
+        own = augmentation_of(cfg, resolve_schedule(cfg, epoch_size).SOLVER.MAX_ITER)
+        if own is not None:
+            logger.info("Mapper: AugmentingMapper, for INPUT.AUGMENTATION and its relatives.")
+            return AugmentingMapper(**own, **arguments)
     key = "DATALOADER.MAPPER" if is_train else "DATALOADER.MAPPER_TEST"
     return _choose_mapper(key, cfg.DATALOADER[key.split(".")[1]], arguments)
 

@@ -55,14 +55,19 @@ class NamedErrors:
         self._mapper, self._check = PicklableWrapper(mapper), check
         #: What the mapper is called, for those who compare two.
         self.mapper_name = getattr(mapper, "__qualname__", type(mapper).__qualname__)
+        self._takes_context = getattr(mapper, "takes_context", False)
 
-    def __call__(self, element: Any, name: str = "a sample") -> Any:
+    def __call__(
+        self, element: Any, name: str = "a sample", dataset: Sequence = (), step: int = 0
+    ) -> Any:
         is_dict = isinstance(element, dict)
         if is_dict and "file_name" in element:
             name = str(element["file_name"])
         try:
             if is_dict and self._check is not None:
                 self._check(element)
+            if self._takes_context:
+                return self._mapper(element, dataset, step)
             return self._mapper(element)
         except Exception as error:
             raise DataError(
@@ -74,7 +79,7 @@ class NamedErrors:
 class _MappedDataset(Dataset):
     """Maps a dataset's elements, each under its own seed.
 
-    An item is asked for by (place in the data order of all ranks, index in the dataset).
+    An item is asked for by (place in the data order of all ranks, index in the dataset, step).
     """
 
     _MAX_TRIES = 10
@@ -85,13 +90,13 @@ class _MappedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: Tuple[int, int]) -> Any:
-        position, index = key
+    def __getitem__(self, key: Tuple[int, int, int]) -> Any:
+        position, index, step = key
         # Isolated, because without worker processes this runs between two training steps.
         with isolated_random_state():
             for attempt in range(self._MAX_TRIES):
                 seed_cpu(sample_seed(self.seed, position, attempt))
-                sample = self._load(index)
+                sample = self._load(index, step)
                 if sample is not None:
                     return sample
                 # As upstream: a mapper may refuse a sample, and another one takes its place.
@@ -101,7 +106,7 @@ class _MappedDataset(Dataset):
             "let it return a sample, or leave unusable images out of the data set."
         )
 
-    def _load(self, index: int) -> Any:
+    def _load(self, index: int, step: int) -> Any:
         name = f"sample {index}"
         try:
             element = self.dataset[index]
@@ -109,23 +114,30 @@ class _MappedDataset(Dataset):
             raise DataError(
                 f"Loading {name} failed with {type(error).__name__}: {error}"
             ) from error
-        return self.mapper(element, name)
+        return self.mapper(element, name, self.dataset, step)
 
 
 class _BatchSampler(Sampler):
-    """Endless batches of (place, index), starting with batch number ``start``.
+    """Endless batches of (place, index, step), starting with batch number ``start``.
 
     With ``groups``, a batch holds elements of one group only: the batch whose group fills up
     first comes first, as in Detectron2's grouping by aspect ratio, but without loading an image.
     """
 
     def __init__(
-        self, indices: Sampler, batch_size: int, groups: Optional[Sequence[int]], start: int
+        self,
+        indices: Sampler,
+        batch_size: int,
+        groups: Optional[Sequence[int]],
+        start: int,
+        per_step: int,
     ):
         self.indices, self.batch_size, self.groups, self.start = indices, batch_size, groups, start
+        self.per_step = per_step
 
-    def __iter__(self) -> Iterator[List[Tuple[int, int]]]:
-        return islice(self._batches(), self.start, None)
+    def __iter__(self) -> Iterator[List[Tuple[int, int, int]]]:
+        batches = enumerate(islice(self._batches(), self.start, None), self.start)
+        return ([(*key, number // self.per_step) for key in batch] for number, batch in batches)
 
     def _batches(self) -> Iterator[List[Tuple[int, int]]]:
         rank, world_size = comm.get_rank(), comm.get_world_size()
@@ -189,6 +201,8 @@ class ResumableLoader:
         pin_memory: batches lie where a GPU can copy from by itself. See
             :class:`~d2ext.data.PackedBatch`, which they are then, and from worker processes.
         check: see :class:`NamedErrors`.
+        batches_per_step: micro-steps; a mapper with ``takes_context`` is told the data set and
+            the step that a sample is for.
     """
 
     def __init__(
@@ -204,8 +218,9 @@ class ResumableLoader:
         epoch_size: Optional[float] = None,
         pin_memory: bool = False,
         check: Optional[Callable[[Dict], None]] = None,
+        batches_per_step: int = 1,
     ):
-        self.pin_memory = pin_memory
+        self.pin_memory, self.batches_per_step = pin_memory, batches_per_step
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, int(seed)
         self.epoch_size = float(len(dataset) if epoch_size is None else epoch_size)
         self.batches_consumed = 0
@@ -222,7 +237,11 @@ class ResumableLoader:
     def __iter__(self) -> Iterator[List[Any]]:
         dataset = _MappedDataset(self._dataset, self._mapper, self.seed)
         batches = _BatchSampler(
-            self.make_indices(self.seed), self.batch_size, self._groups, self.batches_consumed
+            self.make_indices(self.seed),
+            self.batch_size,
+            self._groups,
+            self.batches_consumed,
+            self.batches_per_step,
         )
         loader = DataLoader(
             dataset,

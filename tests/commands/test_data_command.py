@@ -1,6 +1,7 @@
 """d2ext data: what is drawn, converted, checked and counted."""
 
 import json
+import re
 from pathlib import Path
 
 import own_data_kit
@@ -11,6 +12,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from d2ext.analysis.data_stats import data_stats
+from d2ext.analysis.set_check import Split, check_sets
 from d2ext.data import tiny_dataset
 from d2ext.data.sources import read_data
 from d2ext.data.voc_to_coco import voc_to_coco
@@ -157,3 +159,62 @@ def test_a_split_that_is_none(tmp_path, capsys, split):
     own_data_kit.write_voc_tree(tmp_path / "pets")
     assert call("data", "import", tmp_path / "pets", tmp_path / "out", "--split", split) == 1
     assert f"The split '{split}' is no share" in capsys.readouterr().err
+
+
+def kinds_of(capsys, *words):
+    code = call("data", "check", *words, "--json")
+    found = json.loads(capsys.readouterr().out)
+    return code, found
+
+
+def test_check_of_a_folder_looks_at_all_splits(tmp_path, capsys, monkeypatch):
+    """A leak, a missing class, an object twice, a tiny one, a box of no extent."""
+    monkeypatch.setenv("D2EXT_DATA", str(tmp_path / "cache"))
+    folder = tmp_path / f"leaky_{tmp_path.name}"
+    own_data_kit.write_voc_tree(folder)
+    code, found = kinds_of(capsys, folder, "--output", tmp_path / "out")
+    assert (code, found["not_checked"]) == (0, [])
+    clean = set(found["problems"])
+    labels = folder / "Annotations"
+    # The picture of a training image under the name of a validation image.
+    val = own_data_kit.SPLITS["val"][0]
+    own_data_kit.draw(folder / "JPEGImages", own_data_kit.SPLITS["train"][0]).rename(
+        folder / "JPEGImages" / f"{val}.png"
+    )
+    own_data_kit.draw(folder / "JPEGImages", own_data_kit.SPLITS["train"][0])
+    text = (labels / "pic_01.xml").read_text()
+    thing = text[text.index("<object>") : text.index("</object>") + len("</object>")]
+    tiny = re.sub("<xmax>.*?</xmax>", "<xmax>16</xmax>", thing)
+    none = re.sub("<xmin>.*?</xmin>", "<xmin>46</xmin>", thing)
+    (labels / "pic_01.xml").write_text(text.replace(thing, thing + thing + tiny + none))
+    for stem in own_data_kit.SPLITS["test"]:
+        path = labels / f"{stem}.xml"
+        path.write_text(path.read_text().replace("<name>bird</name>", "<name>cat</name>"))
+    code, found = kinds_of(capsys, folder, "--output", tmp_path / "out", "--longest", "96")
+    assert code == 1  # boxes without extent are no matter of taste
+    expected = {
+        "near-duplicate across splits", "class absent from a split", "near-duplicate box",
+        "tiny object", "zero area",
+    }  # fmt: skip
+    assert expected <= set(found["problems"]) and clean <= set(found["problems"])
+    leak = found["problems"]["near-duplicate across splits"]["examples"][0]
+    assert "pic_00.png" in leak and val in leak and "(train, val)" in leak
+    assert found["problems"]["near-duplicate box"]["count"] == 1
+
+
+def test_check_says_what_it_did_not_look_at(tmp_path, capsys):
+    own_data_kit.write_coco_one(tmp_path)
+    words = [tmp_path / "labels.json", "--output", tmp_path / "out"]
+    code, found = kinds_of(capsys, *words)
+    assert code == 0 and found["not_checked"] == ["10 images of labels (their folder is not known)"]
+    code, found = kinds_of(capsys, *words, "--image-root", tmp_path / "pictures")
+    assert found["not_checked"] == []
+
+
+def test_images_that_look_unlabelled(tmp_path):
+    content = own_data_kit.coco(list(own_data_kit.OBJECTS) * 2)
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 3]
+    found, _ = check_sets([Split("all", content, "")], 640)
+    assert [(p.kind, p.file) for p in found if p.kind == "looks unlabelled"] == [
+        ("looks unlabelled", "pic_02.png")
+    ]

@@ -43,8 +43,9 @@ def test_docs_show_it(words):
 
 def test_all_are_there():
     assert set(ALL) == {
-        ("zoo",), ("doctor",), ("show", "assign"), ("show", "predict"), ("analyze",), ("report",),
-        ("lr-find",), ("data", "shapes"), ("data", "voc2coco"), ("data", "check"),
+        ("zoo",), ("doctor",), ("show", "assign"), ("show", "batch"), ("show", "predict"),
+        ("analyze",), ("report",), ("lr-find",), ("data", "shapes"),
+        ("data", "voc2coco"), ("data", "check"),
         ("data", "stats"), ("data", "import"), ("data", "split"), ("train",), ("predict",),
         ("export",), ("val",), ("convert",),
     }  # fmt: skip

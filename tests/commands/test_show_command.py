@@ -147,3 +147,12 @@ def test_low_scores_are_left_out():
     result = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.4}
     (row,) = rank_images(judge([result], data, min_score=0.5))
     assert (row["right"], row["not_found"]) == (0, 1)
+
+
+def test_batches_are_drawn_as_the_model_sees_them(tmp_path):
+    with tiny_project(tmp_path) as (_, config):
+        words = ["--batches", 2, "--step", 3, "--output", tmp_path / "out"]
+        assert call("show", "batch", config, *words, "--opts", "INPUT.AUGMENTATION", "strong") == 0
+    report = read_json(tmp_path / "out" / "batches.json")
+    assert len(report) == 2 and all(row["image"] for batch in report for row in batch)
+    assert (tmp_path / "out" / "batch_3_1.png").stat().st_size > 1000

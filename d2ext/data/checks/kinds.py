@@ -119,6 +119,23 @@ KINDS: Dict[str, Kind] = {
         "write the area as a number, or leave it out",
     ),
     "partly outside": Kind("note", "the box is clipped to the image", "check the box"),
+    "near-duplicate across splits": Kind(
+        "note", "figures on one split are too good: the other knows its images",
+        "keep them on one side, as 'd2ext data split' does",
+    ),
+    "class absent from a split": Kind(
+        "note", "the class is not learnt, or not measured", "split again, by class"
+    ),
+    "near-duplicate box": Kind(
+        "note", "one object counts twice, and one of the two is always missed", "remove one"
+    ),
+    "looks unlabelled": Kind(
+        "note", "objects in it are learnt as background", "label it, or take it out"
+    ),
+    "tiny object": Kind(
+        "note", "it is smaller than what a detector sees", "use larger images, or tiles"
+    ),
+    "near-duplicate image": Kind("note", "the image counts twice", "remove one"),
     "same file twice": Kind(
         "note", "the image is seen twice, each time with its entry's objects", "list it once"
     ),

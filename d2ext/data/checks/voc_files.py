@@ -132,6 +132,9 @@ def _check_object(
         corners = np.asarray([[float(text) for text in texts]])
     except (TypeError, ValueError):
         return "malformed box", f"<bndbox> has {', '.join(map(repr, texts))}"
+    is_empty = not (corners[:, 2:] > corners[:, :2]).all()
     corners[:, :2] -= 1  # VOC counts pixels from 1
     code = int(box_codes(corners, size)[0])
+    if is_empty and not code:  # VOC's way of counting makes a pixel of a slip of the hand
+        code = BOX_KINDS.index("zero area")
     return BOX_KINDS[code], show_box(corners[0], size[0])
