@@ -23,6 +23,7 @@ from .recipe import (
     choose_model,
     choose_schedule,
     facts_of,
+    from_scratch,
     smaller,
     this_machine,
 )
@@ -120,6 +121,10 @@ def _choose(args: argparse.Namespace, data: RegisteredData, folder: str, path: s
     recipe = choose_model(facts, machine, args.method)
     with _quiet():
         seconds = _measure(recipe, args.opts)
+        slim = from_scratch(facts, machine, args.method, seconds, minutes)
+        if slim is not None:
+            recipe = slim
+            seconds = _measure(recipe, args.opts)
         less = smaller(recipe, facts, seconds, minutes)
         if less is not None:
             recipe = less

@@ -24,7 +24,7 @@ def sizes(chosen):
 def test_small_objects_decide_the_image_size():
     assert sizes(choose_model(BCCD, CPU)) == (352, 256)
     assert sizes(choose_model(BOARDS, CPU)) == (512, 512)
-    assert sizes(choose_model(STEEL, CPU)) == (160, 160)
+    assert sizes(choose_model(STEEL, CPU)) == (208, 208)  # of 200: as they are
     assert sizes(choose_model(AERIAL, CPU)) == (512, 384)
     assert sizes(choose_model(AERIAL, GPU)) == (1040, 768)
 
@@ -58,6 +58,15 @@ def test_too_little_time_makes_it_smaller():
     least = smaller(choose_model(BOARDS, CPU), BOARDS, seconds=60.0, minutes=10)
     assert least.keys["INPUT.MIN_SIZE_TEST"] * BOARDS.small / BOARDS.height >= 11.5
     assert len([what for what, _ in least.reasons if what.startswith("images of")]) == 1
+
+
+def test_a_short_time_is_spent_on_the_slim_backbone():
+    assert recipe.from_scratch(BCCD, CPU, "", seconds=1.2, minutes=10) is None
+    assert recipe.from_scratch(BCCD, CPU._replace(pretrained=False), "", 5.0, 10) is None
+    slim = recipe.from_scratch(BCCD, CPU, "", seconds=1.5, minutes=10)
+    assert slim.files == ("Demo/dw_shapes.yaml",) and sizes(slim) == (352, 256)
+    assert any("could take 340 steps only" in why for _, why in slim.reasons)
+    assert "MODEL.BACKBONE.FREEZE_AT" not in slim.keys
 
 
 def test_the_schedule_fills_the_time():
