@@ -26,6 +26,10 @@ def add_train(commands: Any) -> None:
 
 def run_train(args: argparse.Namespace) -> Done:
     from ..engine import run
+    from ..engine.hooks.results import read_summary
+    from ..engine.run_folder import output_folder
 
     code = run(args) or 0
-    return Done({"exit_code": code}, code=code)
+    summary = read_summary(output_folder(args)) if code == 0 and not args.eval_only else {}
+    files = summary.get("files", {}).values() if args.json else ()  # the log has named them
+    return Done({"exit_code": code, **summary}, files=tuple(files), code=code)

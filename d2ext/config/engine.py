@@ -54,6 +54,14 @@ _COMPILE = Section(
     Key("DYNAMIC", True, BOOLEAN, "compile once for images of any size"),
 )  # fmt: skip
 
+_MODEL = Section(
+    "MODEL",
+    # The same numbers in another order: checkpoints go both ways. auto: with autocast, and with
+    # depthwise convolutions on a CPU.
+    Key("CHANNELS_LAST", "auto", one_of("auto", "on", "off"),
+        "the order in memory that convolutions are faster in", ""),
+)  # fmt: skip
+
 _SOLVER = Section(
     "SOLVER",
     # Both take BASE_LR, WEIGHT_DECAY and their per-layer keys.
@@ -91,8 +99,9 @@ _SOLVER = Section(
 
 _AMP = Section(
     "SOLVER.AMP",
-    # fp16 has a gradient scaler. SOLVER.AMP.ENABLED is Detectron2's.
-    Key("DTYPE", "fp16", one_of("fp16", "bf16"), "autocast's type: fp16 on CUDA only", ""),
+    # auto: bf16 where the hardware has it, fp16 on other GPUs, float32 on other CPUs. fp16 has a
+    # gradient scaler. SOLVER.AMP.ENABLED is Detectron2's.
+    Key("DTYPE", "auto", one_of("auto", "fp16", "bf16"), "autocast's type: fp16 on CUDA only", ""),
 )
 
 _DATA = [
@@ -169,8 +178,9 @@ _ENGINE = [
     ),
     Section(
         "ENGINE.BEST_CHECKPOINT",
-        # "bbox/AP", "ema/bbox/AP", "val/total_loss", ...
-        Key("METRIC", "", TEXT, "what model_best.pth is the best checkpoint by; empty: off", ""),
+        # "bbox/AP", "ema/bbox/AP", "val/total_loss", ... "auto" is the AP of the first task, where
+        # there are evaluations before the last step.
+        Key("METRIC", "auto", TEXT, "what model_best.pth is the best checkpoint by; '': off", ""),
         Key("MODE", "max", one_of("max", "min"), "whether more is better", ""),
     ),
     Section(
@@ -201,7 +211,7 @@ _TEST = [
     ),
 ]  # fmt: skip
 
-SECTIONS = [_COMPILE, _SOLVER, _AMP, *_DATA, *_ENGINE, *_TEST]
+SECTIONS = [_COMPILE, _MODEL, _SOLVER, _AMP, *_DATA, *_ENGINE, *_TEST]
 
 RELATIONS = [
     Relation(

@@ -5,7 +5,7 @@ import os
 import shutil
 from typing import Callable, List, Mapping, Optional
 
-from iopath.common.file_io import file_lock
+from filelock import FileLock
 
 __all__ = ["dataset_folder", "is_current", "publish"]
 
@@ -69,7 +69,7 @@ def publish(folder: str, stamp: str, build: Callable[[str], None]) -> None:
     parent, name = os.path.split(folder)
     try:
         os.makedirs(parent, exist_ok=True)
-        with file_lock(os.path.join(parent, f".{name}")):
+        with FileLock(os.path.join(parent, f".{name}.lock")):
             if not is_current(folder, stamp):
                 _build_and_rename(parent, name, stamp, build)
     except OSError as error:

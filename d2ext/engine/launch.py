@@ -229,13 +229,21 @@ def _call(main: Callable, args: Tuple) -> Optional[int]:
         expected = expected_error(error)
         if expected is None:
             raise
-        if logging.getLogger("d2ext").handlers:
+        logged = bool(logging.getLogger("d2ext").handlers)
+        if logged:
             logger.error(str(expected))
-        elif comm.is_main_process() or isinstance(expected, LostProcessError):
+        if logged and not _is_silenced(args):
+            return expected.exit_code
+        if comm.is_main_process() or isinstance(expected, LostProcessError):
             print(expected, file=sys.stderr, flush=True)  # it ended before there was a log
         return expected.exit_code
     finally:
         release_kept_locks()
+
+
+def _is_silenced(args: Tuple) -> bool:
+    """Whether nobody reads what is logged: ``d2ext train --quiet`` or ``--json``."""
+    return any(getattr(a, "quiet", False) or getattr(a, "json", False) for a in args)
 
 
 def _worker(

@@ -90,6 +90,7 @@ def train_lazy(args: argparse.Namespace) -> Optional[int]:
     else:
         trainer.checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
     trainer.train()
+    hooks.tell_results(trainer)
     return trainer.exit_code
 
 

@@ -14,7 +14,11 @@ __all__ = ["OPTIMIZERS", "build_optimizer"]
 
 
 def _adamw(params: List[Dict[str, Any]], cfg: CfgNode) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+    solver = cfg.SOLVER
+    # foreach: the same bits in fewer calls. (fused would be faster on CPUs, and other bits.)
+    return torch.optim.AdamW(
+        params, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, foreach=True
+    )
 
 
 def _sgd(params: List[Dict[str, Any]], cfg: CfgNode) -> torch.optim.Optimizer:

@@ -1,15 +1,44 @@
 """Number formats of a training step, and clipping of all gradients together."""
 
 import contextlib
+import logging
 import math
 from typing import Any, ContextManager, Dict, Iterable, List, Optional
 
 import torch
 from detectron2.config import CfgNode, configurable
 
-__all__ = ["GlobalNormClipper", "Precision", "largest_gradient"]
+__all__ = ["GlobalNormClipper", "Precision", "fastest_dtype", "largest_gradient"]
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def fastest_dtype(device: str) -> str:
+    """What ``SOLVER.AMP.DTYPE: auto`` means on a device of this machine.
+
+    bf16 where the hardware computes in it (GPUs, and CPUs with AVX512-BF16 or AMX), fp16 on other
+    GPUs, and fp32 elsewhere: an emulated bf16 is slower than float32.
+    """
+    if torch.device(device).type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if torch.device(device).type == "cpu" and _cpu_has_bf16():
+        return "bf16"
+    return "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    checks = [getattr(torch.cpu, name) for name in names if hasattr(torch.cpu, name)]
+    if checks:
+        return any(check() for check in checks)
+    try:  # an older torch; on Linux
+        with open("/proc/cpuinfo") as stream:
+            flags = next(line for line in stream if line.startswith("flags")).split()
+    except (OSError, StopIteration):
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 class Precision:
@@ -18,18 +47,27 @@ class Precision:
     * ``fp32``: neither; the step pays nothing.
     * ``bf16``: autocast, on CUDA and on CPU. It has float32's range and needs no scaler.
     * ``fp16``: autocast and a gradient scaler, on CUDA only.
+    * ``auto``: see :func:`fastest_dtype`. What it has become is part of the state: a run that is
+      resumed on another machine goes on in the numbers it began with.
     """
 
     @configurable
     def __init__(self, *, dtype: str = "fp32", device: str = "cpu"):
-        if dtype not in ("fp32", *_DTYPES):
-            raise ValueError(f"SOLVER.AMP.DTYPE is '{dtype}'; choose fp16 or bf16.")
-        self.dtype, self.device = dtype, torch.device(device).type
+        if dtype not in ("fp32", "auto", *_DTYPES):
+            raise ValueError(f"The type of numbers is '{dtype}'; choose auto, fp16 or bf16.")
+        self.device = torch.device(device).type
         if dtype == "fp16" and self.device != "cuda":
             raise ValueError(
-                f"fp16 autocast needs a CUDA device, not '{self.device}'; "
-                "set SOLVER.AMP.DTYPE to bf16, which runs on CPU too."
+                f"fp16 autocast needs a CUDA device, not '{self.device}'; set the type to auto or "
+                "bf16 (SOLVER.AMP.DTYPE), which run on CPU too."
             )
+        self._is_auto = dtype == "auto"
+        self._set(fastest_dtype(device) if self._is_auto else dtype)
+        if self._is_auto:
+            logger.info(f"Numbers of the forward pass (SOLVER.AMP.DTYPE auto): {self.dtype}.")
+
+    def _set(self, dtype: str) -> None:
+        self.dtype = dtype
         self.scaler = torch.amp.GradScaler(self.device) if dtype == "fp16" else None
 
     @classmethod
@@ -61,11 +99,22 @@ class Precision:
             self.scaler.update()
 
     def state_dict(self) -> Dict[str, Any]:
-        return {} if self.scaler is None else self.scaler.state_dict()
+        scaler = {} if self.scaler is None else self.scaler.state_dict()
+        return {"dtype": self.dtype, **scaler}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        if self.scaler is not None and state:
-            self.scaler.load_state_dict(state)
+        saved = dict(state)
+        dtype = saved.pop("dtype", self.dtype)
+        if self._is_auto and dtype != self.dtype:
+            if dtype == "fp16" and self.device != "cuda":
+                logger.warning(
+                    f"The run was begun in fp16, which needs a GPU: now in {self.dtype}."
+                )
+            else:
+                logger.info(f"The run was begun in {dtype} and goes on so.")
+                self._set(dtype)
+        if self.scaler is not None and saved:
+            self.scaler.load_state_dict(saved)
 
 
 class GlobalNormClipper:

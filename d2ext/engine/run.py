@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import os
 from datetime import timedelta
 from typing import Any, Optional
 
@@ -18,9 +19,11 @@ from ..data import require_dataset
 from ..data.own import use_own_data
 from ..run_index import record_sets
 from .checkpoint import Checkpointer
-from .launch import launch
+from .hooks import tell_results
+from .launch import launch, place_from_environment
 from .lazy import load_lazy, train_lazy
 from .own_data import prepare_own_data
+from .run_folder import removed_if_empty, settle_output_folder
 from .setup import (
     default_setup,
     fast_dev_run_folder,
@@ -66,6 +69,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def main(args: argparse.Namespace) -> Optional[int]:
     """Train or evaluate, in each process of a run; returns its exit code."""
     import_modules(args.modules)
+    settle_output_folder(args)
     if args.lazy:
         return train_lazy(args)
     cfg = setup(args)
@@ -83,6 +87,7 @@ def main(args: argparse.Namespace) -> Optional[int]:
     trainer.checkpointer.allow_pickle = args.allow_pickle
     trainer.resume_or_load(resume=args.resume, new_schedule=args.reset_schedule)
     trainer.train()
+    tell_results(trainer)
     return trainer.exit_code
 
 
@@ -113,14 +118,17 @@ def run(args: argparse.Namespace, main: Any = main) -> Optional[int]:
     args.config_file = model_zoo.config_files(args.config_file)
     if not args.lazy:
         args.opts = [word for pair in override_pairs(args.opts) for word in pair]
-    prepare_own_data(args)
-    return launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-        timeout=timedelta(minutes=args.process_timeout),
-        device=_device_of(args) if torch.cuda.is_available() else "cpu",
-    )
+    if args.num_machines == 1 and place_from_environment(os.environ) is None:
+        settle_output_folder(args)  # otherwise when all processes have met
+    with removed_if_empty(args):
+        prepare_own_data(args)
+        return launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+            timeout=timedelta(minutes=args.process_timeout),
+            device=_device_of(args) if torch.cuda.is_available() else "cpu",
+        )

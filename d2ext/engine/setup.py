@@ -1,26 +1,23 @@
 """The modules, the device, the log files and the seed of a run."""
 
 import argparse
-import functools
 import importlib
 import logging
 import os
 import sys
-from pathlib import Path
 from typing import Any, Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup as upstream_default_setup
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from d2ext._files import writing
-from d2ext.model_zoo import config_files
 
 from .checkpoint import Checkpointer
 from .class_checks import check_checkpoint_classes, check_trained
+from .logs import open_logs, write_preamble
 from .output_lock import keep_until_the_end, lock_output_folder
 from .random_state import set_deterministic
 
@@ -101,37 +98,21 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def set_up_output(cfg: Any, args: argparse.Namespace, folder: str) -> None:
-    """Detectron2's set-up for any kind of config, in a folder that this run has for itself."""
+    """Log files, ``config.yaml`` and seed of a run, in a folder that it has for itself.
+
+    As Detectron2's ``default_setup``, but the terminal is not told all that is in the file.
+    """
     if not args.eval_only:
         # Before anything is written: the log of the other run must not get our lines.
         keep_until_the_end(lock_output_folder(folder))
     with writing(folder):
-        upstream_default_setup(cfg, argparse.Namespace(**{**vars(args), "config_file": ""}))
-        setup_logger(folder, distributed_rank=comm.get_rank(), name="d2ext")
-    for file in config_files(getattr(args, "config_file", "")):
-        logger.info(f"Contents of config file {file}:\n{Path(file).read_text()}")
-    for name in ("detectron2", "fvcore", "d2ext"):
-        for handler in logging.getLogger(name).handlers:
-            if not isinstance(handler, logging.StreamHandler):
-                continue
-            path = str(getattr(handler.stream, "name", ""))
-            if folder and path.startswith(os.path.join(folder, "")):
-                give_up = functools.partial(_give_up_log_file, handler)
-                handler.handleError = give_up  # type: ignore[method-assign]
-
-
-def _give_up_log_file(handler: logging.StreamHandler, record: logging.LogRecord) -> None:
-    """A log that cannot be written is said once, not at every line; the terminal still has it."""
-    error = sys.exc_info()[1]
-    if not isinstance(error, OSError):
-        logging.Handler.handleError(handler, record)
-        return
-    # What the stream still holds must go somewhere, or closing it fails at the end of the run.
-    # All handlers of the file share the stream, so that this happens once.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, handler.stream.fileno())
-    os.close(nowhere)
-    print(
-        f"Could not write {handler.stream.name} ({error.strerror}); the log goes on here only.",
-        file=sys.stderr,
-    )
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+        open_logs(folder)
+        write_preamble(cfg, args, folder)
+    is_yaml = isinstance(cfg, CfgNode)
+    seed = cfg.SEED if is_yaml else cfg.train.get("seed", -1)
+    seed_all_rng(None if seed < 0 else seed + comm.get_rank())
+    if not args.eval_only:
+        benchmark = cfg.CUDNN_BENCHMARK if is_yaml else cfg.train.get("cudnn_benchmark", False)
+        torch.backends.cudnn.benchmark = benchmark

@@ -30,6 +30,8 @@ from .ddp import create_ddp_model
 from .errors import EXIT_PREEMPTED, expected_error
 from .evaluation import augmented, evaluate_data_sets, max_batches_of, with_average
 from .learning_rate import build_lr_scheduler
+from .logs import FILE_ONLY
+from .memory_format import order_channels
 from .module_state import recent_storage
 from .nonfinite import NonFiniteGuard
 from .optimizer import build_optimizer
@@ -332,8 +334,8 @@ class Trainer(TrainerBase):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = build_model(cfg)
         check_methods_in_use(cfg, model)
-        logger.info(f"Model:\n{model}")
-        return compile_from_config(cfg, model)
+        logger.info(f"Model:\n{model}", extra=FILE_ONLY)
+        return compile_from_config(cfg, order_channels(cfg, model))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+from datetime import timedelta
 from typing import Any, Dict, List, Optional, TextIO, Tuple
 
 import torch
@@ -17,6 +18,7 @@ from detectron2.utils.events import (
     TensorboardXWriter,
     get_event_storage,
 )
+from tqdm import tqdm
 
 from d2ext._files import atomic_write, writing
 from d2ext.config import validate
@@ -187,10 +189,19 @@ class ProgressBar(EventWriter):
     def __init__(self, max_iter: int, stream: Optional[TextIO] = None, interval: float = 0.2):
         self._max_iter, self._stream = max_iter, stream or sys.stderr
         self._interval, self._drawn_at = interval, 0.0
+        self._bar: Optional[tqdm] = None
         self._filtered: List[logging.Handler] = []
 
     def start(self, trainer: Any) -> None:
         """Called before the first step of a run."""
+        self._bar = tqdm(
+            total=self._max_iter,
+            initial=getattr(trainer, "start_iter", 0),
+            file=self._stream,
+            ascii=".#",
+            dynamic_ncols=True,
+            bar_format="[{bar:20}] {n_fmt}/{total_fmt}  {desc}",
+        )
         names = ("", "detectron2", "fvcore", "d2ext")
         for handler in {h for name in names for h in logging.getLogger(name).handlers}:
             if isinstance(handler, logging.FileHandler):
@@ -203,22 +214,23 @@ class ProgressBar(EventWriter):
     def _make_room(self, record: logging.LogRecord) -> bool:
         if record.name == "detectron2.utils.events":
             return False
-        self._stream.write("\r\x1b[K")
+        if self._bar is not None:
+            self._bar.clear()
         return True
 
     def step(self, trainer: Any) -> None:
         """Called after each step."""
         now = time.monotonic()
-        if now - self._drawn_at >= self._interval or trainer.is_last_step:
-            self._drawn_at = now
-            self._stream.write("\r" + self._line(trainer) + "\x1b[K")
-            self._stream.flush()
+        drawn = now - self._drawn_at < self._interval and not trainer.is_last_step
+        if self._bar is None or drawn:
+            return
+        self._drawn_at = now
+        self._bar.n = trainer.iter + 1
+        self._bar.set_description_str(self._words(trainer), refresh=False)
+        self._bar.refresh()
 
-    def _line(self, trainer: Any) -> str:
-        storage, done = trainer.storage, trainer.iter + 1
-        width = 20
-        filled = int(width * done / max(self._max_iter, 1))
-        words = [f"[{'#' * filled}{'.' * (width - filled)}] {done}/{self._max_iter}"]
+    def _words(self, trainer: Any) -> str:
+        storage, words = trainer.storage, []
         newest = storage.latest()
         if "total_loss" in newest:
             window = storage.count_samples("total_loss", 20)
@@ -226,8 +238,8 @@ class ProgressBar(EventWriter):
         if "lr" in newest:
             words.append(f"lr {newest['lr'][0]:.3g}")
         if "time" in newest:
-            left = storage.history("time").median(100) * (self._max_iter - done)
-            words.append(f"eta {_clock(left)}")
+            left = storage.history("time").median(100) * (self._max_iter - trainer.iter - 1)
+            words.append(f"eta {timedelta(seconds=int(left))}")
         words.append(f"mem {_memory_mb():.0f}M")
         return "  ".join(words)
 
@@ -235,15 +247,10 @@ class ProgressBar(EventWriter):
         pass
 
     def close(self) -> None:
-        self._stream.write("\n")
+        if self._bar is not None:
+            self._bar.close()
         for handler in self._filtered:
             handler.removeFilter(self._make_room)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
 def _memory_mb() -> float:

@@ -10,6 +10,7 @@ from engine_kit import run_ranks, toy_options
 from model_kit import shrink
 
 from d2ext import get_cfg
+from d2ext.config import CfgNode
 from d2ext.engine import HookBase, Trainer
 from d2ext.engine.hooks import measure_prior
 from d2ext.engine.hooks.measure_prior import PriorCache, prior_fingerprint
@@ -215,9 +216,20 @@ def test_fingerprint_follows_what_the_prior_depends_on(tmp_path):
         ["MODEL.RETINANET.IOU_THRESHOLDS", [0.3, 0.5]],
         ["DATASETS.TRAIN", ("tiny_val",)],
         ["SOLVER.IMS_PER_BATCH", 4],
+        ["MODEL.DW.ANCHOR_SCALE", 4.0],
     ):
         assert prior_fingerprint(config(tmp_path, *words)) != base
-    for words in (["SOLVER.BASE_LR", 1.0], ["DATALOADER.NUM_WORKERS", 3], ["SEED", 9]):
+    own = config(tmp_path)
+    own.MODEL.MINE = CfgNode({"RADIUS": 2})
+    assert prior_fingerprint(own) != base
+    for words in (
+        ["SOLVER.BASE_LR", 1.0],
+        ["DATALOADER.NUM_WORKERS", 3],
+        ["SEED", 9],
+        ["OUTPUT_DIR", "elsewhere"],
+        ["ENGINE.EMA.ENABLED", True],
+        ["MODEL.WEIGHTS", "there.pth"],
+    ):
         assert prior_fingerprint(config(tmp_path, *words)) == base
     assert prior_fingerprint(config(tmp_path), 100.0) != base
 

@@ -95,9 +95,13 @@ def test_log_lines_do_not_run_into_the_bar():
     bar = ProgressBar(10, stream)
     try:
         bar.start(None)
+        drawn = stream.getvalue().split("\r")[-1]
+        assert "0/10" in drawn
         logging.getLogger("d2ext").warning("said")
         handler.handle(logging.LogRecord("detectron2.utils.events", 20, "", 0, "loss", (), None))
-        assert stream.getvalue() == "\r\x1b[K" and log.getvalue() == "said\n"
+        # The line is blank again, with the cursor at its start.
+        assert stream.getvalue().split("\r")[-2:] == [" " * len(drawn), ""]
+        assert log.getvalue() == "said\n"
     finally:
         bar.close()
         logging.getLogger("d2ext").removeHandler(handler)

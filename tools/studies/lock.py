@@ -1,4 +1,8 @@
-"""Locks on files: they end with the process that holds them, however it ends."""
+"""Locks on files: they end with the process that holds them, however it ends.
+
+filelock would do, if it gave its descriptor away: a training that outlives its study keeps the
+lock on its folder through it.
+"""
 
 import contextlib
 import fcntl
@@ -27,7 +31,8 @@ def locked(path: Path) -> Iterator[int]:
         the file descriptor, for ``pass_fds``.
     """
     path = Path(path)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    # Never through a link: who holds the lock would be written over its target.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,6 +9,7 @@ from .evaluate import BestCheckpointer, EarlyStopping, Evaluate
 from .logit_norm import CollectLogits, build_collect_logits
 from .loss_weights import LossWeights, build_loss_weights
 from .measure_prior import MeasurePrior, build_measure_prior
+from .results import ResultsTable, tell_results
 from .save import PeriodicCheckpointer, PeriodicWriter, PreciseBN
 from .signals import StopOnSignal
 from .validation_loss import ValidationLoss
@@ -28,6 +29,7 @@ __all__ = [
     "PeriodicCheckpointer",
     "PeriodicWriter",
     "PreciseBN",
+    "ResultsTable",
     "StopOnSignal",
     "ValidationLoss",
     "build_class_balance",
@@ -38,4 +40,5 @@ __all__ = [
     "build_measure_prior",
     "build_registered_hooks",
     "default_hooks",
+    "tell_results",
 ]

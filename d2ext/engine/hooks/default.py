@@ -11,6 +11,7 @@ from torch import nn
 from .class_weights import build_class_weights
 from .ema import ModelEMA
 from .evaluate import BestCheckpointer, EarlyStopping, Evaluate
+from .results import ResultsTable
 from .save import PeriodicCheckpointer, PeriodicWriter
 from .signals import StopOnSignal
 from .validation_loss import ValidationLoss
@@ -66,7 +67,8 @@ def default_hooks(
         measured.append(Evaluate(cfg.TEST.EVAL_PERIOD, evaluate))
     if evaluate_augmented is not None:
         measured.append(Evaluate(0, evaluate_augmented))
-    if best.METRIC:
+    evaluates_before_the_end = 0 < cfg.TEST.EVAL_PERIOD < cfg.SOLVER.MAX_ITER
+    if best.METRIC and (best.METRIC != "auto" or (evaluate and evaluates_before_the_end)):
         measured.append(BestCheckpointer(best.METRIC, best.MODE))
     if stopping.PATIENCE > 0:
         terms = (stopping.METRIC, stopping.PATIENCE, stopping.MODE, stopping.MIN_DELTA)
@@ -84,6 +86,7 @@ def default_hooks(
         collect_logits,
         ema,
         *measured,
+        ResultsTable(cfg.OUTPUT_DIR),
         PeriodicWriter(writers, engine.LOG_PERIOD),
         PeriodicCheckpointer(cfg.SOLVER.CHECKPOINT_PERIOD),
     ]

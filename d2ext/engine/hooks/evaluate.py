@@ -2,7 +2,7 @@
 
 import logging
 import math
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Iterable, Optional
 
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
@@ -11,7 +11,7 @@ from ..random_state import isolated_random_state
 from .base import HookBase
 from .validation_loss import ValidationLoss
 
-__all__ = ["BestCheckpointer", "EarlyStopping", "Evaluate"]
+__all__ = ["BestCheckpointer", "EarlyStopping", "Evaluate", "figures_of", "main_figure"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,9 @@ class Evaluate(HookBase):
     def __init__(self, period: int, function: Callable[[], Optional[Dict[str, Any]]]):
         self.period = period
         self._function: Optional[Callable[[], Optional[Dict[str, Any]]]] = function
+        #: The figures of the last evaluation, and its iteration.
+        self.figures: Dict[str, float] = {}
+        self.measured_at = -1
 
     def after_step(self) -> None:
         if self._function is None or not self.trainer.is_due(self.period):
@@ -40,9 +43,10 @@ class Evaluate(HookBase):
             results = self._function()
         # Every rank gets the figures: a rank that decides by them must decide like the others.
         results = comm.all_gather(results)[0]
+        self.figures, self.measured_at = {}, self.trainer.iter
         for name, value in flatten_results_dict(results or {}).items():
             try:
-                value = float(value)
+                self.figures[name] = value = float(value)
             except (TypeError, ValueError) as error:
                 raise ValueError(
                     f"The evaluator returned {value!r} as '{name}'; let it return numbers."
@@ -53,6 +57,20 @@ class Evaluate(HookBase):
     def after_train(self) -> None:
         # The function is likely a closure over the trainer: break the circle.
         self._function = None
+
+
+def figures_of(trainer: Any) -> Dict[str, float]:
+    """What the hooks of a trainer have measured in this step."""
+    found: Dict[str, float] = {}
+    for hook in trainer.all_hooks:
+        if isinstance(hook, (Evaluate, ValidationLoss)) and hook.measured_at == trainer.iter:
+            found.update(hook.figures)
+    return found
+
+
+def main_figure(figures: Iterable[str]) -> Optional[str]:
+    """The name of the figure that an evaluation is judged by: the first task's AP."""
+    return next((name for name in figures if name.rsplit("/", 1)[-1] == "AP"), None)
 
 
 class _BestMetric(HookBase):
@@ -98,7 +116,8 @@ class BestCheckpointer(_BestMetric):
     """Writes ``model_best.pth`` when a figure is better than ever.
 
     Args:
-        metric: the figure's name in the log, for example "bbox/AP" or "ema/bbox/AP".
+        metric: the figure's name in the log, for example "bbox/AP" or "ema/bbox/AP"; "auto": the AP
+            of the first task that is evaluated.
         mode: "max" or "min".
         name: the file's name without ".pth".
     """
@@ -108,10 +127,24 @@ class BestCheckpointer(_BestMetric):
         self._name = name
 
     def after_step(self) -> None:
+        if self.metric == "auto":
+            self.metric = main_figure(figures_of(self.trainer)) or "auto"
         value = self.newest()
         if value is not None and self.improve(value):
             logger.info(f"{self.metric} {value:.4f} is the best so far.")
             self.trainer.save_checkpoint(self._name, tag=False)
+
+    def after_train(self) -> None:
+        if self.metric != "auto":  # else there may be no AP at all
+            super().after_train()
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {**super().state_dict(), "metric": self.metric}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if self.metric == "auto":
+            self.metric = state_dict.get("metric", "auto")
 
 
 class EarlyStopping(_BestMetric):

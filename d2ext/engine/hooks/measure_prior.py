@@ -1,6 +1,7 @@
 """The hook that sets the optimal bias of Sampling-Free training before the first step."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -28,43 +29,13 @@ __all__ = ["MeasurePrior", "PriorCache", "build_measure_prior", "prior_fingerpri
 
 logger = logging.getLogger(__name__)
 
-# Of these sections of the config only some keys matter to which sample is foreground.
-_KEYS = (
-    "DATASETS.TRAIN",
-    "DATASETS.TRAIN_REPEAT_FACTOR",
-    "INPUT",
-    "SOLVER.IMS_PER_BATCH",
-    "SOLVER.ACCUMULATE",
-    "MODEL.META_ARCHITECTURE",
-    "MODEL.MASK_ON",
-    "MODEL.KEYPOINT_ON",
-    "MODEL.BACKBONE.NAME",
-    "MODEL.RESNETS.RES5_DILATION",
-    "MODEL.FPN.IN_FEATURES",
-    "MODEL.ANCHOR_GENERATOR",
-    "MODEL.RPN.IN_FEATURES",
-    "MODEL.RPN.BOUNDARY_THRESH",
-    "MODEL.RPN.IOU_THRESHOLDS",
-    "MODEL.RPN.IOU_LABELS",
-    "MODEL.RETINANET.IN_FEATURES",
-    "MODEL.RETINANET.IOU_THRESHOLDS",
-    "MODEL.RETINANET.IOU_LABELS",
-    "MODEL.RETINANET.NUM_CLASSES",
-    "MODEL.FCOS.IN_FEATURES",
-    "MODEL.FCOS.NUM_CLASSES",
-    "MODEL.FCOS.CENTER_SAMPLING_RADIUS",
-    "MODEL.ATSS.IN_FEATURES",
-    "MODEL.ATSS.NUM_CLASSES",
-    "MODEL.ATSS.ANCHOR_SCALES",
-    "MODEL.ATSS.ANCHOR_OFFSET",
-    "MODEL.ATSS.CLAMP_CENTERS",
-    "MODEL.ATSS.TOPK",
-    "MODEL.SAMPLING_FREE.IGNORE_AS_NEGATIVE",
-    "MODEL.SAMPLING_FREE.PRIOR_BATCHES",
-    "MODEL.SAMPLING_FREE.PRIOR_TOLERANCE",
-)
-# Of DATALOADER everything but how the work is shared out.
-_NOT_DATA = ("NUM_WORKERS",)
+# What no sample's label depends on. Anything else may be read by a detector of the user's own.
+_NOT_IN_PRIOR = (
+    "VERSION", "OUTPUT_DIR", "SEED", "CUDNN_BENCHMARK", "ENGINE", "TEST", "SOLVER",
+    "MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.COMPILE", "MODEL.SAMPLING_FREE.PRIOR_FILE",
+    "DATALOADER.NUM_WORKERS", "DATASETS.TEST",
+)  # fmt: skip
+_IN_PRIOR = ("SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE")
 
 
 class MeasurePrior(HookBase):
@@ -267,19 +238,21 @@ def _is_count(value: Any) -> bool:
 
 
 def prior_fingerprint(cfg: CfgNode, epoch_size: float = 0.0) -> str:
-    """A hash of everything in a config that the prior depends on.
+    """A hash of everything in a config that the prior may depend on.
 
     Args:
         cfg: the config.
         epoch_size: images in the training set, which its name may not tell.
     """
     values: Dict[str, Any] = {"epoch_size": epoch_size, "ranks": comm.get_world_size()}
-    for key in _KEYS:
-        node = cfg
-        for word in key.split("."):
-            node = node[word]
-        values[key] = node
-    values["DATALOADER"] = {k: v for k, v in cfg.DATALOADER.items() if k not in _NOT_DATA}
+    values.update({key: _value(cfg, key) for key in _IN_PRIOR})
+    rest = cfg.clone()
+    rest.defrost()
+    for key in _NOT_IN_PRIOR:
+        *path, name = key.split(".")
+        node = rest if not path else _value(rest, ".".join(path))
+        node.pop(name, None)
+    values["config"] = rest
     text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -298,6 +271,10 @@ def own_batches(
         return build_loader(own)
 
     return batches
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    return functools.reduce(lambda node, word: node[word], key.split("."), cfg)
 
 
 def build_measure_prior(

@@ -34,11 +34,16 @@ class ValidationLoss(HookBase):
         self, period: int, model: nn.Module, batches: Callable[[], Iterable], seed: int = 0
     ):
         self.period, self._model, self._batches, self._seed = period, model, batches, seed
+        #: The figures of the last measurement, and its iteration.
+        self.figures: Dict[str, float] = {}
+        self.measured_at = -1
 
     def after_step(self) -> None:
         if self.trainer.is_due(self.period):
-            for name, value in self.measure().items():
-                self.trainer.storage.put_scalar(f"val/{name}", value, smoothing_hint=False)
+            self.figures = {f"val/{name}": value for name, value in self.measure().items()}
+            self.measured_at = self.trainer.iter
+            for name, value in self.figures.items():
+                self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
 
     def measure(self) -> Dict[str, float]:
         """Mean losses over the set and over all ranks."""
