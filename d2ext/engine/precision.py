@@ -54,7 +54,7 @@ class Precision:
     @configurable
     def __init__(self, *, dtype: str = "fp32", device: str = "cpu"):
         if dtype not in ("fp32", "auto", *_DTYPES):
-            raise ValueError(f"The type of numbers is '{dtype}'; choose auto, fp16 or bf16.")
+            raise ValueError(f"The type of numbers is '{dtype}'; choose fp16 or bf16, or auto.")
         self.device = torch.device(device).type
         if dtype == "fp16" and self.device != "cuda":
             raise ValueError(

@@ -50,9 +50,9 @@ class LossWeighting:
     """
 
     #: Settings that a saved state must share with the object it is loaded into.
-    _settings: Tuple[str, ...] = ("interval",)
+    SETTINGS: Tuple[str, ...] = ("interval",)
     #: Further values that make up the state.
-    _state: Tuple[str, ...] = ()
+    STATE: Tuple[str, ...] = ()
 
     def __init__(self, interval: int, start_iter: int = 0, minimum_interval: int = 1):
         if int(interval) != interval or interval < minimum_interval:
@@ -96,35 +96,37 @@ class LossWeighting:
         self.num_observed += 1
         usable = math.isfinite(raw_cls) and math.isfinite(raw_box)
         if usable and self.num_observed > self.start_iter:
-            self._window.append(self._record(raw_cls, raw_box))
+            self._window.append(self.window_entry(raw_cls, raw_box))
             if len(self._window) == self.interval:
-                changed = self._close([c for c, _ in self._window], [b for _, b in self._window])
+                changed = self.close_window(
+                    [c for c, _ in self._window], [b for _, b in self._window]
+                )
                 self._window = []
                 self.num_windows += 1
                 self.num_updates += int(changed)
         return self.weights[0]
 
-    def _record(self, raw_cls: float, raw_box: float) -> Tuple[float, float]:
+    def window_entry(self, raw_cls: float, raw_box: float) -> Tuple[float, float]:
         """What the window keeps of a pair of losses."""
         return raw_cls, raw_box
 
-    def _close(self, cls: List[float], box: List[float]) -> bool:
+    def close_window(self, cls: List[float], box: List[float]) -> bool:
         """Update from a full window; return whether a weight changed."""
-        raise NotImplementedError(f"{type(self).__name__} must define _close.")
+        raise NotImplementedError(f"{type(self).__name__} must define close_window.")
 
     def state_dict(self) -> Dict[str, Any]:
         """Settings and state as plain numbers, strings, lists and dicts."""
         return {
             "version": 1,
             "kind": type(self).__name__,
-            "settings": {name: getattr(self, name) for name in self._settings},
+            "settings": {name: getattr(self, name) for name in self.SETTINGS},
             "num_observed": self.num_observed,
             "num_windows": self.num_windows,
             "num_updates": self.num_updates,
             "last_update": dict(self.last_update),
             "window_cls": [c for c, _ in self._window],
             "window_box": [b for _, b in self._window],
-            **{name: getattr(self, name) for name in self._state},
+            **{name: getattr(self, name) for name in self.STATE},
         }
 
     def load_state_dict(self, state: Dict[str, Any], strict: bool = True) -> None:
@@ -138,7 +140,7 @@ class LossWeighting:
         Raises:
             ValueError: if the state belongs to another kind of weighting, or to other settings.
         """
-        settings = {name: getattr(self, name) for name in self._settings}
+        settings = {name: getattr(self, name) for name in self.SETTINGS}
         same_kind = state.get("kind") == type(self).__name__
         same_settings = state.get("settings") == settings
         if not same_kind or (strict and not same_settings):
@@ -147,7 +149,7 @@ class LossWeighting:
                 f"but the configuration asks for {type(self).__name__} with {settings}; resume "
                 "with the settings of the saved run."
             )
-        for name in ("num_observed", "num_windows", "num_updates", *self._state):
+        for name in ("num_observed", "num_windows", "num_updates", *self.STATE):
             setattr(self, name, state[name])
         self.last_update = dict(state["last_update"])
         pairs = zip(state["window_cls"], state["window_box"])

@@ -60,8 +60,8 @@ class AdaptiveLossWeight(LossWeighting):
     STUCK_WEIGHT = 0.25
     STUCK_WINDOWS = 10
 
-    _settings = ("variant", "interval", "stats_on", "compose")
-    _state = ("weight", "windows_far_below")
+    SETTINGS = ("variant", "interval", "stats_on", "compose")
+    STATE = ("weight", "windows_far_below")
 
     def __init__(
         self,
@@ -121,12 +121,12 @@ class AdaptiveLossWeight(LossWeighting):
         if list(state.get("limits", limits)) != limits:
             self.weight = min(max(self.weight, self.min_weight), self.max_weight)
 
-    def _record(self, raw_cls: float, raw_box: float) -> Tuple[float, float]:
+    def window_entry(self, raw_cls: float, raw_box: float) -> Tuple[float, float]:
         if self.stats_on == "raw":
             return raw_cls, raw_box
         return raw_cls * self.weight, raw_box * self.box_weight
 
-    def _close(self, cls: List[float], box: List[float]) -> bool:
+    def close_window(self, cls: List[float], box: List[float]) -> bool:
         x, y = self._statistic(cls), self._statistic(box)
         # With a box loss below 0, X exceeds Y without being above 0. For losses near the end of
         # float64 it is infinite or not a number.
@@ -160,8 +160,8 @@ class UncertaintyWeight(LossWeighting):
         max_weight: upper limit of both used weights; a loss that vanishes would have none.
     """
 
-    _settings = ("interval", "lr")
-    _state = ("s_cls", "s_box", "used_weights")
+    SETTINGS = ("interval", "lr")
+    STATE = ("s_cls", "s_box", "used_weights")
 
     def __init__(
         self, interval: int = 100, lr: float = 0.01, start_iter: int = 0, max_weight: float = 10.0
@@ -181,7 +181,7 @@ class UncertaintyWeight(LossWeighting):
     def weights(self) -> Tuple[float, float]:
         return self.used_weights[0], self.used_weights[1]
 
-    def _record(self, raw_cls: float, raw_box: float) -> Tuple[float, float]:
+    def window_entry(self, raw_cls: float, raw_box: float) -> Tuple[float, float]:
         self.s_cls -= self.lr * (0.5 - math.exp(-self.s_cls) * raw_cls)
         self.s_box -= self.lr * (0.5 - 0.5 * math.exp(-self.s_box) * raw_box)
         # A huge loss may throw s so far that exp(-s) overflows later; the weight is limited anyway.
@@ -189,7 +189,7 @@ class UncertaintyWeight(LossWeighting):
         self.s_box = min(max(self.s_box, -50.0), 50.0)
         return raw_cls, raw_box
 
-    def _close(self, cls: List[float], box: List[float]) -> bool:
+    def close_window(self, cls: List[float], box: List[float]) -> bool:
         self.used_weights = [
             min(math.exp(-self.s_cls), self.max_weight),
             min(0.5 * math.exp(-self.s_box), self.max_weight),
@@ -210,8 +210,8 @@ class DynamicWeightAverage(LossWeighting):
         start_iter: iterations before the first window.
     """
 
-    _settings = ("interval", "temperature")
-    _state = ("used_weights", "previous")
+    SETTINGS = ("interval", "temperature")
+    STATE = ("used_weights", "previous")
 
     def __init__(self, interval: int = 100, temperature: float = 2.0, start_iter: int = 0):
         super().__init__(interval, start_iter)
@@ -225,7 +225,7 @@ class DynamicWeightAverage(LossWeighting):
     def weights(self) -> Tuple[float, float]:
         return self.used_weights[0], self.used_weights[1]
 
-    def _close(self, cls: List[float], box: List[float]) -> bool:
+    def close_window(self, cls: List[float], box: List[float]) -> bool:
         means = [mean_of(cls), mean_of(box)]
         previous, self.previous = self.previous, means
         if previous is None or min(previous) <= 0:
@@ -258,8 +258,8 @@ class FAMOWeight(LossWeighting):
         start_iter: iterations before the first window.
     """
 
-    _settings = ("interval", "lr", "decay")
-    _state = ("logits", "moment", "square", "steps", "previous", "used_weights")
+    SETTINGS = ("interval", "lr", "decay")
+    STATE = ("logits", "moment", "square", "steps", "previous", "used_weights")
     _EPS = 1e-8  # of losses, and of Adam
 
     def __init__(
@@ -283,7 +283,7 @@ class FAMOWeight(LossWeighting):
     def weights(self) -> Tuple[float, float]:
         return self.used_weights[0], self.used_weights[1]
 
-    def _close(self, cls: List[float], box: List[float]) -> bool:
+    def close_window(self, cls: List[float], box: List[float]) -> bool:
         now = [mean_of(cls), mean_of(box)]
         # A loss of 0, as where no object is, would take all of the weight.
         if min(now) <= 0:
@@ -359,8 +359,8 @@ class GradNormWeight(LossWeighting):
         start_iter: iterations before the first window.
     """
 
-    _settings = ("interval", "lr", "alpha")
-    _state = ("norms", "initial", "used_weights")
+    SETTINGS = ("interval", "lr", "alpha")
+    STATE = ("norms", "initial", "used_weights")
     _LEAST = 0.01  # A weight that turned negative would maximise its loss.
 
     def __init__(
@@ -385,7 +385,7 @@ class GradNormWeight(LossWeighting):
         """Take in the sizes of both losses' gradients; those that overflow are not used."""
         self.norms = [float(cls), float(box)]
 
-    def _close(self, cls: List[float], box: List[float]) -> bool:
+    def close_window(self, cls: List[float], box: List[float]) -> bool:
         now = [mean_of(cls), mean_of(box)]
         if min(now) <= 0:
             return False

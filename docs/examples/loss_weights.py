@@ -13,11 +13,11 @@ from d2ext.ops.loss_weights import LossWeighting
 class EqualShare(LossWeighting):
     """Makes class and box loss equally large: ``w = mean box / mean cls`` of the last window.
 
-    The base class keeps the window, drops infinite losses and saves ``_settings`` and ``_state``.
+    The base class keeps the window, drops infinite losses and saves ``SETTINGS`` and ``STATE``.
     """
 
-    _settings = ("interval", "limit")
-    _state = ("weight",)
+    SETTINGS = ("interval", "limit")
+    STATE = ("weight",)
 
     def __init__(self, interval: int = 50, limit: float = 10.0):
         super().__init__(interval)
@@ -27,7 +27,7 @@ class EqualShare(LossWeighting):
     def weights(self):
         return self.weight, 1.0
 
-    def _close(self, cls, box):
+    def close_window(self, cls, box):
         ratio = sum(box) / max(sum(cls), 1e-12)
         self.weight = min(max(ratio, 1 / self.limit), self.limit)
         self.last_update = {"ratio": ratio}

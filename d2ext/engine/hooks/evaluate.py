@@ -32,7 +32,7 @@ class Evaluate(HookBase):
         self.period = period
         self._function: Optional[Callable[[], Optional[Dict[str, Any]]]] = function
         #: The figures of the last evaluation, and its iteration.
-        self.figures: Dict[str, float] = {}
+        self.last_figures: Dict[str, float] = {}
         self.measured_at = -1
 
     def after_step(self) -> None:
@@ -43,10 +43,10 @@ class Evaluate(HookBase):
             results = self._function()
         # Every rank gets the figures: a rank that decides by them must decide like the others.
         results = comm.all_gather(results)[0]
-        self.figures, self.measured_at = {}, self.trainer.iter
+        self.last_figures, self.measured_at = {}, self.trainer.iter
         for name, value in flatten_results_dict(results or {}).items():
             try:
-                self.figures[name] = value = float(value)
+                self.last_figures[name] = value = float(value)
             except (TypeError, ValueError) as error:
                 raise ValueError(
                     f"The evaluator returned {value!r} as '{name}'; let it return numbers."
@@ -64,7 +64,7 @@ def figures_of(trainer: Any) -> Dict[str, float]:
     found: Dict[str, float] = {}
     for hook in trainer.all_hooks:
         if isinstance(hook, (Evaluate, ValidationLoss)) and hook.measured_at == trainer.iter:
-            found.update(hook.figures)
+            found.update(hook.last_figures)
     return found
 
 

@@ -35,14 +35,14 @@ class ValidationLoss(HookBase):
     ):
         self.period, self._model, self._batches, self._seed = period, model, batches, seed
         #: The figures of the last measurement, and its iteration.
-        self.figures: Dict[str, float] = {}
+        self.last_figures: Dict[str, float] = {}
         self.measured_at = -1
 
     def after_step(self) -> None:
         if self.trainer.is_due(self.period):
-            self.figures = {f"val/{name}": value for name, value in self.measure().items()}
+            self.last_figures = {f"val/{name}": value for name, value in self.measure().items()}
             self.measured_at = self.trainer.iter
-            for name, value in self.figures.items():
+            for name, value in self.last_figures.items():
                 self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
 
     def measure(self) -> Dict[str, float]:
