@@ -62,7 +62,7 @@ def run_lr_find(args: argparse.Namespace) -> Done:
             lowest=args.lowest,
             highest=args.highest,
             steps=args.steps,
-            settle=max(3, args.steps // 10),
+            settle=min(20, max(3, args.steps // 2)),  # RetinaNet averages its normaliser over ten
             precision=Precision(cfg),
             accumulate=cfg.SOLVER.ACCUMULATE,
             clip=GlobalNormClipper.from_config(cfg),

@@ -183,17 +183,18 @@ def _config(runs: List[Run]) -> Dict[str, Any]:
     if len(runs) == 1:
         rows = [[key, runs[0].config[key]] for key in _CONFIG_KEYS if key in runs[0].config]
         return {"head": ["key", "value"], "rows": rows, "unread": []}
-    rows = [[key, *values] for key, values in differences(runs).items()
-            if key not in _IDLE_KEYS]  # fmt: skip
-    used = [_keys_read(run) for run in runs] if any(r[0].startswith("MODEL.") for r in rows) else []
-    everything = None if None in used else set().union(*(keys or set() for keys in used))
-    unread = [
-        row
-        for row in rows
-        if everything and row[0].startswith("MODEL.") and row[0] not in everything
-    ]
-    head = ["key", *(run.name for run in runs)]
-    return {"head": head, "rows": [r for r in rows if r not in unread], "unread": unread}
+    table = {k: v for k, v in differences(runs).items() if k not in _IDLE_KEYS}
+    of_models = any(key.startswith("MODEL.") for key in table)
+    read = [_keys_read(run) for run in runs] if of_models else [None] * len(runs)
+    rows, unread = [], []
+    for key, values in table.items():
+        idle = [key.startswith("MODEL.") and keys is not None and key not in keys for keys in read]
+        shown_here = ["(not read)" if i else v for i, v in zip(idle, values)]
+        if all(idle):
+            unread.append([key, *values])
+        else:
+            rows.append([key, *shown_here])
+    return {"head": ["key", *(run.name for run in runs)], "rows": rows, "unread": unread}
 
 
 def _keys_read(run: Run) -> Optional[Set[str]]:

@@ -210,6 +210,11 @@ def test_only_keys_that_something_reads_are_in_front(tmp_path):
     found = _config(runs)
     assert [row[0] for row in found["rows"]] == ["MODEL.FCOS.PRIOR_PROB"]
     assert [row[0] for row in found["unread"]] == ["MODEL.DW.NUM_CONVS"]
+    cfg.MODEL.META_ARCHITECTURE = "DualWeightingFCOS"
+    (folder / "config.yaml").write_text(cfg.dump())
+    rows = {row[0]: row[1:] for row in _config([runs[0], load_run(folder)])["rows"]}
+    assert rows["MODEL.META_ARCHITECTURE"] == ["ExtFCOS", "DualWeightingFCOS"]
+    assert rows["MODEL.DW.NUM_CONVS"] == ["(not read)", 2]
 
 
 def test_hostile_and_damaged_files_lose_what_is_in_them_alone(tmp_path):
