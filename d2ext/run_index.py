@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Union
 
-from ._files import atomic_write
+from ._files import atomic_write, writing
 
 __all__ = ["FILE_NAME", "describe_set", "note_in_run", "read_index", "record", "record_sets"]
 
@@ -57,10 +57,15 @@ def record(run: Union[str, Path], kind: str, path: Union[str, Path] = "", **fact
 
 
 def record_sets(run: Union[str, Path], train: Sequence[str], test: Sequence[str]) -> None:
-    """Add the data sets that a run trains and evaluates on."""
-    for split, names in (("train", train), ("test", test)):
-        for name in names:
-            record(run, "data", split=split, **describe_set(name))
+    """Add the data sets that a run trains and evaluates on, on the main process."""
+    from detectron2.utils import comm
+
+    if not comm.is_main_process():
+        return
+    with writing(run):
+        for split, names in (("train", train), ("test", test)):
+            for name in names:
+                record(run, "data", split=split, **describe_set(name))
 
 
 def note_in_run(source: Union[str, Path], kind: str, path: Union[str, Path]) -> None:

@@ -22,6 +22,7 @@ from d2ext.data import require_dataset
 from d2ext.modeling.losses.criterion import set_log_period
 from d2ext.modeling.sampling_free import find_optimal_bias
 from d2ext.ops.loss_weights import AdaptiveLossWeight
+from d2ext.run_index import record_sets
 
 from . import hooks
 from .builders import run_arguments
@@ -74,6 +75,9 @@ def train_lazy(args: argparse.Namespace) -> Optional[int]:
             cfg.train.output_dir = fast_dev_run_folder(cfg.train.output_dir)
     _require_datasets(cfg, train=not args.eval_only)
     set_up_output(cfg, args, cfg.train.output_dir)
+    if not args.eval_only:
+        names = (dataset_names(cfg, key) for key in ("train", "test"))
+        record_sets(cfg.train.output_dir, *names)
     if warning:
         logger.warning(warning)  # there is a log only now
     model = instantiate(cfg.model).to(cfg.train.device)

@@ -12,7 +12,6 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from .. import model_zoo
-from .._files import writing
 from ..config import CfgNode, get_cfg
 from ..config.node import override_pairs
 from ..data import require_dataset
@@ -58,9 +57,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     require_dataset(*([] if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)
     default_setup(cfg, args)
-    if comm.is_main_process() and not args.eval_only:
-        with writing(cfg.OUTPUT_DIR):
-            record_sets(cfg.OUTPUT_DIR, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+    if not args.eval_only:
+        record_sets(cfg.OUTPUT_DIR, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
     if warning:
         logger.warning(warning)  # there is a log only now
     return cfg
