@@ -264,12 +264,21 @@ RULES: Tuple[Rule, ...] = (
         )
         for name in ("wiou", "ghm_r")
     ),
-    Rule(
-        ("coupled by factors", "no rows"),
-        "the loss of single samples is needed",
-        "The harmonic loss needs the class loss of single samples, which {loss} does not have; "
-        "choose softmax, bce, focal or efl, or set MODEL.HARMONIC.COUPLE or "
-        "MODEL.HARMONIC.ON_{place} to False.",
+    *(
+        Rule(
+            facts,
+            reason,
+            "The harmonic loss needs the class loss of single samples, which {loss} does not have; "
+            "choose softmax, bce, focal or efl, or set MODEL.HARMONIC.COUPLE or "
+            "MODEL.HARMONIC.ON_{place} to False.",
+        )
+        for facts, reason in (
+            (("coupled by factors", "no rows"), "the loss of single samples is needed"),
+            (
+                ("objectness branch", "harmonic"),
+                "its own class loss, qfl, has no loss of single samples; with bce it works",
+            ),
+        )
     ),
     Rule(
         ("harmonic", "rotated boxes"),
@@ -288,6 +297,12 @@ RULES: Tuple[Rule, ...] = (
         "The guided scale makes X about Y, so ALWA finds nothing to do. With "
         "`MODEL.SAMPLING_FREE.GUIDE: none` (the measured bias alone) it does.",
         level="note",
+    ),
+    Rule(
+        ("objectness branch", "sampling free"),
+        "the classes are learnt from positives, and objectness has no prior that is counted",
+        "YOLOX learns classes from positives alone, so there is no share of the foreground to "
+        "start from; set MODEL.SAMPLING_FREE.ENABLED or ON_DENSE to False.",
     ),
 )
 
@@ -356,6 +371,7 @@ DETECTORS: Dict[str, Detector] = {
     "RetinaNet": Detector(("dense",)),
     "FCOS": Detector(("dense",)),
     "ATSS": Detector(("dense",)),
+    "YOLOX": Detector(("dense",), ("objectness branch",)),
     "DW": Detector(("dense",), ("own losses",)),
     "Faster R-CNN": Detector(("rpn", "roi")),
     "Mask R-CNN": Detector(("rpn", "roi")),

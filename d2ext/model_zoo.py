@@ -33,6 +33,8 @@ AUTHORS_AP = {
     "DualWeighting/dw_R_101_FPN_2x_ms.yaml": 46.1,
     "EqualizedFocalLoss/improved_baseline_R_50_FPN_24e_efl.yaml": 27.5,
     "EqualizedFocalLoss/improved_baseline_R_101_FPN_24e_efl.yaml": 29.2,
+    "YOLOX/yolox_s_300e.yaml": 40.5,
+    "YOLOX/yolox_m_300e.yaml": 46.9,
     "YOLOX/yolox_ip_s_300e_efl.yaml": 23.3,
     "YOLOX/yolox_ip_s_300e_eqfl.yaml": 24.2,
     "YOLOX/yolox_ip_m_300e_efl.yaml": 30.0,

@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 from d2ext import get_cfg
 from d2ext.modeling.backbones import pyramids, resnet
 
-DENSE_NODES = ("RETINANET", "FCOS", "ATSS", "DW")
+DENSE_NODES = ("RETINANET", "FCOS", "ATSS", "YOLOX", "DW")
 # Of the stem of a ResNet-18 that is that narrow in all its stages, where Detectron2's has to be 64
 # wide: most of the time of a small test would go into its weights.
 NARROW = 8
@@ -44,6 +44,7 @@ def shrink(cfg, num_classes=3):
     cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 64
     cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * 4
     cfg.MODEL.FPN.OUT_CHANNELS = 32
+    cfg.MODEL.CSPDARKNET.WIDTH = 0.125
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 32
     cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 4
     cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 16

@@ -43,6 +43,7 @@ SHOWN: Dict[str, Shown] = {
     "RetinaNet": Shown("Demo/retinanet_shapes", "`ExtRetinaNet`"),
     "FCOS": Shown("Demo/fcos_shapes", "`ExtFCOS`"),
     "ATSS": Shown("Demo/atss_shapes", "`ATSS`"),
+    "YOLOX": Shown("Demo/yolox_shapes", "`YOLOX`"),
     "DW": Shown("Demo/dw_shapes", "`DualWeightingFCOS`"),
     "Faster R-CNN": Shown("Demo/faster_rcnn_shapes", _RCNN.format("Standard")),
     "Mask R-CNN": Shown("Demo/mask_rcnn_shapes", _RCNN.format("Standard")),

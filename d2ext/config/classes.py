@@ -10,6 +10,7 @@ DENSE_SECTIONS = {
     "ExtRetinaNet": "RETINANET",
     "ExtFCOS": "FCOS",
     "ATSS": "ATSS",
+    "YOLOX": "YOLOX",
     "DualWeightingFCOS": "DW",
 }
 
@@ -33,7 +34,7 @@ def class_count_keys(cfg: Any) -> Dict[str, int]:
 def class_count_key(cfg: Any) -> str:
     """The key that sets the number of classes of the detector that the config has, or "".
 
-    A detector of somebody's own is known if its section has its name (``MODEL.YOLOX`` of YOLOX).
+    A detector of somebody's own is known if its section has its name (``MODEL.MYNET`` of MyNet).
     """
     name = cfg.MODEL.META_ARCHITECTURE
     own = {"GeneralizedRCNN": "ROI_HEADS", **DENSE_SECTIONS}.get(name, str(name).upper())

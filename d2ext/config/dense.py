@@ -10,6 +10,7 @@ from .rules import (
     NORM,
     PROBABILITY,
     SHARE,
+    integer,
     listing,
     number,
     one_of,
@@ -19,28 +20,38 @@ from .rules import (
 __all__ = ["SECTIONS"]
 
 
-def _detector(threshold: float, threshold_of: str) -> List[Key]:
-    """Keys that FCOS and ATSS have in common."""
+def _detector(
+    threshold: float,
+    threshold_of: str,
+    *,
+    top: int = 7,
+    convs: int = 4,
+    norm: str = "GN",
+    gamma: float = 2.0,
+    nms: float = 0.6,
+) -> List[Key]:
+    """Keys that FCOS, ATSS and YOLOX have in common."""
+    levels = [f"p{level}" for level in range(3, top + 1)]
     return [
         Key("NUM_CLASSES", 80, COUNT, "classes, without background"),
-        Key("IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"], FEATURES, "levels of the pyramid",
+        Key("IN_FEATURES", levels, FEATURES, "levels of the pyramid",
             "head_in_features"),
-        Key("NUM_CONVS", 4, COUNT, "convolutions in each of the two towers", ""),
-        Key("NORM", "GN", NORM, "their normalisation", part="head"),
+        Key("NUM_CONVS", convs, COUNT, "convolutions in each of the two towers", ""),
+        Key("NORM", norm, NORM, "their normalisation", part="head"),
         Key("PRIOR_PROB", 0.01, PROBABILITY, "score of every class at the start", part="head"),
         Key("FOCAL_LOSS_ALPHA", 0.25, number(high=1), "weight of positives; below 0: none",
             "alpha", "loss"),
-        Key("FOCAL_LOSS_GAMMA", 2.0, number(0), "focusing exponent", "gamma", "loss"),
+        Key("FOCAL_LOSS_GAMMA", gamma, number(0), "focusing exponent", "gamma", "loss"),
         Key("SCORE_THRESH_TEST", threshold, SHARE, f"least score; {threshold_of}",
             "test_score_thresh"),
         Key("TOPK_CANDIDATES_TEST", 1000, COUNT, "(place, class) pairs kept on each level",
             "test_topk_candidates"),
-        Key("NMS_THRESH_TEST", 0.6, SHARE, "IoU above which NMS removes a box", "test_nms_thresh"),
+        Key("NMS_THRESH_TEST", nms, SHARE, "IoU above which NMS removes a box", "test_nms_thresh"),
     ]  # fmt: skip
 
 
 SECTIONS = [
-    # Slots that ExtRetinaNet, ExtFCOS and ATSS share.
+    # Slots that ExtRetinaNet, ExtFCOS, ATSS and YOLOX share.
     Section(
         "MODEL.DENSE",
         # The parameters of focal and qfl are those of the detector (e.g.
@@ -48,17 +59,17 @@ SECTIONS = [
         Key("CLS_LOSS", "focal", registered("d2ext.modeling.losses.registry:CLS_LOSS_REGISTRY"),
             "focal, bce, qfl, efl, eqfl, eqlv2, ghmc, varifocal, mal, or a name you registered"),
         # The detector's own: MODEL.RETINANET.BBOX_REG_LOSS_TYPE for RetinaNet, giou for FCOS and
-        # ATSS.
+        # ATSS, iou_squared for YOLOX.
         Key("BOX_LOSS", "", registered("d2ext.modeling.losses.registry:BOX_LOSS_REGISTRY", ""),
-            "smooth_l1, iou, giou, diou, ciou, harmonic_iou, log_iou, mpdiou, inner_iou, wiou, "
-            "nwd, ghm_r; empty: the detector's own"),
-        # The detector's own: iou for RetinaNet, center for FCOS, atss for ATSS. Parameters are
-        # MODEL.RETINANET.IOU_THRESHOLDS and IOU_LABELS, MODEL.FCOS.CENTER_SAMPLING_RADIUS, and
-        # MODEL.ATSS.TOPK and CLAMP_CENTERS, whichever detector they are used in.
+            "smooth_l1, iou, iou_squared, giou, diou, ciou or a rival's; empty: the detector's"),
+        # iou, center, atss, tal_tood, tal_yolo, simota, dsl, or a name you registered. Detectors'
+        # own: iou for RetinaNet, center for FCOS, atss for ATSS, simota for YOLOX.
+        # Parameters are MODEL.RETINANET.IOU_THRESHOLDS and IOU_LABELS,
+        # MODEL.FCOS.CENTER_SAMPLING_RADIUS, and MODEL.ATSS.TOPK and CLAMP_CENTERS, whichever
+        # detector they are used in; the others have sections of their own.
         Key("ASSIGNER", "auto",
             registered("d2ext.modeling.assigners:ASSIGNER_REGISTRY", "auto"),
-            "who learns which object: iou, center, atss, tal_tood, tal_yolo, simota, dsl, or your "
-            "own; auto: the detector's"),
+            "who learns which object: iou, center, atss, ...; auto: the detector's own"),
         # ema: a running mean of the number of positives. The detector's own: ema for RetinaNet and
         # FCOS as in Detectron2, positives for ATSS and where the assigner sees predictions.
         Key("NORMALIZER", "",
@@ -74,6 +85,18 @@ SECTIONS = [
         *_detector(0.2, "it is sqrt(class * centerness), so 0.2 means a product of 0.04"),
         Key("CENTER_SAMPLING_RADIUS", 1.5, number(above=0),
             "radius of the centre, in strides, inside which a point may be positive"),
+    ),
+    Section(
+        "MODEL.YOLOX",
+        # With gamma 0, qfl is the binary cross entropy with the IoU that YOLOX has. The head's
+        # batch normalisation has the constants of MODEL.CSPDARKNET.
+        *_detector(0.01, "class times objectness", top=5, convs=2, norm="BN", gamma=0.0, nms=0.65),
+        # "all": background points learn that they are of no class, which objectness says already.
+        Key("CLASSIFY", "positives", one_of("positives", "all"), "which points learn their class"),
+        Key("BBOX_REG_LOSS_WEIGHT", 5.0, number(0), "weight of the box loss", "box_loss_weight"),
+        Key("L1_LOSS_WEIGHT", 1.0, number(0), "weight of the L1 of deltas; 0: none"),
+        # YOLOX: with the last epochs, which have no mosaic.
+        Key("L1_FROM_ITER", 0, integer(0), "first step with that loss"),
     ),
     Section(
         "MODEL.ATSS",

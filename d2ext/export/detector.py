@@ -7,16 +7,21 @@ from typing import List, Tuple, Union
 
 import numpy as np
 import torch
-from detectron2.modeling.meta_arch.fcos import FCOS
 from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import nms
 
-from d2ext.modeling.meta_arch import ATSS, DualWeightingFCOS, ExtFCOS, ExtRetinaNet
+from d2ext.modeling.meta_arch import (
+    ATSS,
+    YOLOX,
+    DualWeightingFCOS,
+    ExtFCOS,
+    ExtRetinaNet,
+)
 
 __all__ = ["EXPORTABLE", "InferenceDetector"]
 
-EXPORTABLE = (ExtRetinaNet, ExtFCOS, ATSS, DualWeightingFCOS)
+EXPORTABLE = (ExtRetinaNet, ExtFCOS, ATSS, YOLOX, DualWeightingFCOS)
 
 
 class InferenceDetector(nn.Module):
@@ -27,7 +32,7 @@ class InferenceDetector(nn.Module):
     NMS.
 
     Args:
-        model: an ExtRetinaNet, ExtFCOS, ATSS or DualWeightingFCOS.
+        model: an ExtRetinaNet, ExtFCOS, ATSS, YOLOX or DualWeightingFCOS.
         with_nms: whether to select detections.
     """
 
@@ -56,9 +61,11 @@ class InferenceDetector(nn.Module):
                 "MODEL.FPN.SQUARE_PAD to 0."
             )
         self.has_quality = not isinstance(model, ExtRetinaNet)
-        self.square_root = _square_root(model)
-        # Dual weighting clips boxes before NMS, the others behind it.
-        self.clip_first = isinstance(model, DualWeightingFCOS)
+        self.square_root = getattr(model, "score_power", 1.0) == 0.5
+        # Dual weighting clips boxes before NMS, the others behind it unless a key says so.
+        self.clip_first = getattr(model, "clip_before_nms", isinstance(model, DualWeightingFCOS))
+        self.drop_empty = getattr(model, "drop_empty", False)
+        self.cap_by_anchors = getattr(model, "cap_by_anchors", False)
         threshold = model.test_score_thresh
         if hasattr(model, "score_thresholds"):
             threshold = model.score_thresholds(threshold)
@@ -116,7 +123,7 @@ class InferenceDetector(nn.Module):
         keep = nms(box + (label.to(box.dtype) * step)[:, None], score, self.nms_threshold)
         keep = keep[: self.limit]
         box, score, label = _clip(box[keep], height, width), score[keep], label[keep]
-        real = (box[:, 2:] > box[:, :2]).all(dim=1)
+        real = _has_area(box)
         return box[real], score[real], label[real]
 
     def _best(
@@ -125,12 +132,17 @@ class InferenceDetector(nn.Module):
         if self.threshold.numel() > 1:
             # As in best_of_level: one threshold a class has to come before the best are taken.
             scores = scores.masked_fill(scores <= self.threshold, -1.0)
+        if self.drop_empty:
+            scores = scores.masked_fill(~_has_area(boxes)[:, None], -1.0)
         # Padding makes the number to take a constant; a number that follows the image's size
         # would be fixed by tracing.
         best, index = F.pad(scores.flatten(), (0, self.topk), value=-1.0).topk(self.topk)
         label = index % self.num_classes
         threshold = self.threshold[label] if self.threshold.numel() > 1 else self.threshold
         keep = best > threshold.clamp(min=-0.5)
+        if self.cap_by_anchors:
+            limit = _has_area(boxes).sum() if self.drop_empty else len(boxes)
+            keep = keep & (torch.arange(self.topk, device=best.device) < limit)
         prior = torch.div(index[keep], self.num_classes, rounding_mode="floor")
         return boxes[prior], best[keep], label[keep]
 
@@ -147,10 +159,8 @@ def _round_down(threshold: float) -> float:
     return float(rounded)
 
 
-def _square_root(model: nn.Module) -> bool:
-    if isinstance(model, ATSS):
-        return model.score == "sqrt"
-    return isinstance(model, FCOS) and not isinstance(model, DualWeightingFCOS)
+def _has_area(boxes: torch.Tensor) -> torch.Tensor:
+    return (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
 
 
 def _sigmoid(logits: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,16 @@
 They need torch and nothing else, so that they work in any framework: docs/losses_elsewhere.md.
 """
 
-from .box_losses import BoxLoss, CIoULoss, DIoULoss, GIoULoss, IoULoss, OverlapLoss, SmoothL1Loss
+from .box_losses import (
+    BoxLoss,
+    CIoULoss,
+    DIoULoss,
+    GIoULoss,
+    IoULoss,
+    OverlapLoss,
+    SmoothL1Loss,
+    SquaredIoULoss,
+)
 from .box_variants import (
     GHMRLoss,
     InnerIoULoss,
@@ -67,6 +76,7 @@ __all__ = [
     "SeesawLoss",
     "SmoothL1Loss",
     "SoftmaxLoss",
+    "SquaredIoULoss",
     "VarifocalLoss",
     "WiseIoULoss",
 ]

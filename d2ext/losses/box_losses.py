@@ -12,7 +12,16 @@ from d2ext.ops import boxes as ops
 
 from .positives import Positives
 
-__all__ = ["BoxLoss", "CIoULoss", "DIoULoss", "GIoULoss", "IoULoss", "OverlapLoss", "SmoothL1Loss"]
+__all__ = [
+    "BoxLoss",
+    "CIoULoss",
+    "DIoULoss",
+    "GIoULoss",
+    "IoULoss",
+    "OverlapLoss",
+    "SmoothL1Loss",
+    "SquaredIoULoss",
+]
 
 
 class BoxLoss(nn.Module):
@@ -68,6 +77,15 @@ class IoULoss(OverlapLoss):
     """``1 - IoU``."""
 
     function = staticmethod(ops.iou_loss)
+
+
+class SquaredIoULoss(BoxLoss):
+    """``1 - IoU^2``, as YOLOX has it."""
+
+    overlap = True
+
+    def forward(self, positives: Positives) -> torch.Tensor:
+        return 1 - positives.iou.square()
 
 
 class GIoULoss(OverlapLoss):

@@ -14,7 +14,7 @@ from d2ext.losses import ClsLoss, Criterion
 
 __all__ = ["check_methods_in_use"]
 
-_BUILT_BY = "ExtRetinaNet, ExtFCOS, ATSS, ExtRPN or the Ext ROI heads"
+_BUILT_BY = "ExtRetinaNet, ExtFCOS, ATSS, YOLOX, ExtRPN or the Ext ROI heads"
 
 
 def check_methods_in_use(cfg: Any, model: nn.Module) -> None:

@@ -9,6 +9,8 @@ DENSE = {
     "ExtRetinaNet": "Base-RetinaNet",
     "ExtFCOS": "Base-FCOS",
     "ATSS": "Base-ATSS",
+    "ATSS, decoupled": "YOLOX/yolox_ip_s_300e_efl",
+    "YOLOX": "YOLOX/yolox_s_300e",
     "DualWeightingFCOS": "DualWeighting/dw_R_50_FPN_1x_refine",
 }
 
@@ -21,7 +23,8 @@ def spread_detector(name, overrides=()):
     generator = torch.Generator().manual_seed(3)
     image = torch.rand(3, 160, 160, generator=generator) * 255
     head = model.head
-    layers = {head.cls_score: 1.5, head.bbox_pred: 0.4}
+    layers = dict.fromkeys(_levels(head.cls_score), 1.5)
+    layers.update(dict.fromkeys(_levels(head.bbox_pred), 0.4))
     if getattr(head, "reg_offset", None) is not None:
         layers[head.reg_offset] = 0.2
     with torch.no_grad():
@@ -33,5 +36,14 @@ def spread_detector(name, overrides=()):
             model([{"image": image}])
             hook.remove()
             layer.weight.mul_(wanted / torch.cat(seen).std())
-        head.cls_score.bias.fill_(-2.0)
+        for layer in _levels(head.cls_score):
+            layer.bias.fill_(-2.0)
+        if name in ("ATSS, decoupled", "YOLOX"):  # they start where no score passes a threshold
+            for layer in head.quality:
+                layer.bias.fill_(0.0)
     return model
+
+
+def _levels(layer):
+    """The layers of a head that has one for each level, or the one that it has."""
+    return list(layer) if isinstance(layer, torch.nn.ModuleList) else [layer]

@@ -17,6 +17,7 @@ from model_kit import make_batch, train_step
 
 from d2ext import get_cfg
 from d2ext.convert import convert_checkpoint
+from d2ext.modeling.meta_arch.yolox import CornerTransform
 from d2ext.modeling.targets import Priors, pack_targets
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "yolox"
@@ -278,3 +279,103 @@ def test_frozen_stages_and_their_normalisations():
     before = {k: v.clone() for k, v in bottom_up.stem.state_dict().items()}
     bottom_up(torch.rand(2, 3, 64, 64) * 255)
     assert all(torch.equal(v, before[k]) for k, v in bottom_up.stem.state_dict().items())
+
+
+def plain_cfg(num_classes=5, **keys):
+    """YOLOX itself: points, SimOTA, objectness."""
+    cfg = yolox_cfg(path="configs/YOLOX/yolox_s_300e.yaml")
+    cfg.MODEL.YOLOX.NUM_CLASSES = num_classes
+    cfg.MODEL.YOLOX.L1_FROM_ITER = 0
+    for key, value in keys.items():
+        cfg.MODEL.YOLOX[key] = value
+    return cfg
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_plain_yolox_loads_mmdetections_weights(mode):
+    """The vectors' network with the first of its two anchors: the maps are its channels."""
+    net = Net("yolox")
+    classes = net.cfg.MODEL.ATSS.NUM_CLASSES
+    numbers = {"cls": classes, "reg": 4, "iou": 1}
+    state = dict(net.state)
+    for branch, count in numbers.items():
+        for name in state:
+            if f"multi_level_conv_{'obj' if branch == 'iou' else branch}." in name:
+                state[name] = state[name][:count]
+    net.cfg = plain_cfg(classes)
+    net.model = net.load(state, "yolox").train(mode == "train")
+    with torch.no_grad():
+        outputs = net.outputs()
+    for (branch, count), maps in zip(numbers.items(), outputs):
+        for i in range(3):
+            expected = net.data[f"yolox/{mode}/{branch}{i}"][:, :count]
+            assert error(maps[i], expected) < 1e-9
+
+
+@pytest.mark.parametrize("case", ["l1", "no_l1"])
+def test_plain_losses(case):
+    data = np.load(GOLDEN / "mmdet_losses.npz")
+    model = build_model(plain_cfg(L1_FROM_ITER=0 if case == "l1" else 1)).train()
+    maps = [
+        [torch.from_numpy(data[f"{case}/{b}{i}"]).requires_grad_() for i in range(3)]
+        for b in ("cls", "reg", "obj")
+    ]
+    size = (128, 160)
+    instances = [
+        Instances(
+            size,
+            gt_boxes=Boxes(torch.from_numpy(data[f"{case}/gt_boxes{i}"]).reshape(-1, 4)),
+            gt_classes=torch.from_numpy(data[f"{case}/gt_classes{i}"]),
+        )
+        for i in range(3)
+    ]
+    images = ImageList(torch.zeros(3, 3, *size), [size] * 3)
+    with EventStorage():
+        found = model.forward_training(images, maps[0], maps, instances)
+    names = {"loss_cls": "loss_cls", "loss_box_reg": "loss_bbox", "loss_obj": "loss_obj"}
+    names.update({"loss_l1": "loss_l1"} if case == "l1" else {})
+    assert found.keys() == names.keys()
+    for ours, theirs in names.items():
+        expected = float(data[f"{case}/{theirs}"])
+        assert float(found[ours].detach()) == pytest.approx(expected, rel=1e-6), ours
+    if case == "l1":
+        sum(found.values()).backward()
+        for branch, kind in zip(("cls", "reg", "obj"), maps):
+            for i in range(3):
+                assert error(kind[i].grad, data[f"l1/grad_{branch}{i}"]) < 1e-6
+
+
+def test_corner_transform():
+    transform = CornerTransform()
+    cells = torch.tensor([[8.0, 16.0, 16.0, 24.0]]).double()
+    boxes = torch.tensor([[3.0, 5.0, 40.0, 50.0]]).double()
+    deltas = transform.get_deltas(cells, boxes)
+    assert torch.allclose(transform.apply_deltas(deltas, cells), boxes)
+    # The centre counts from the corner.
+    center = transform.apply_deltas(torch.zeros(1, 4).double(), cells)
+    assert center.tolist() == [[4.0, 12.0, 12.0, 20.0]]
+    huge = transform.apply_deltas(torch.full((1, 4), 1e4).double(), cells)
+    assert huge.isfinite().all()
+
+
+@pytest.mark.parametrize("assigner", ["simota", "center", "atss", "iou"])
+@pytest.mark.parametrize("classify, loss", [("positives", "qfl"), ("all", "efl")])
+def test_a_step_of_plain_training(assigner, classify, loss):
+    cfg = plain_cfg(3, CLASSIFY=classify)
+    cfg.MODEL.DENSE.ASSIGNER, cfg.MODEL.DENSE.CLS_LOSS = assigner, loss
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    for counts in ((3, 2), (0, 0)):
+        losses, grads = train_step(model, make_batch(counts))
+        assert all(value.isfinite() for value in losses.values())
+        assert all(g.isfinite().all() for g in grads.values())
+    assert losses["loss_box_reg"] == 0 and losses["loss_obj"] > 0
+
+
+def test_what_plain_yolox_refuses():
+    cfg = plain_cfg()
+    cfg.MODEL.SAMPLING_FREE.ENABLED = True
+    with pytest.raises(ValueError, match="YOLOX learns classes from positives alone"):
+        build_model(cfg)
+    with pytest.raises(ValueError, match="MODEL.YOLOX.CLASSIFY is 'some'"):
+        build_model(plain_cfg(CLASSIFY="some"))

@@ -264,7 +264,8 @@ def _top_of_detector(cfg: Any, last: str) -> str:
     """The top block whose levels the detector reads; a level that nobody reads is not made."""
     names = [*cfg.MODEL.RPN.IN_FEATURES, *cfg.MODEL.ROI_HEADS.IN_FEATURES]
     detector, top = cfg.MODEL.META_ARCHITECTURE, "pool"
-    sections = {"RetinaNet": "RETINANET", "DualWeighting": "DW", "ATSS": "ATSS", "FCOS": "FCOS"}
+    sections = {"RetinaNet": "RETINANET", "DualWeighting": "DW"}
+    sections.update({name: name for name in ("ATSS", "FCOS", "YOLOX")})
     for word, section in sections.items():
         if word in detector:
             names, top = cfg.MODEL[section].IN_FEATURES, "c5" if word == "RetinaNet" else "p5"

@@ -43,6 +43,7 @@ for _registry, _classes in (
             "harmonic_iou": losses.HarmonicIoULoss,
             "inner_iou": losses.InnerIoULoss,
             "iou": losses.IoULoss,
+            "iou_squared": losses.SquaredIoULoss,
             "log_iou": losses.LogIoULoss,
             "mpdiou": losses.MPDIoULoss,
             "nwd": losses.NWDLoss,

@@ -159,7 +159,7 @@ class ATSS(ExtDenseMixin, FCOS):
         ltrb = torch.cat([center - boxes[:, :2], boxes[:, 2:] - center], dim=1)
         return centerness_targets(ltrb)
 
-    def further_losses(self, positives: Positives) -> Dict[str, torch.Tensor]:
+    def further_losses(self, positives: Positives, divisor: Any) -> Dict[str, torch.Tensor]:
         """The mean over the deltas of this rank's positives, as in United-Perception."""
         if not self.l1_loss_weight:
             return {}

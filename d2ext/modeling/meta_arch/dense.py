@@ -84,6 +84,8 @@ class ExtDenseMixin(OptimalBias):
         quality_weighs_boxes: whether the third branch's targets weigh the box losses, which are
             then divided by the targets' sum.
         box_loss_weight: constant weight of the box loss.
+        point_extent: for priors that are points, the sides in strides of the squares that stand
+            for them where overlaps are compared; 0: they are anchors.
         clip_before_nms: whether boxes are clipped to the image before NMS, not behind it.
         drop_empty: whether boxes that have no area in the image are left out before the best of a
             level are taken.
@@ -96,6 +98,7 @@ class ExtDenseMixin(OptimalBias):
     quality_loss = "quality"
     quality_weighs_boxes = False
     box_loss_weight = 1.0
+    point_extent = 0.0
     clip_before_nms = False
     drop_empty = False
     cap_by_anchors = False
@@ -219,7 +222,9 @@ class ExtDenseMixin(OptimalBias):
         return labelled if assignment.soft is None else (*labelled, assignment.soft)
 
     def assigned_priors(self, priors: Priors) -> Priors:
-        """The priors as the assigner is to see them."""
+        """The priors as the assigner is to see them: points have a size where overlaps count."""
+        if self.point_extent and getattr(self.assigner, "needs_extent", False):
+            return priors.widened(self.point_extent)
         return priors
 
     def losses(
@@ -253,7 +258,7 @@ class ExtDenseMixin(OptimalBias):
         quality = None if pred_quality is None else self.quality_targets(positives)
         soft = soft or SoftTargets()
         weights, divisor, box_divisor = self._weigh(positives, quality, soft.weights)
-        others = self.further_losses(positives)
+        others = self.further_losses(positives, divisor)
         if quality is not None:
             logits = full_precision(torch.cat(pred_quality, dim=1).flatten())
             others[self.quality_loss] = self.quality_loss_sum(logits, positives, quality) / divisor
@@ -307,8 +312,13 @@ class ExtDenseMixin(OptimalBias):
         logits = logits[positives.index]
         return F.binary_cross_entropy_with_logits(logits, quality.to(logits), reduction="sum")
 
-    def further_losses(self, positives: Positives) -> Dict[str, torch.Tensor]:
-        """Losses beyond those of class, box and third branch, ready to be summed."""
+    def further_losses(self, positives: Positives, divisor: Any) -> Dict[str, torch.Tensor]:
+        """Losses beyond those of class, box and third branch, ready to be summed.
+
+        Args:
+            positives: K samples.
+            divisor: the class loss's.
+        """
         return {}
 
     @property

@@ -10,15 +10,10 @@ from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
 from d2ext.config import arguments
 
 from ..losses.positives import Positives
-from ..targets import Priors
 from .build import OwnChoices, dense_arguments, dense_slots, select_features
 from .dense import ExtDenseMixin
 
 __all__ = ["ExtFCOS", "centerness_targets"]
-
-# Sides, in strides, of the squares that stand for points where overlaps are compared: those of ATSS
-# and of the RetinaNet with one anchor a place that its paper measures it against.
-_POINT_EXTENT = 8.0
 
 
 def centerness_targets(ltrb: torch.Tensor) -> torch.Tensor:
@@ -46,6 +41,7 @@ class ExtFCOS(ExtDenseMixin, FCOS):
     loss_prefix = "loss_fcos_"
     loss_names = {"box": "loc"}
     quality_loss = "ctr"
+    point_extent = 8.0  # as ATSS' anchors, and those of the RetinaNet its paper compares it with
 
     @classmethod
     def from_config(cls, cfg):
@@ -64,11 +60,6 @@ class ExtFCOS(ExtDenseMixin, FCOS):
                 **arguments(cfg, "MODEL.FCOS", "head"),
             ),
         }
-
-    def assigned_priors(self, priors: Priors) -> Priors:
-        """Points, or where overlaps are compared squares as large as ATSS' anchors."""
-        wide = getattr(self.assigner, "needs_extent", False)
-        return priors.widened(_POINT_EXTENT) if wide else priors
 
     @torch.no_grad()
     def quality_targets(self, positives: Positives) -> torch.Tensor:
