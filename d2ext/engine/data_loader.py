@@ -130,14 +130,14 @@ class _BatchSampler(Sampler):
         batch_size: int,
         groups: Optional[Sequence[int]],
         start: int,
-        per_step: int,
+        step_of: Callable[[int], int],
     ):
         self.indices, self.batch_size, self.groups, self.start = indices, batch_size, groups, start
-        self.per_step = per_step
+        self.step_of = step_of
 
     def __iter__(self) -> Iterator[List[Tuple[int, int, int]]]:
         batches = enumerate(islice(self._batches(), self.start, None), self.start)
-        return ([(*key, number // self.per_step) for key in batch] for number, batch in batches)
+        return ([(*key, self.step_of(number)) for key in batch] for number, batch in batches)
 
     def _batches(self) -> Iterator[List[Tuple[int, int]]]:
         rank, world_size = comm.get_rank(), comm.get_world_size()
@@ -224,6 +224,7 @@ class ResumableLoader:
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, int(seed)
         self.epoch_size = float(len(dataset) if epoch_size is None else epoch_size)
         self.batches_consumed = 0
+        self._begin = (0, 0)  # a step, and the batch that it begins with
         self._mapper, self.make_indices = NamedErrors(mapper, check), make_indices
         self._groups = _aspect_ratio_groups(dataset) if aspect_ratio_grouping else None
         # Serialised once, so that worker processes share its memory.
@@ -234,6 +235,15 @@ class ResumableLoader:
         """The elements before the mapper, each once."""
         return self._dataset
 
+    def begin_at(self, step: int) -> None:
+        """The next batch is the first of this step, whatever was consumed before it.
+
+        The trainer says so before its first step. So a mapper with ``takes_context`` is told the
+        step of the schedule: also in a new schedule for an old run, where the order of the data
+        goes on and steps are counted anew, and with another batch size than before.
+        """
+        self._begin = (step, self.batches_consumed)
+
     def __iter__(self) -> Iterator[List[Any]]:
         dataset = _MappedDataset(self._dataset, self._mapper, self.seed)
         batches = _BatchSampler(
@@ -241,7 +251,7 @@ class ResumableLoader:
             self.batch_size,
             self._groups,
             self.batches_consumed,
-            self.batches_per_step,
+            self._step_of,
         )
         loader = DataLoader(
             dataset,
@@ -257,6 +267,10 @@ class ResumableLoader:
         for batch in loader:
             self.batches_consumed += 1
             yield batch
+
+    def _step_of(self, batch: int) -> int:
+        step, first = self._begin
+        return step + (batch - first) // self.batches_per_step
 
     def state_dict(self) -> Dict[str, Any]:
         return {

@@ -71,6 +71,7 @@ def build_train_loader(cfg: Any, accumulate: int = 1, seed: int = -1) -> Any:
         mapper,
         indices,
         batch_size=batch_size,
+        batches_per_step=accumulate,
         aspect_ratio_grouping=node.get("aspect_ratio_grouping", True),
         num_workers=node.get("num_workers", 0),
         seed=seed if seed >= 0 else comm.shared_random_seed(),

@@ -199,6 +199,8 @@ class Trainer(TrainerBase):
                 self.state.save_new_schedule()
                 self._run_interrupted_hooks()
                 self.step.order.replay()
+                if hasattr(self.data_loader, "begin_at"):
+                    self.data_loader.begin_at(self.start_iter)
                 for iteration in range(self.start_iter, self.max_iter):
                     if self.stopping:
                         break

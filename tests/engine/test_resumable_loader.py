@@ -153,7 +153,7 @@ def test_rounding_of_repeat_factors(tiny, tmp_path, rounding):
         DatasetCatalog.get("tiny_train"), 0.99
     )
     assert factors.max() > 1 and (factors != factors.round()).any()
-    stream = list(islice(ours._make_indices(3), 60))
+    stream = list(islice(ours.make_indices(3), 60))
     if rounding == "stochastic":
         assert stream == list(islice(RepeatFactorTrainingSampler(factors, seed=3), 60))
     else:
@@ -197,3 +197,43 @@ def test_workers_end_with_the_trainer_but_not_with_its_signals():
     worker.join(600)
     assert worker.exitcode == 0
     del batches
+
+
+class TellsStep:
+    """A mapper that looks at the step, as one does whose augmentation closes for the last steps."""
+
+    takes_context = True
+
+    def __call__(self, element, dataset=(), step=0):
+        return {"id": element["id"], "step": step, "size": len(dataset)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_mapper_is_told_the_step_of_the_schedule(workers, count):
+    def steps(loader, batches):
+        return [batch[0]["step"] for batch in islice(loader, batches)]
+
+    made = loader(TellsStep(), workers, batches_per_step=count)
+    assert steps(made, 3 * count) == [k for k in range(3) for _ in range(count)]
+    again = loader(TellsStep(), workers, batches_per_step=count)
+    again.load_state_dict(made.state_dict())
+    again.begin_at(3)  # a resumed run
+    assert steps(again, 2 * count) == [k for k in (3, 4) for _ in range(count)]
+    larger = loader(TellsStep(), workers, batches_per_step=count, batch_size=3)
+    larger.load_state_dict(made.state_dict())
+    larger.begin_at(0)  # a new schedule, with another batch
+    assert steps(larger, 2 * count) == [k for k in (0, 1) for _ in range(count)]
+    assert next(iter(made))[0]["size"] == len(DICTS)
+
+
+def test_the_trainer_says_where_it_begins(tiny, tmp_path):
+    words = ("SOLVER.MAX_ITER", 3, "SOLVER.ACCUMULATE", 2)
+    Trainer(toy_cfg(tmp_path, *words)).train()
+    for new_schedule, expected in ((False, 3), (True, 0)):
+        trainer = Trainer(toy_cfg(tmp_path, *words, "SOLVER.MAX_ITER", 4))
+        trainer.resume_or_load(new_schedule=new_schedule)
+        told = []
+        trainer.data_loader.begin_at = told.append
+        trainer.train()
+        assert told == [expected]
