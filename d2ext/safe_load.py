@@ -15,7 +15,7 @@ from xml.parsers import expat
 import torch
 
 from ._array_pickle import RefusedError, read_array_pickle
-from ._files import open_regular
+from ._files import open_regular, reason_of
 
 __all__ = ["UnsafeFileError", "load_arrays", "load_tensors", "parse_xml"]
 
@@ -41,6 +41,11 @@ def load_tensors(path: str, *, allow_pickle: bool = False) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        if isinstance(error, EOFError) or "PytorchStreamReader" in str(error):
+            reason = reason_of(error).split(". ")[0]
+            raise ValueError(
+                f"{path} is cut off or damaged ({reason}); copy it again, or name another."
+            ) from error
         if "weights_only" not in str(error) and "Weights only" not in str(error):
             raise
         if not _is_torch_file(path):

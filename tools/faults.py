@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Kill runs, damage checkpoints, fill the disk, soak; see docs/reliability.md.
+"""Kill runs, damage checkpoints, fill the disk, soak, give bad inputs; see docs/reliability.md.
 
     python tools/faults.py --kills 50 --damages 200 --disks 12 --soak 3000
     python tools/faults.py --kills 8                # a short look
@@ -27,11 +27,12 @@ def main():
     parser.add_argument(
         "--soak", type=int, default=0, metavar="STEPS", help="steps of one long run"
     )
+    parser.add_argument("--inputs", type=int, default=0, metavar="N", help="bad inputs of commands")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "faults")
     args = parser.parse_args()
-    if not (args.kills or args.damages or args.disks or args.soak):
-        parser.error("Name at least one of --kills, --damages, --disks and --soak.")
+    if not (args.kills or args.damages or args.disks or args.soak or args.inputs):
+        parser.error("Name at least one of --kills, --damages, --disks, --soak and --inputs.")
 
     import torch
     from campaigns.toy import draw_tiny
@@ -41,7 +42,7 @@ def main():
     torch.set_num_threads(1)
     output = args.output.resolve()
     with OutputLock(output), tempfile.TemporaryDirectory() as folder, draw_tiny(folder) as data:
-        fine = [run(data, output, args) for run in (kills, damages, disks, soak)]
+        fine = [run(data, output, args) for run in (kills, damages, disks, soak, inputs)]
     sys.exit(0 if all(fine) else 1)
 
 
@@ -62,6 +63,14 @@ def disks(data, output, args):
     from campaigns.disk import DiskCampaign
 
     return not args.disks or campaign(DiskCampaign, "disks", args.disks, data, output, args.seed)
+
+
+def inputs(data, output, args):
+    from campaigns.inputs import InputCampaign
+
+    return not args.inputs or campaign(
+        InputCampaign, "inputs", args.inputs, data, output, args.seed
+    )
 
 
 def campaign(kind, name, count, data, output, seed):

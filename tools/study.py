@@ -115,13 +115,13 @@ def load(args):
     """The study, with its modules imported and its configs checked."""
     from studies import check_study, load_study
 
-    from d2ext.engine import import_modules
+    from d2ext.engine import RunError, import_modules
 
     sys.path.insert(0, "")  # modules of the current folder, as in the runs
     try:
         study = load_study(args.study, ROOT)
         import_modules([*study.modules, *args.modules])
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, RunError) as error:
         sys.exit(f"{error}")
     problems = check_study(study)
     if problems:

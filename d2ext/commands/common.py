@@ -157,18 +157,10 @@ def import_named(args: argparse.Namespace) -> None:
     Raises:
         RunError: if one cannot be imported.
     """
-    modules = getattr(args, "modules", [])
-    if not modules:
-        return
-    from ..engine import import_modules
+    if getattr(args, "modules", []):
+        from ..engine import import_modules
 
-    try:
-        import_modules(modules)
-    except ImportError as error:
-        raise RunError(
-            f"--import {' '.join(modules)} fails: {error}; correct the name, or start from the "
-            "folder that has the module."
-        ) from error
+        import_modules(args.modules)
 
 
 def load_config(name: str, opts: List[str], check: bool = True) -> Any:
@@ -180,24 +172,18 @@ def load_config(name: str, opts: List[str], check: bool = True) -> Any:
         check: refuse impossible values; if not, the device is left as it is, too.
     """
     from ..config import get_cfg, validate
+    from ..config.refusals import one_sentence
     from ..data.own import use_own_data
     from ..engine import choose_device
     from ..model_zoo import config_files
 
     cfg = get_cfg()
-    try:
+    with one_sentence(name):
         cfg.merge_from_file(config_files(name))
         cfg.merge_from_list(opts)
         use_own_data(cfg, opts)
         if check:
             validate(cfg)
-    except (TypeError, UnicodeDecodeError) as error:
-        raise RunError(
-            f"{name} cannot be read as a config ({error}); give a YAML file with sections of keys."
-        ) from error
-    # What d2ext, Detectron2 and yacs refuse keys, values and files with.
-    except (KeyError, ValueError, AssertionError, OSError) as error:
-        raise RunError(sentence_of(error)) from error
     if check:
         choose_device(cfg)
     return cfg

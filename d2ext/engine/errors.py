@@ -49,10 +49,19 @@ _LOST = re.compile(
 )
 
 
+# What fvcore says of a name that nothing is registered by.
+_UNREGISTERED = re.compile(r"No object named '.*' found in '.*' registry!$")
+
+
 def expected_error(error: BaseException) -> Optional[RunError]:
     """The error as one that one sentence says all about; None: it needs its traceback."""
     if isinstance(error, RunError):
         return error
+    if isinstance(error, KeyError) and _UNREGISTERED.match(str(error.args[:1] and error.args[0])):
+        return RunError(
+            f"{error.args[0]} Correct the name in the config, or name the module that registers it "
+            "with --import."
+        )
     if is_lost_worker(error):
         return LostProcessError(
             f"{_first_line(error)}: a data worker was ended from outside, often for want of memory "

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import os
+import sys
 from datetime import timedelta
 from typing import Any, Optional
 
@@ -12,8 +13,11 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from .. import model_zoo
+from .._files import RunError
+from .._text import printable_lines
 from ..config import CfgNode, get_cfg
 from ..config.node import override_pairs
+from ..config.refusals import one_sentence
 from ..data import require_dataset
 from ..data.own import use_own_data
 from ..run_index import record_sets
@@ -40,22 +44,24 @@ logger = logging.getLogger(__name__)
 def setup(args: argparse.Namespace) -> CfgNode:
     """The config of the command line, frozen, with its log files open."""
     cfg = get_cfg()
-    if args.config_file:
-        cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
-    if args.init_from:
-        cfg.MODEL.WEIGHTS = args.init_from
-    if args.fast_dev_run:
-        cfg.ENGINE.FAST_DEV_RUN = True
-    use_own_data(cfg, args.opts)
-    Trainer.check_config(cfg)
+    with one_sentence(", ".join(args.config_file) or "The command line"):
+        if args.config_file:
+            cfg.merge_from_file(args.config_file)
+        cfg.merge_from_list(args.opts)
+        if args.init_from:
+            cfg.MODEL.WEIGHTS = args.init_from
+        if args.fast_dev_run:
+            cfg.ENGINE.FAST_DEV_RUN = True
+        use_own_data(cfg, args.opts)
+        Trainer.check_config(cfg)
     warning = missing_gpu("MODEL.DEVICE", cfg.MODEL.DEVICE)
     if warning:
         cfg.MODEL.DEVICE = "cpu"
     if cfg.ENGINE.FAST_DEV_RUN and not args.eval_only:
         cfg.OUTPUT_DIR = fast_dev_run_folder(cfg.OUTPUT_DIR)
     cfg.freeze()
-    require_dataset(*([] if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)
+    with one_sentence("DATASETS"):
+        require_dataset(*([] if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)
     default_setup(cfg, args)
     if not args.eval_only:
         record_sets(cfg.OUTPUT_DIR, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
@@ -95,7 +101,9 @@ def _device_of(args: argparse.Namespace) -> str:
         cfg = load_lazy(args)
         return str(cfg.train.device)
     device = get_cfg().MODEL.DEVICE
-    with contextlib.suppress(OSError, ValueError):  # main says what is wrong with the file
+    with contextlib.suppress(
+        OSError, ValueError, TypeError
+    ):  # main says what is wrong with the file
         for file in args.config_file:
             model = CfgNode.load_yaml_with_base(file).get("MODEL")
             device = model.get("DEVICE", device) if isinstance(model, dict) else device
@@ -113,20 +121,25 @@ def run(args: argparse.Namespace, main: Any = main) -> Optional[int]:
     Returns:
         the exit code
     """
-    args.config_file = model_zoo.config_files(args.config_file)
-    if not args.lazy:
-        args.opts = [word for pair in override_pairs(args.opts) for word in pair]
-    if args.num_machines == 1 and place_from_environment(os.environ) is None:
-        settle_output_folder(args)  # otherwise when all processes have met
-    with removed_if_empty(args):
-        prepare_own_data(args)
-        return launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-            timeout=timedelta(minutes=args.process_timeout),
-            device=_device_of(args) if torch.cuda.is_available() else "cpu",
-        )
+    try:
+        with one_sentence(", ".join(args.config_file) or "The command line"):
+            args.config_file = model_zoo.config_files(args.config_file)
+            if not args.lazy:
+                args.opts = [word for pair in override_pairs(args.opts) for word in pair]
+        if args.num_machines == 1 and place_from_environment(os.environ) is None:
+            settle_output_folder(args)  # otherwise when all processes have met
+        with removed_if_empty(args):
+            prepare_own_data(args)
+            return launch(
+                main,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+                timeout=timedelta(minutes=args.process_timeout),
+                device=_device_of(args) if torch.cuda.is_available() else "cpu",
+            )
+    except RunError as error:
+        print(printable_lines(error), file=sys.stderr)
+        return 1

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch import nn
 
-from d2ext._files import writing
+from d2ext._files import RunError, writing
 
 from .checkpoint import Checkpointer
 from .class_checks import check_checkpoint_classes, check_trained
@@ -35,12 +35,22 @@ logger = logging.getLogger(__name__)
 
 
 def import_modules(names: list) -> None:
-    """Import the modules named on the command line, also from the working folder."""
+    """Import the modules named on the command line, also from the working folder.
+
+    Raises:
+        RunError: if one cannot be imported.
+    """
     # The folder of the script is on the path, which is the working folder only by chance.
     if names and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     for name in names:
-        importlib.import_module(name)
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise RunError(
+                f"--import {name} fails: {error}; correct the name, or start from the folder that "
+                "has the module."
+            ) from error
 
 
 def missing_gpu(key: str, device: str) -> str:

@@ -334,7 +334,7 @@ def test_results_files(tmp_path, marker):
 
 
 def test_data_sets_are_json(tmp_path, marker):
-    from d2ext.commands.common import annotation_source
+    from d2ext.evaluation.sources import annotation_source
 
     path = tmp_path / "evil.json"
     path.write_bytes(pickle.dumps(Evil(marker)))

@@ -9,6 +9,7 @@ import sys
 import pytest
 from campaigns.damage import DamageCampaign
 from campaigns.disk import DiskCampaign
+from campaigns.inputs import InputCampaign, outcome_of
 from campaigns.kills import EVERYTHING, KINDS, KillCampaign
 from campaigns.record import Record
 from campaigns.runs import arguments_of, environment_of
@@ -127,3 +128,16 @@ def test_torchrun_starts_the_processes_again(tiny, tmp_path):
 def test_the_tool_wants_to_know_what_to_do(tmp_path):
     done = call_python(ROOT / "tools" / "faults.py", cwd=tmp_path)
     assert done.returncode == 2 and "Name at least one of --kills" in done.stderr
+
+
+def test_bad_inputs_of_commands_end_in_a_sentence(tmp_path):
+    campaign = InputCampaign(None, tmp_path / "run", Record(tmp_path / "a.jsonl", "inputs", 1), 1)
+    assert campaign.run(12), campaign.record.lines
+    assert {line["words"] for line in campaign.record.lines} >= {"data check bad.json --output out"}
+    assert campaign.summary().splitlines()[-1] == "| all | 12 | 0 | 0 | 0 |"
+    trace = "Traceback (most recent call last):"
+    outcomes = [outcome_of(*x) for x in ((-9, "", False), (1, trace, False), (0, "", False))]
+    assert outcomes == ["hang", "traceback", "silent"]
+    assert (
+        outcome_of(1, "A sentence.", False) == "sentence" and outcome_of(0, "", True) == "unharmed"
+    )

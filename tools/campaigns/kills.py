@@ -30,10 +30,17 @@ KINDS = {
     "writing": "before one of the calls that write a checkpoint or metrics.json",
     "worker": "a data worker in a random step",
     "rank": "one of two processes at a random moment",
+    "three": "one of three processes at a random moment",
+    "four": "one of four processes at a random moment",
 }
+# Processes of the kinds that have more than one.
+_RANKS = {"rank": 2, "three": 3, "four": 4}
 
-# In turn; a campaign of four has each kind once.
-_ORDER = ("moment", "writing", "worker", "rank", "moment", "writing", "moment", "writing")
+# In turn; a campaign of four has each of the first kinds once.
+_ORDER = (
+    "moment", "writing", "worker", "rank", "moment",
+    "writing", "three", "moment", "writing", "four",
+)  # fmt: skip
 
 
 class KillCampaign:
@@ -70,14 +77,17 @@ class KillCampaign:
         start = time.monotonic()
         rng = random.Random(f"{self.seed} {index}")
         kind = _ORDER[index % len(_ORDER)]
-        ranks = 2 if kind == "rank" else 1
+        ranks = _RANKS.get(kind, 1)
         whole = self._uninterrupted(ranks)
         out = self.folder / f"attack_{index:04d}"
         found: Dict[str, Any] = {"index": index, "kind": kind, "kills": 0, "where": ""}
         for path in self.folder.glob(out.name + "*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         for _ in range(rng.choice((1, 1, 2))):
-            where, seconds = getattr(self, f"_kill_{kind}")(out, rng)
+            if ranks > 1:
+                where, seconds = self._kill_rank(out, rng, ranks)
+            else:
+                where, seconds = getattr(self, f"_kill_{kind}")(out, rng)
             if where:
                 found["kills"] += 1
                 found["where"] += f"{'; ' if found['where'] else ''}{where}"
@@ -111,10 +121,15 @@ class KillCampaign:
     def _finish(self, out: Path, ranks: int) -> str:
         if ranks == 1:
             return train(self.data, out, "--resume", *EVERYTHING)
-        runs = start_ranks(self.data, out, "--resume", *EVERYTHING, world_size=ranks)
+        runs = self._start(out, ranks)
         codes = [run.wait() for run in runs]
         assert codes == [0] * ranks, f"exit codes {codes}: {runs[0].text}"
         return runs[0].text
+
+    def _start(self, out: Path, ranks: int) -> List[Run]:
+        """All processes of a run, with as many images for each as one process has."""
+        words = ("--resume", *EVERYTHING, "SOLVER.IMS_PER_BATCH", 2 * ranks)
+        return start_ranks(self.data, out, *words, world_size=ranks)
 
     # -------------------------------------------------------------- the kinds
 
@@ -141,20 +156,21 @@ class KillCampaign:
         assert code == 1 and "a data worker was ended from outside" in run.text, run.text
         return f"step {step}", 0.0
 
-    def _kill_rank(self, out: Path, rng: random.Random) -> Tuple[str, float]:
-        """The other one must end by itself, and say why."""
-        runs = start_ranks(self.data, out, "--resume", *EVERYTHING)
-        victim = rng.randrange(2)
+    def _kill_rank(self, out: Path, rng: random.Random, ranks: int) -> Tuple[str, float]:
+        """The others must end by themselves, and say why."""
+        runs = self._start(out, ranks)
+        victim = rng.randrange(ranks)
         runs[0].wait_for("Training from step")
-        time.sleep(rng.random() * self._seconds[2] / 2)
+        time.sleep(rng.random() * self._seconds[ranks] / 2)
         runs[victim].kill(signal.SIGKILL)
         start = time.monotonic()
         codes = [run.wait() for run in runs]
         if codes[victim] == 0:
             return "", 0.0
         seconds = time.monotonic() - start
-        # If the victim was all but done, the other one did not need it any more.
-        assert codes[1 - victim] in (0, 1), f"exit codes {codes}: {runs[0].text}"
+        # If the victim was all but done, the others did not need it any more.
+        others = codes[:victim] + codes[victim + 1 :]
+        assert set(others) <= {0, 1}, f"exit codes {codes}: {runs[0].text}"
         return f"rank {victim}, {_where(runs[0])}", seconds
 
     def summary(self) -> str:
@@ -166,13 +182,9 @@ class KillCampaign:
             rows.append([words, sum(line["kills"] for line in lines), len(lines), lost])
         rows.append(["all", self.kills, len(self.record.lines), sum(row[3] for row in rows)])
         text = table(["SIGKILL", "kills", "runs", "runs that lost something"], rows)
-        waits = [
-            line["seconds_to_stop"]
-            for line in self.record.lines
-            if line["kind"] == "rank" and "seconds_to_stop" in line
-        ]
+        waits = [line["seconds_to_stop"] for line in self.record.lines if "seconds_to_stop" in line]
         if waits:
-            text += f"\n\nThe other process stopped after {max(waits):.1f} seconds at most."
+            text += f"\n\nThe other processes stopped after {max(waits):.1f} seconds at most."
         return text
 
 
