@@ -24,7 +24,15 @@ from typing import Optional, Tuple
 import torch
 from torch.nn import functional as F
 
-from .sigmoid_kernel import Factor, check_shapes, compute_dtype, fused_sigmoid_loss, split_labels
+from .sigmoid_factors import (
+    alphas,
+    checked_weights,
+    equalized_factors,
+    require_quality,
+    weighted,
+)
+from .sigmoid_kernel import check_shapes, compute_dtype, fused_sigmoid_loss, split_labels
+from .sigmoid_rows import sigmoid_loss_per_row
 
 __all__ = [
     "equalization_v2_loss",
@@ -40,9 +48,6 @@ __all__ = [
 ]
 
 
-_KINDS = ("bce", "focal", "qfl", "varifocal", "mal", "efl", "eqfl")
-
-
 def sigmoid_bce_loss(
     logits: torch.Tensor, labels: torch.Tensor, *, class_weights: Optional[torch.Tensor] = None
 ) -> torch.Tensor:
@@ -56,7 +61,7 @@ def sigmoid_bce_loss(
     Returns:
         The sum, a scalar.
     """
-    pos, neg = _weighted(class_weights, logits, 1.0, 1.0)
+    pos, neg = weighted(class_weights, logits, 1.0, 1.0)
     return fused_sigmoid_loss(logits, labels, gamma=0.0, pos_weight=pos, neg_weight=neg)[0]
 
 
@@ -77,7 +82,7 @@ def sigmoid_focal_loss(
         gamma: focusing exponent.
         class_weights: (C,) weight of each class; None: 1.
     """
-    pos, neg = _weighted(class_weights, logits, *_alphas(alpha))
+    pos, neg = weighted(class_weights, logits, *alphas(alpha))
     return fused_sigmoid_loss(logits, labels, gamma=float(gamma), pos_weight=pos, neg_weight=neg)[0]
 
 
@@ -99,8 +104,8 @@ def quality_focal_loss(
         gamma: focusing exponent.
         class_weights: (C,) weight of each class; None: 1.
     """
-    _require_quality(quality)
-    pos, neg = _weighted(class_weights, logits, 1.0, 1.0)
+    require_quality(quality)
+    pos, neg = weighted(class_weights, logits, 1.0, 1.0)
     return fused_sigmoid_loss(
         logits, labels, quality=quality, gamma=float(gamma), pos_weight=pos, neg_weight=neg
     )[0]
@@ -133,7 +138,7 @@ def varifocal_loss(
             gradient.
         class_weights: (C,) weight of each class; None: 1.
     """
-    _require_quality(quality)
+    require_quality(quality)
     check_shapes(logits, labels, quality)
     labels = labels.masked_fill((labels >= 0) & (quality <= 0), logits.shape[1])
     weight = quality if iou_weighted else torch.ones_like(quality)
@@ -164,7 +169,7 @@ def matchability_aware_loss(
         alpha: weight of negatives.
         class_weights: (C,) weight of each class; None: 1.
     """
-    _require_quality(quality)
+    require_quality(quality)
     check_shapes(logits, labels, quality)
     target = quality.detach().to(compute_dtype(logits)).pow(gamma)
     return _negatives(logits, labels, alpha, gamma, True, class_weights) + _positives(
@@ -197,8 +202,8 @@ def equalized_focal_loss(
         The sum (a scalar) and two (C,) tensors, not differentiable: sums of ``|d sum / d logits|``
         over the positive entries of each class and over its negative entries.
     """
-    gamma, weight = _equalized_factors(logits, grad_ratio, gamma_b, scale)
-    pos, neg = _weighted(class_weights, logits, *(alpha * weight for alpha in _alphas(alpha)))
+    gamma, weight = equalized_factors(logits, grad_ratio, gamma_b, scale)
+    pos, neg = weighted(class_weights, logits, *(alpha * weight for alpha in alphas(alpha)))
     return fused_sigmoid_loss(
         logits, labels, gamma=gamma, pos_weight=pos, neg_weight=neg, with_sums=True
     )
@@ -219,9 +224,9 @@ def equalized_quality_focal_loss(
     Arguments and results are those of :func:`quality_focal_loss` and :func:`equalized_focal_loss`.
     There is no alpha. A positive counts as positive in the sums whatever its quality.
     """
-    gamma, weight = _equalized_factors(logits, grad_ratio, gamma_b, scale)
-    _require_quality(quality)
-    pos, neg = _weighted(class_weights, logits, weight, weight)
+    gamma, weight = equalized_factors(logits, grad_ratio, gamma_b, scale)
+    require_quality(quality)
+    pos, neg = weighted(class_weights, logits, weight, weight)
     return fused_sigmoid_loss(
         logits,
         labels,
@@ -231,88 +236,6 @@ def equalized_quality_focal_loss(
         neg_weight=neg,
         with_sums=True,
     )
-
-
-def sigmoid_loss_per_row(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    kind: str = "focal",
-    alpha: float = 0.25,
-    gamma: float = 2.0,
-    grad_ratio: Optional[torch.Tensor] = None,
-    gamma_b: float = 2.0,
-    scale: float = 8.0,
-    quality: Optional[torch.Tensor] = None,
-    class_weights: Optional[torch.Tensor] = None,
-    iou_weighted: bool = True,
-    detach_weight: bool = False,
-) -> torch.Tensor:
-    """Loss of each row summed over its classes, in plain differentiable operations.
-
-    Meant for a few rows, such as the positives that a coupling of losses looks at: it keeps several
-    (M, C) tensors for the backward pass. Rows sum to what the fused functions return.
-
-    Args:
-        logits: (M, C).
-        labels: (M,) class of each row; C is background, -1 ignored (its loss is 0).
-        kind: "bce", "focal", "qfl", "varifocal", "mal", "efl" or "eqfl".
-        alpha, gamma, grad_ratio, gamma_b, scale, quality, class_weights: those of the function of
-            that kind.
-        iou_weighted, detach_weight: those of :func:`varifocal_loss`.
-
-    Returns:
-        (M,) losses, in float32 or float64.
-    """
-    if kind not in _KINDS:
-        raise ValueError(f"kind must be one of {', '.join(_KINDS)}, not '{kind}'.")
-    soft = kind in ("qfl", "varifocal", "mal", "eqfl")
-    if soft:
-        _require_quality(quality)
-    check_shapes(logits, labels, quality if soft else None)
-    if kind == "varifocal" and quality is not None:
-        labels = labels.masked_fill((labels >= 0) & (quality <= 0), logits.shape[1])
-    with torch.autocast(device_type=logits.device.type, enabled=False):
-        is_pos, ignored, column = split_labels(labels, logits.shape[1])
-        # Not only the result is masked: its zero gradient times NaN would be NaN.
-        z = logits.to(compute_dtype(logits)).masked_fill(ignored[:, None], 0.0)
-        if z.shape[1] == 0:
-            return z.sum(dim=1)
-        power: Factor = gamma
-        weight: Factor = 1.0
-        if kind == "bce":
-            power = 0.0
-        elif kind in ("efl", "eqfl"):
-            if grad_ratio is None:
-                raise ValueError(f"kind '{kind}' needs grad_ratio, the (C,) ratios of gradients.")
-            power, weight = _equalized_factors(logits, grad_ratio, gamma_b, scale)
-        (weight,) = _weighted(class_weights, logits, weight)
-        power_own, weight_own = (f[column] if torch.is_tensor(f) else f for f in (power, weight))
-        alpha_pos, alpha_neg = _alphas(alpha if kind in ("focal", "efl") else -1.0)
-        if kind in ("varifocal", "mal"):
-            alpha_neg = alpha
-
-        modulation = torch.exp(power * F.logsigmoid(z))
-        if kind == "mal" or (kind == "varifocal" and detach_weight):
-            modulation = modulation.detach()
-        terms = alpha_neg * weight * modulation * -F.logsigmoid(-z)
-        own = z.gather(1, column[:, None])[:, 0]
-        if quality is not None and soft:
-            target = quality.detach().to(z.dtype).masked_fill(~is_pos, 0.0)
-            if kind == "mal":
-                target = target.pow(gamma)
-            bce = F.binary_cross_entropy_with_logits(own, target, reduction="none")
-            if kind in ("qfl", "eqfl"):
-                bce = bce * _power((target - own.sigmoid()).abs(), power_own)
-            elif kind == "varifocal" and iou_weighted:
-                bce = bce * target
-            positive = weight_own * bce
-        else:
-            positive = alpha_pos * weight_own * torch.exp(power_own * F.logsigmoid(-own))
-            positive = positive * -F.logsigmoid(own)
-        kept = terms.gather(1, column[:, None])[:, 0]
-        terms = terms.scatter(1, column[:, None], torch.where(is_pos, positive, kept)[:, None])
-        return terms.sum(dim=1).masked_fill(ignored, 0.0)
 
 
 def equalization_v2_loss(
@@ -343,7 +266,7 @@ def equalization_v2_loss(
     """
     pos, neg = equalization_v2_weights(grad_ratio, gamma=gamma, mu=mu, alpha=alpha)
     pos, neg = (w.to(device=logits.device, dtype=compute_dtype(logits)) for w in (pos, neg))
-    pos_weight, neg_weight = _weighted(class_weights, logits, pos, neg)
+    pos_weight, neg_weight = weighted(class_weights, logits, pos, neg)
     return fused_sigmoid_loss(
         logits, labels, gamma=0.0, pos_weight=pos_weight, neg_weight=neg_weight, with_sums=True
     )
@@ -363,17 +286,9 @@ def equalization_v2_weights(
     return 1.0 + alpha * (1.0 - neg), neg
 
 
-def _power(size: torch.Tensor, exponent: Factor) -> torch.Tensor:
-    """``size ** exponent`` with the gradient 0 at 0, where it is infinite for exponents below 1."""
-    hit = size == 0
-    if isinstance(exponent, (int, float)) and exponent == 0:
-        return torch.ones_like(size)
-    return size.masked_fill(hit, 1.0).pow(exponent).masked_fill(hit, 0.0)
-
-
 def _negatives(logits, labels, alpha, gamma, detach, class_weights) -> torch.Tensor:
     """The focal losses of all entries but those of positives, summed."""
-    (weight,) = _weighted(class_weights, logits, alpha)
+    (weight,) = weighted(class_weights, logits, alpha)
     return fused_sigmoid_loss(
         logits,
         labels,
@@ -397,50 +312,5 @@ def _positives(logits, labels, target, weight, class_weights) -> torch.Tensor:
             for x in (own, target.detach(), weight.detach())
         )
         if class_weights is not None:
-            weight = weight * _checked_weights(class_weights, logits)[column]
+            weight = weight * checked_weights(class_weights, logits)[column]
         return F.binary_cross_entropy_with_logits(own, target, weight, reduction="sum")
-
-
-def _require_quality(quality: Optional[torch.Tensor]) -> None:
-    if quality is None:
-        raise ValueError("This loss needs quality, the (M,) targets of the positives.")
-
-
-def _alphas(alpha: float) -> Tuple[float, float]:
-    return (alpha, 1.0 - alpha) if alpha >= 0 else (1.0, 1.0)
-
-
-def _weighted(
-    class_weights: Optional[torch.Tensor], logits: torch.Tensor, *factors: Factor
-) -> Tuple[Factor, ...]:
-    """Factors of a loss times the weights of the classes."""
-    if class_weights is None:
-        return factors
-    weights = _checked_weights(class_weights, logits)
-    return tuple(factor * weights for factor in factors)
-
-
-def _checked_weights(class_weights: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """(C,) constants that fit the logits."""
-    if class_weights.shape != logits.shape[1:]:
-        raise ValueError(
-            f"class_weights must hold one value a class, ({logits.shape[-1]},), "
-            f"not {tuple(class_weights.shape)}."
-        )
-    return class_weights.detach().to(device=logits.device, dtype=compute_dtype(logits))
-
-
-def _equalized_factors(logits, grad_ratio, gamma_b: float, scale: float):
-    """gamma_j and w_j of EFL: two (C,) constants."""
-    if gamma_b <= 0:
-        raise ValueError(
-            f"gamma_b must be above 0, not {gamma_b}: the weight is gamma_j / gamma_b."
-        )
-    if grad_ratio.shape != logits.shape[1:]:
-        raise ValueError(
-            f"grad_ratio must hold one value a class, ({logits.shape[-1]},), "
-            f"not {tuple(grad_ratio.shape)}."
-        )
-    ratio = grad_ratio.detach().to(device=logits.device, dtype=compute_dtype(logits))
-    gamma = gamma_b + scale * (1.0 - ratio)
-    return gamma, gamma / gamma_b

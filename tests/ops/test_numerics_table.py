@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 ELSEWHERE = {
     "frequency": "../modeling/test_equalized_focal.py",
     "reduce": "../engine/test_messages.py",
+    "sigmoid_factors": "test_sigmoid_losses.py",
     "sigmoid_triton": "test_sigmoid_triton.py",
 }
 
