@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
-from .._arguments import at_least
+from .._arguments import at_least, share
 from .._files import RunError
 from .._text import printable
 from .common import (
@@ -31,6 +31,7 @@ def add_data(commands: Any) -> None:
     )
     _add_import(kinds)
     _add_split(kinds)
+    _add_tile(kinds)
     _add_shapes(kinds)
     _add_voc2coco(kinds)
     _add_check(kinds)
@@ -69,6 +70,23 @@ def _add_own_data(parser: argparse.ArgumentParser, when: str) -> None:
         help=f"{when}share of training images (default: 0.8), or shares of training, validation "
         "and test images such as 0.7,0.2,0.1",
     )
+
+
+def _add_tile(kinds: Any) -> None:
+    parser = new_parser(
+        kinds,
+        "tile",
+        "say what tiles of large images would show, for DATASETS.TILES",
+        "d2ext data tile my_photos --side 640 --overlap 0.2",
+    )
+    parser.add_argument("path", metavar="PATH", help="a folder, a data.yaml or a COCO JSON")
+    parser.add_argument(
+        "--side", type=at_least(32), default=640, help="of a tile, in pixels (default: 640)"
+    )
+    parser.add_argument(
+        "--overlap", type=share, default=0.2, help="of neighbours, below 1 (default: 0.2)"
+    )
+    parser.set_defaults(func=run_tile)
 
 
 def _add_shapes(kinds: Any) -> None:
@@ -171,6 +189,35 @@ def run_import(args: argparse.Namespace) -> Done:
         "left_out": {kind: len(problems) for kind, problems in left_out.items()},
     }
     return Done(found, [args.out])
+
+
+def run_tile(args: argparse.Namespace) -> Done:
+    from detectron2.data import DatasetCatalog
+
+    from ..data.own import register_own_data
+    from ..data.tiles import tiles_of
+
+    data = register_own_data(args.path)
+    dicts = DatasetCatalog.get(data.names["train"])
+    tiles = tiles_of(dicts, args.side, args.overlap, keep_empty=True)
+    shown = sum(len(tile["annotations"]) for tile in tiles)
+    objects = sum(len(item["annotations"]) for item in dicts)
+    found = {
+        "images": len(dicts),
+        "tiles": len(tiles),
+        "tiles_with_objects": sum(bool(tile["annotations"]) for tile in tiles),
+        "objects": objects,
+        "objects_in_tiles": shown,
+    }
+    print(
+        f"{found['images']} training images of {objects} objects give {found['tiles']} tiles, "
+        f"{found['tiles_with_objects']} of them with objects; an object is in "
+        f"{shown / max(objects, 1):.2f} tiles on average."
+    )
+    print(
+        f'Train with: d2ext train --data {args.path} DATASETS.TILES "[{args.side}, {args.overlap}]"'
+    )
+    return Done(found)
 
 
 def run_shapes(args: argparse.Namespace) -> Done:

@@ -23,6 +23,8 @@ from torch.nn import functional as F
 
 from d2ext._files import open_image
 
+from .tiles import cut
+
 __all__ = ["FastMapper", "read_image", "why_not_fast"]
 
 # Augmentations that look at nothing but the size of an image, and lead to a transform of
@@ -79,7 +81,7 @@ class FastMapper(DatasetMapper):
             log_first_n(logging.INFO, message, name=__name__, key="message")
             return super().__call__(dataset_dict)
         sample = self._copy(dataset_dict)
-        picture = _Picture(self.read(sample["file_name"]))
+        picture = _Picture(cut(self.read(sample["file_name"]), sample))
         detection_utils.check_image_size(sample, picture.image)
         transforms = self.augmentations(picture)
         sample["image"] = picture.planes(self.image_format)

@@ -29,6 +29,7 @@ from d2ext.data.class_names import classes_of, require_same_classes
 from d2ext.data.fast_mapper import read_image
 from d2ext.data.image_cache import ImageCache
 from d2ext.data.proposals import add_proposals
+from d2ext.data.tiles import tiles_of
 
 from .class_checks import check_labels
 from .data_loader import NamedErrors, ResumableLoader
@@ -142,7 +143,9 @@ def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
 
     An error about a sample names its file.
     """
-    mapper = NamedErrors(build_mapper(cfg, is_train=False), check_sample)
+    # A tiled model cuts and resizes by itself.
+    plain = [] if cfg.DATASETS.TILES else None
+    mapper = NamedErrors(build_mapper(cfg, is_train=False, augmentations=plain), check_sample)
     if not cfg.MODEL.LOAD_PROPOSALS:
         with checked_datasets([name], training=False):
             return build_detection_test_loader(cfg, name, mapper=mapper)
@@ -229,6 +232,10 @@ def _load_dataset_dicts(cfg: CfgNode) -> Tuple[List[Dict], List[int]]:
         bad_annotations=cfg.DATALOADER.BAD_ANNOTATIONS,
         masks=cfg.MODEL.MASK_ON,
     )
+    if cfg.DATASETS.TILES:
+        keep_empty = not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        parts = [tiles_of(part, *cfg.DATASETS.TILES, keep_empty=keep_empty) for part in parts]
+        logger.info(f"{sum(map(len, parts))} tiles of the training images.")
     dicts = [item for part in parts for item in part]
     key = class_count_key(cfg)
     check_labels(dicts, class_count_keys(cfg).get(key), key)

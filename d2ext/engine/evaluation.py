@@ -5,15 +5,18 @@ from collections import OrderedDict
 from typing import Any, Callable, Dict, Iterable, Iterator, Optional
 
 from detectron2.config import CfgNode
+from detectron2.data import transforms as T
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 
+from d2ext.data.tiles import TiledModel
+
 from .hooks import ModelEMA
 from .schedule import FAST_DEV_RUN_IMAGES
 
-__all__ = ["augmented", "evaluate_data_sets", "max_batches_of", "with_average"]
+__all__ = ["augmented", "evaluate_data_sets", "max_batches_of", "tiled", "with_average"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,21 @@ def augmented(cfg: CfgNode, model: nn.Module) -> nn.Module:
     # An evaluation puts all modules back into the mode that the outermost one was in.
     model_with_augmentation.training = model.training
     return model_with_augmentation
+
+
+def tiled(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """A model that looks at tiles, DATASETS.TILES, and merges what it finds."""
+    side, overlap = cfg.DATASETS.TILES
+    model_of_tiles = TiledModel(
+        model,
+        side=int(side),
+        overlap=float(overlap),
+        resize=T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
+        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+    )
+    # As above.
+    model_of_tiles.training = model.training
+    return model_of_tiles
 
 
 def with_average(evaluate: Callable[[str], Results], ema: Optional[ModelEMA]) -> Results:

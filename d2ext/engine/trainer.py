@@ -28,7 +28,7 @@ from .checkpoint import Checkpointer
 from .data_loader import ignore_stop_signals
 from .ddp import create_ddp_model
 from .errors import EXIT_PREEMPTED, expected_error
-from .evaluation import augmented, evaluate_data_sets, max_batches_of, with_average
+from .evaluation import augmented, evaluate_data_sets, max_batches_of, tiled, with_average
 from .learning_rate import build_lr_scheduler
 from .logs import FILE_ONLY
 from .memory_format import order_channels
@@ -392,7 +392,7 @@ class Trainer(TrainerBase):
         own = dict(zip(cfg.DATASETS.TEST, given or ()))
         return evaluate_data_sets(
             cfg.DATASETS.TEST,
-            model,
+            tiled(cfg, model) if cfg.DATASETS.TILES else model,
             lambda name: cls.build_test_loader(cfg, name),
             lambda name: own.get(name) or cls.build_evaluator(cfg, name),
             max_batches=max_batches_of(cfg),

@@ -46,7 +46,8 @@ def test_all_are_there():
         ("zoo",), ("doctor",), ("show", "assign"), ("show", "batch"), ("show", "predict"),
         ("analyze",), ("report",), ("lr-find",), ("data", "shapes"),
         ("data", "voc2coco"), ("data", "check"),
-        ("data", "stats"), ("data", "import"), ("data", "split"), ("train",), ("predict",),
+        ("data", "stats"), ("data", "import"), ("data", "split"),
+        ("data", "tile"), ("train",), ("predict",),
         ("export",), ("val",), ("convert",),
     }  # fmt: skip
 

@@ -13,6 +13,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
 from d2ext.data.fast_mapper import read_image
+from d2ext.data.tiles import cut
 
 from .albumentations import Albumentations
 from .colour import RandomHSV
@@ -187,7 +188,7 @@ class AugmentingMapper(DatasetMapper):
 
     def _load(self, dataset_dict: Dict[str, Any]) -> Picture:
         """The image and the objects that are learnt from."""
-        pixels = self.read(dataset_dict["file_name"]).numpy()[..., :3]
+        pixels = cut(self.read(dataset_dict["file_name"]), dataset_dict).numpy()[..., :3]
         detection_utils.check_image_size(dict(dataset_dict), pixels)
         if self.image_format == "BGR":
             pixels = pixels[..., ::-1]
