@@ -1,7 +1,7 @@
 """Keys of the data: labelled folders that need no registration, and augmentation."""
 
 from .keys import Key, Section
-from .rules import SHARE, TEXT, Relation, Rule, integer, listing, number, one_of
+from .rules import COUNT, SHARE, TEXT, Relation, Rule, integer, listing, number, one_of
 
 __all__ = ["RELATIONS", "SECTIONS"]
 
@@ -35,6 +35,18 @@ SECTIONS = [
             "",
             one_of("", "light", "medium", "strong"),
             "a named strength of augmentation, beside flips and sizes; '': none",
+        ),
+        Key(
+            "HSV",
+            [],
+            listing(number(0), length=3) | listing(number(0), length=0),
+            "strength of hue, saturation and value; []: what AUGMENTATION says",
+        ),
+        Key(
+            "LONGEST_SIDE_TRAIN",
+            [],
+            listing(COUNT),
+            "lengths of the longest side, one drawn for each image; []: MIN_SIZE_TRAIN",
         ),
         # 0: what AUGMENTATION says.
         Key("MOSAIC", 0.0, SHARE, "probability of a mosaic of four images and a random affine map"),

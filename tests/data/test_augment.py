@@ -14,8 +14,9 @@ from d2ext._files import RunError
 from d2ext.data.augment import mixing
 from d2ext.data.augment.albumentations import Albumentations
 from d2ext.data.augment.colour import RandomHSV
-from d2ext.data.augment.mapper import AugmentingMapper, Mixing
+from d2ext.data.augment.mapper import AugmentingMapper, Mixing, augmentation_of
 from d2ext.data.augment.pictures import Picture, WarpTransform, moved
+from d2ext.data.augment.sizes import ResizeLongestEdge, by_longest_side
 from d2ext.data.own import register_own_data
 from d2ext.engine.build_data import build_train_loader
 
@@ -264,3 +265,30 @@ def test_what_cannot_be_combined(cfg):
     cfg.INPUT.FORMAT = "L"
     with pytest.raises(ValueError, match="INPUT.FORMAT L cannot be combined"):
         build_train_loader(cfg)
+
+
+def test_the_longest_side_is_one_of_the_sizes_drawn_for_each_image():
+    seen = set()
+    for seed in range(40):
+        np.random.seed(seed)
+        shape = (60, 90, 3) if seed % 2 else (90, 60, 3)
+        transform = ResizeLongestEdge([32, 64, 128]).get_transform(np.zeros(shape, np.uint8))
+        sides = (transform.new_h, transform.new_w)
+        seen.add(max(sides))
+        assert min(sides) == round(max(sides) * 2 / 3)
+    assert seen == {32, 64, 128}
+    flip, resize = T.RandomFlip(), T.ResizeShortestEdge(64)
+    first, second = by_longest_side([resize, flip], [32])
+    assert isinstance(first, ResizeLongestEdge) and second is flip
+
+
+def test_yolox_recipes_use_them():
+    for name in ("yolox_s_300e", "yolox_ip_s_300e_efl"):
+        cfg = get_cfg()
+        cfg.merge_from_file(f"configs/YOLOX/{name}.yaml")
+        found = augmentation_of(cfg, cfg.SOLVER.MAX_ITER)
+        assert found["mixing"].mosaic == found["mixing"].mixup == 1.0
+        # The last 15 of 300 epochs are of single images and have one rate.
+        assert found["mixing"].last_step == cfg.SOLVER.MAX_ITER - cfg.SOLVER.FLAT_ITERS
+        assert found["longest_sides"] == list(range(480, 801, 32)) and found["crop"] == 1.0
+        assert found["first"][0].strength == (0.015, 0.7, 0.4)

@@ -19,6 +19,7 @@ from .albumentations import Albumentations
 from .colour import RandomHSV
 from .mixing import copy_paste, mixup, mosaic, random_affine, random_crop
 from .pictures import Picture
+from .sizes import by_longest_side
 
 __all__ = ["PRESETS", "AugmentingMapper", "Mixing", "augmentation_of"]
 
@@ -84,7 +85,8 @@ def augmentation_of(cfg: Any, max_iter: int) -> Optional[Dict[str, Any]]:
         side=node.MIXING_SIZE or max(node.MIN_SIZE_TRAIN),
         last_step=node.MIXING_UNTIL * max_iter,
     )
-    if preset is None and not mixing.is_used and not node.ALBUMENTATIONS:
+    hsv = tuple(node.HSV) or (preset.hsv if preset is not None else ())
+    if not (preset or mixing.is_used or node.ALBUMENTATIONS or hsv or node.LONGEST_SIDE_TRAIN):
         return None
     if cfg.MODEL.LOAD_PROPOSALS or node.FORMAT not in ("RGB", "BGR"):
         what = "MODEL.LOAD_PROPOSALS" if cfg.MODEL.LOAD_PROPOSALS else f"INPUT.FORMAT {node.FORMAT}"
@@ -92,7 +94,7 @@ def augmentation_of(cfg: Any, max_iter: int) -> Optional[Dict[str, Any]]:
             f"{what} cannot be combined with INPUT.AUGMENTATION, MOSAIC, MIXUP, COPY_PASTE and "
             "ALBUMENTATIONS; leave them out."
         )
-    colours = [RandomHSV(preset.hsv, node.FORMAT)] if preset is not None else []
+    colours = [RandomHSV(hsv, node.FORMAT)] if hsv else []
     library = None
     if node.ALBUMENTATIONS:
         library = Albumentations(node.ALBUMENTATIONS, keypoints=cfg.MODEL.KEYPOINT_ON)
@@ -101,6 +103,7 @@ def augmentation_of(cfg: Any, max_iter: int) -> Optional[Dict[str, Any]]:
         "crop": preset.crop if preset is not None else 1.0,
         "first": colours,
         "albumentations": library,
+        "longest_sides": list(node.LONGEST_SIDE_TRAIN),
     }
 
 
@@ -112,6 +115,8 @@ class AugmentingMapper(DatasetMapper):
         crop: least share of each side that a crop, drawn for half of the pictures, leaves.
         first: augmentations before Detectron2's.
         albumentations: transforms of that library.
+        longest_sides: lengths of the longest side, one drawn for each image, in place of the
+            resize by the shortest side; none: that one.
         arguments: of Detectron2's ``DatasetMapper``.
 
     Attributes:
@@ -128,9 +133,12 @@ class AugmentingMapper(DatasetMapper):
         crop: float = 1.0,
         first: Sequence[T.Augmentation] = (),
         albumentations: Optional[Callable[[Picture], Picture]] = None,
+        longest_sides: Sequence[int] = (),
         **arguments: Any,
     ):
         own = [*first, *arguments.pop("augmentations")]
+        if longest_sides:
+            own = by_longest_side(own, longest_sides)
         super().__init__(augmentations=own, **arguments)
         self.mixing = Mixing() if mixing is None else mixing
         self.crop, self.albumentations = crop, albumentations
