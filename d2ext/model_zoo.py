@@ -112,6 +112,8 @@ def get_config_file(path: str) -> str:
     for candidate in (name, f"{name}.yaml"):
         if candidate in known:
             return str(config_root() / candidate)
+    if os.path.isdir(path):
+        raise FileNotFoundError(f"{path} is a folder, not a config; name a YAML file in it.")
     near = _nearest(name, known)
     hint = f"the nearest are {', '.join(near)}" if near else "nothing comes near"
     raise FileNotFoundError(

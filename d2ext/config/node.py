@@ -31,6 +31,8 @@ def override_pairs(words: Sequence[Any]) -> List[Tuple[Any, Any]]:
     rest = list(words)
     while rest:
         key = rest.pop(0)
+        if isinstance(key, str) and key.startswith("--"):
+            raise ValueError(f"{key} is a flag, and flags stand before overrides of config keys.")
         both = re.fullmatch(r"([A-Za-z_][\w.]*)=(.*)", key, re.S) if isinstance(key, str) else None
         if both:
             pairs.append((both[1], both[2]))

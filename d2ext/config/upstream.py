@@ -26,6 +26,7 @@ from .rules import (
     listing,
     number,
     one_of,
+    torch_device,
 )
 
 __all__ = ["RELATIONS", "SECTIONS", "Section", "type_rule"]
@@ -119,7 +120,7 @@ _ALWAYS = {
     **_rules("DATALOADER", integer(0), "NUM_WORKERS", SHARE, "REPEAT_THRESHOLD"),
     **_rules("DATASETS", listing(TEXT), "TRAIN TEST PROPOSAL_FILES_TRAIN PROPOSAL_FILES_TEST",
              COUNT, "PRECOMPUTED_PROPOSAL_TOPK_TRAIN PRECOMPUTED_PROPOSAL_TOPK_TEST"),
-    **_rules("MODEL", listing(number(above=0), least=1), "PIXEL_STD",
+    **_rules("MODEL", torch_device(), "DEVICE", listing(number(above=0), least=1), "PIXEL_STD",
              listing(number(), least=1), "PIXEL_MEAN"),
     # Numpy's limit is 2^32 - 1, and each process adds its rank.
     "SEED": integer(high=2**32 - 2**16),

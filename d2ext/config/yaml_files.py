@@ -49,6 +49,8 @@ def read_yaml(filename: str) -> Dict[str, Any]:
     with g_pathmgr.open(filename, "r") as stream:
         try:
             config = load_yaml(stream)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"Config file '{filename}' is no text, so it is no YAML.") from error
         except yaml.YAMLError as error:
             reason = getattr(error, "problem", None) or str(error).splitlines()[0]
             raise ValueError(

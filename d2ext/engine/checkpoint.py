@@ -7,11 +7,13 @@ import re
 import zipfile
 from collections import OrderedDict
 from typing import Any, Dict, List, Optional, Tuple
+from urllib.error import URLError
 
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
+from detectron2.utils.file_io import Detectron2Handler
 from fvcore.common.checkpoint import _IncompatibleKeys
 
 from d2ext._files import RunError, WriteError, atomic_write, open_regular, reason_of
@@ -256,7 +258,16 @@ class Checkpointer(DetectionCheckpointer):
         """As in Detectron2; ``d2ext://`` and ``timm://`` names are weights of a backbone alone."""
         self._path = path
         self._named = path if path and is_weights_name(path) else ""
-        return super().load(local_file(path) if self._named else path, *args, **kwargs)
+        if path and "://" not in path and not os.path.isfile(path):
+            what = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
+            raise MissingWeightsError(f"The checkpoint {path} {what}; correct the name.")
+        try:
+            return super().load(local_file(path) if self._named else path, *args, **kwargs)
+        except URLError as error:
+            raise RunError(
+                f"{path} cannot be fetched ({reason_of(error)}); where there is a network, "
+                f"download {_url_of(path)} and name the file in MODEL.WEIGHTS."
+            ) from error
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
         """As in Detectron2, but no file runs code: see :mod:`d2ext.safe_load`.
@@ -308,6 +319,17 @@ class Checkpointer(DetectionCheckpointer):
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
         self.last_incompatible = incompatible
         super()._log_incompatible_keys(incompatible)
+
+
+class MissingWeightsError(RunError, AssertionError):
+    """There is no such file; Detectron2 asserts that there is."""
+
+
+def _url_of(path: str) -> str:
+    """Where a ``detectron2://`` name is fetched from."""
+    prefix = Detectron2Handler.PREFIX
+    found = Detectron2Handler.S3_DETECTRON2_PREFIX + path[len(prefix) :]
+    return found if path.startswith(prefix) else path
 
 
 def _shown(bad: List[str]) -> str:

@@ -28,6 +28,7 @@ from . import hooks
 from .builders import run_arguments
 from .checkpoint import Checkpointer
 from .class_checks import check_classes
+from .errors import mistakes_in_sentences
 from .evaluation import with_average
 from .hooks.class_balance import find_balanced_losses
 from .lazy_data import build_loader, build_train_loader, dataset_names, validation_batches
@@ -48,14 +49,25 @@ def adaptive_loss_weights(**kwargs: Any) -> hooks.LossWeights:
     return hooks.LossWeights(make_weighting=lambda: AdaptiveLossWeight(**kwargs))
 
 
-def load_lazy(args: argparse.Namespace) -> Any:
-    """The LazyConfig of a command line, with its overrides."""
+def lazy_file(args: argparse.Namespace) -> str:
+    """The LazyConfig that a command line names; what is wrong with the words is refused."""
     if len(args.config_file) != 1:
         raise ValueError(
             f"--lazy takes one --config-file, not {len(args.config_file)}: a LazyConfig is Python "
             "and imports what it is made of."
         )
-    return LazyConfig.apply_overrides(LazyConfig.load(args.config_file[0]), args.opts)
+    (file,) = args.config_file
+    if not file.endswith(".py"):
+        raise ValueError(f"{file} is no Python file as a LazyConfig is; leave --lazy out for YAML.")
+    wrong = [word for word in args.opts if "=" not in word]
+    if wrong:
+        raise ValueError(f"Overrides of a LazyConfig are key=value words, and {wrong[0]} is none.")
+    return str(file)
+
+
+def load_lazy(args: argparse.Namespace) -> Any:
+    """The LazyConfig of a command line, with its overrides."""
+    return LazyConfig.apply_overrides(LazyConfig.load(lazy_file(args)), args.opts)
 
 
 def train_lazy(args: argparse.Namespace) -> Optional[int]:
@@ -63,7 +75,9 @@ def train_lazy(args: argparse.Namespace) -> Optional[int]:
 
     Overrides are ``key=value`` words, such as ``train.max_iter=100 model.num_classes=20``.
     """
-    cfg = load_lazy(args)
+    with mistakes_in_sentences():
+        cfg = load_lazy(args)
+        _require_datasets(cfg, train=not args.eval_only)
     warning = missing_gpu("train.device", str(cfg.train.device))
     if warning:
         cfg.train.device = "cpu"
@@ -73,7 +87,6 @@ def train_lazy(args: argparse.Namespace) -> Optional[int]:
         _apply_fast_dev_run(cfg)
         if not args.eval_only:
             cfg.train.output_dir = fast_dev_run_folder(cfg.train.output_dir)
-    _require_datasets(cfg, train=not args.eval_only)
     set_up_output(cfg, args, cfg.train.output_dir)
     if not args.eval_only:
         names = (dataset_names(cfg, key) for key in ("train", "test"))
@@ -84,7 +97,8 @@ def train_lazy(args: argparse.Namespace) -> Optional[int]:
     if args.eval_only:
         checkpointer = Checkpointer(model, cfg.train.output_dir, allow_pickle=args.allow_pickle)
         names = dataset_names(cfg, "test")
-        load_weights(checkpointer, cfg.train.init_checkpoint, args.resume, names)
+        with mistakes_in_sentences():
+            load_weights(checkpointer, cfg.train.init_checkpoint, args.resume, names)
         _evaluate(cfg, model)
         return 0
     trainer = build_lazy_trainer(cfg, model)

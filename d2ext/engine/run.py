@@ -22,9 +22,10 @@ from ..data import require_dataset
 from ..data.own import use_own_data
 from ..run_index import record_sets
 from .checkpoint import Checkpointer
+from .errors import mistakes_in_sentences
 from .hooks import tell_results
 from .launch import launch, place_from_environment
-from .lazy import load_lazy, train_lazy
+from .lazy import lazy_file, load_lazy, train_lazy
 from .own_data import prepare_own_data
 from .run_folder import removed_if_empty, settle_output_folder
 from .setup import (
@@ -77,19 +78,22 @@ def main(args: argparse.Namespace) -> Optional[int]:
     if args.lazy:
         return train_lazy(args)
     cfg = setup(args)
+    with mistakes_in_sentences():
+        if args.eval_only:
+            model = Trainer.build_model(cfg)
+            checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, allow_pickle=args.allow_pickle)
+            load_weights(checkpointer, cfg.MODEL.WEIGHTS, args.resume, cfg.DATASETS.TEST)
+        else:
+            trainer = Trainer(cfg)
+            trainer.checkpointer.allow_pickle = args.allow_pickle
+            trainer.resume_or_load(resume=args.resume, new_schedule=args.reset_schedule)
     if args.eval_only:
-        model = Trainer.build_model(cfg)
-        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, allow_pickle=args.allow_pickle)
-        load_weights(checkpointer, cfg.MODEL.WEIGHTS, args.resume, cfg.DATASETS.TEST)
         results = Trainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             results = {**results, **Trainer.test_with_TTA(cfg, model)}
         if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
             verify_results(cfg, results)
         return 0
-    trainer = Trainer(cfg)
-    trainer.checkpointer.allow_pickle = args.allow_pickle
-    trainer.resume_or_load(resume=args.resume, new_schedule=args.reset_schedule)
     trainer.train()
     tell_results(trainer)
     return trainer.exit_code
@@ -124,7 +128,9 @@ def run(args: argparse.Namespace, main: Any = main) -> Optional[int]:
     try:
         with one_sentence(", ".join(args.config_file) or "The command line"):
             args.config_file = model_zoo.config_files(args.config_file)
-            if not args.lazy:
+            if args.lazy:
+                lazy_file(args)
+            else:
                 args.opts = [word for pair in override_pairs(args.opts) for word in pair]
         if args.num_machines == 1 and place_from_environment(os.environ) is None:
             settle_output_folder(args)  # otherwise when all processes have met

@@ -116,7 +116,7 @@ BAD = [
     ("ENGINE.NONFINITE", "ignore", "one of 'stop' and 'skip'"),
     ("DATASETS.TRAIN", "coco_2017_train", "a list"),
     ("DATASETS.TRAIN_REPEAT_FACTOR", [["a", -1]], "a pair"),
-    ("MODEL.DEVICE", 1, "a text"),
+    ("MODEL.DEVICE", "gpu", "a device such as"),
     ("MODEL.MASK_ON", 1, "True or False"),
     ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", math.nan, "a number"),
     ("INPUT.FORMAT", "bgr", "'BGR'"),
