@@ -19,7 +19,7 @@ from d2ext.evaluation.matching import Verdict, match
 from d2ext.evaluation.predictions import Predictions
 from d2ext.evaluation.results import detections_of_predictions, truth_of
 from d2ext.evaluation.sources import annotation_source
-from d2ext.run_index import read_index
+from d2ext.run_index import describe_set, read_index
 
 __all__ = ["AnnotatedSet", "Evaluation", "annotated_set", "find_evaluations"]
 
@@ -119,10 +119,11 @@ def find_evaluations(
 def _read_evaluation(
     folder: Path, known: Dict[str, AnnotatedSet], train_images: Optional[Dict[str, int]]
 ) -> Optional[Evaluation]:
-    about: Dict[str, Any] = {"name": folder.name}
     try:
         if (folder / "evaluation.json").is_file():
             about = read_json(str(folder / "evaluation.json"))
+        else:  # written before evaluators did, into a folder with the name of the set
+            about = describe_set(folder.name)
         data = annotated_set(about, folder, known)
         if data is None:
             return None

@@ -242,11 +242,17 @@ def _encode(files: Sequence[Path], budget: int) -> List[Optional[Dict[str, Any]]
             text = base64.b64encode(picture.pop("bytes")).decode()
             picture["src"] = "data:image/jpeg;base64," + text
         found.append(picture)
+    absent = [file for file, picture in zip(files, found) if picture is None]
+    if absent:
+        logger.warning(
+            f"{len(absent)} of {len(files)} images of the gallery cannot be read and are left "
+            f"out, such as {printable(absent[0])}."
+        )
     return found
 
 
 def _jpeg(file: Path, side: int, quality: int) -> Optional[Dict[str, Any]]:
-    """An image as JPEG; None, and a warning, if it cannot be read."""
+    """An image as JPEG; None if it cannot be read."""
     from PIL import Image, ImageOps
 
     try:
@@ -257,8 +263,7 @@ def _jpeg(file: Path, side: int, quality: int) -> Optional[Dict[str, Any]]:
         buffer = io.BytesIO()
         picture.save(buffer, format="JPEG", quality=quality, optimize=True)
     # What Pillow raises for broken files, and for those that would unpack to gigabytes.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        logger.warning(f"{printable(file)} is left out: {printable(error)}")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
     return {"bytes": buffer.getvalue(), "full": full, "shown": picture.size}
 
@@ -267,5 +272,6 @@ def small_picture(file: Path, side: int = 1400) -> Optional[str]:
     """A picture file as an inline JPEG; None, and a warning, if it cannot be read."""
     picture = _jpeg(file, side, 80)
     if picture is None:
+        logger.warning(f"{printable(file)} cannot be read as a picture and is left out.")
         return None
     return "data:image/jpeg;base64," + base64.b64encode(picture["bytes"]).decode()

@@ -19,7 +19,7 @@ from d2ext.analysis.figures import CYCLE
 from d2ext.analysis.prediction_sheet import KIND_COLORS, KIND_NAMES
 from d2ext.analysis.results_report import SIZES, class_images
 from d2ext.evaluation.matching import FALSE_KINDS
-from d2ext.run_index import read_index
+from d2ext.run_index import describe_set, read_index
 
 from .data_page import data_section
 from .evaluation import AnnotatedSet, Evaluation, annotated_set, find_evaluations, shown_json
@@ -147,6 +147,8 @@ def shown(value: Any, digits: int = 4) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:.{digits}g}" if math.isfinite(value) else "–"
+    if isinstance(value, (list, tuple)):
+        return printable(", ".join(map(str, value)))
     return printable(value)
 
 
@@ -239,7 +241,7 @@ def _sets_of(runs: Sequence[Run], known: Dict[str, AnnotatedSet]) -> List[Tuple[
             if not any(e.get("split") == split for e in entries):
                 names = run.config.get(f"DATASETS.{split.upper()}") or ()
                 names = [names] if isinstance(names, str) else names
-                entries += [{"split": split, "name": n} for n in names if _is_registered(n)]
+                entries += [{"split": split, **describe_set(n)} for n in names if _is_registered(n)]
         for entry in entries:
             data = annotated_set(entry, run.folder, known)
             if data is not None:

@@ -10,15 +10,15 @@ from pathlib import Path
 
 #: Name -> width, height, colour scheme, what is scrolled to, and what is clicked.
 VIEWS = {
-    "report_desktop": (1280, 1100, "light", "#overview", ""),
-    "report_gallery": (1280, 900, "dark", "", "#gallery0 .tile"),
-    "report_phone": (390, 844, "dark", "#overview", ""),
-    "report_phone_gallery": (390, 844, "light", "#gallery0", ""),
+    "report_desktop.png": (1280, 1100, "light", "#overview", ""),
+    "report_confusion.png": (1280, 860, "light", ".cm-run", ""),
+    "report_gallery.jpg": (1280, 900, "dark", "", "#gallery0 .tile"),
+    "report_phone.jpg": (390, 844, "dark", "#gallery0", ""),
 }
 
 
 def take_pictures(page_file, output):
-    """Open the page in headless Chromium and write a PNG for each of :data:`VIEWS`."""
+    """Open the page in headless Chromium and write a picture for each of :data:`VIEWS`."""
     from playwright.sync_api import sync_playwright
 
     output.mkdir(parents=True, exist_ok=True)
@@ -38,8 +38,8 @@ def take_pictures(page_file, output):
             if target:
                 page.locator(target).first.click()
             page.wait_for_timeout(800)  # images are decoded and charts drawn
-            path = output / f"{name}.png"
-            page.screenshot(path=str(path))
+            path = output / name
+            page.screenshot(path=str(path), **({"quality": 80} if path.suffix == ".jpg" else {}))
             print(path)
             context.close()
         browser.close()

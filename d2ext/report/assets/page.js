@@ -346,7 +346,7 @@
     const unit = image.w / Math.max(width, 1), size = 11 * unit;
     for (const box of boxes) {
       if (!box.label) continue;
-      const wide = Math.min(box.label.length * size * 0.58 + 4 * unit, image.w);
+      const wide = Math.min(box.label.length * size * 0.64 + 4 * unit, image.w);
       const x = Math.min(Math.max(box.x, 0), image.w - wide);
       const y = box.y >= size * 1.3 ? box.y - size * 1.3 : Math.min(Math.max(box.y, 0), image.h - size * 1.3);
       const group = draw("g", { class: box.dim ? "dim" : "" });
@@ -431,7 +431,10 @@
       note.textContent = `${visible.length} of ${content.images.length} images, chosen from ${content.total}.`;
     };
     for (const input of [run, why, cls, kind, size, score, iou]) input.addEventListener("input", show);
-    const reset = () => { why.value = cls.value = kind.value = size.value = ""; score.value = 0.3; iou.value = 1; };
+    // Detections are shown from the score with the highest F1 on: fewer boxes, and those that count.
+    const best = () => Math.floor(100 * data.sets[index].runs[run.value].confusion[0].score) / 100;
+    score.value = best();
+    const reset = () => { why.value = cls.value = kind.value = size.value = ""; score.value = best(); iou.value = 1; };
     pick(".g-reset").addEventListener("click", () => { reset(); show(); });
     galleries[index] = { ask(t, p, nothing, least, k) {
       reset();
