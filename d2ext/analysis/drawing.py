@@ -53,7 +53,7 @@ def draw_boxes(
         picture = picture.resize(size, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
     font = _font(max(11, min(round(min(picture.size) / 34), 40)))
-    width = max(2, round(min(picture.size) / 260))
+    width = max(2, round(min(picture.size) / 180))
     placed = [[v * scale for v in box] for box in np.asarray(boxes, dtype=np.float64).tolist()]
     for (x1, y1, x2, y2), label, color in reversed(list(zip(placed, labels, colors))):
         box = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
