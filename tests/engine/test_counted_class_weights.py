@@ -129,6 +129,14 @@ def test_weights_are_counted_in_the_data_once_and_kept_on_resume(data, tmp_path,
     torch.testing.assert_close(loss.class_weights, want)
 
 
+def test_a_run_that_resumes_without_weights_counts_them(data, tmp_path):
+    """A checkpoint from before the key was set has none: all classes must not weigh nothing."""
+    trainer = Trainer(demo(data, tmp_path))
+    (loss,) = weighted(trainer.raw_model)
+    count_class_weights(trainer.raw_model, trainer.data_loader, keep_loaded=True)
+    assert 0 < loss.class_weights.min() < loss.class_weights.max()
+
+
 def test_the_doctor_trains_its_steps_with_them(data, tmp_path):
     cfg = demo(data, tmp_path)
     model = build(cfg)

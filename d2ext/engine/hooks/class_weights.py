@@ -39,7 +39,7 @@ def count_class_weights(model: nn.Module, loader: Any, *, keep_loaded: bool = Fa
     Args:
         model: with any number of class losses.
         loader: the training loader.
-        keep_loaded: the weights came with a checkpoint; nothing is counted for them.
+        keep_loaded: weights that came with a checkpoint stay; only missing ones are counted.
     """
     _count_class_margins(model, loader, keep_loaded)
     dataset = dataset_of(loader)
@@ -47,7 +47,7 @@ def count_class_weights(model: nn.Module, loader: Any, *, keep_loaded: bool = Fa
         weights, power = loss.class_weights, loss.uncounted_power
         counts = None if dataset is None else count_objects(dataset, len(weights))
         if power:
-            if not keep_loaded:
+            if not (keep_loaded and bool(weights.any())):
                 weights = _weights_of(counts, len(weights), power).to(weights)
             loss.weigh_classes(weights, from_data=True)
         if number == 0:
