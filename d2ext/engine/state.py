@@ -28,7 +28,10 @@ __all__ = ["RunState"]
 logger = logging.getLogger(__name__)
 
 # A new schedule starts these anew.
-_SCHEDULE_HOOKS = ("LRScheduler", "PeriodicWriter", "IterationTimer", "EarlyStopping")
+_SCHEDULE_HOOKS = (
+    "LRScheduler", "PeriodicWriter", "IterationTimer", "EarlyStopping", "Evaluate",
+    "ValidationLoss", "ResultsTable",
+)  # fmt: skip
 
 # What tells optimisers apart in a group of their parameters.
 _KINDS = {"momentum", "betas", "alpha", "rho", "lambd", "etas", "lr_decay"}

@@ -12,7 +12,7 @@ from d2ext.data.packed_batch import batch_on
 from d2ext.ops.reduce import Deferred, deferring
 
 from .ddp import GradientOrder
-from .precision import largest_gradient
+from .precision import sum_of_gradients
 from .step_record import StepRecord, StepRecorder
 
 __all__ = ["TrainingStep"]
@@ -71,21 +71,21 @@ class TrainingStep:
         """Clip, look at the figures of the step (or of the one before), and change the weights."""
         trainer = self.trainer
         norm = None if trainer.clipper is None else trainer.clipper(trainer.optimizer)
-        largest = norm
+        figure = norm
         # Infinite gradients of fp16 are the scaler's business.
         if trainer.precision.scaler is not None:
-            largest = None
+            figure = None
         elif norm is None and trainer.guard.looks_at_gradients(trainer):
-            largest = largest_gradient(trainer.optimizer)
-        if trainer.guard.skipping and largest is not None:
+            figure = sum_of_gradients(trainer.optimizer)
+        if trainer.guard.skipping and figure is not None:
             # Ranks have the same gradients: no message.
-            if not math.isfinite(float(largest)):
+            if not math.isfinite(float(figure)):
                 self._leave_out(of_gradient=True)
                 return
-            largest = None
+            figure = None
         votes = (trainer.stop.wishes[0], trainer.stop.wishes[1])
         records = self.recorder.push(
-            trainer.iter, losses, data_time, votes, norm, deferred, largest_gradient=largest
+            trainer.iter, losses, data_time, votes, norm, deferred, gradients=figure
         )
         self._take_in(records)
         trainer.precision.step(trainer.optimizer)

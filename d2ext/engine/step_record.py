@@ -50,7 +50,7 @@ class _Pending:
     grad_norm: Optional[torch.Tensor]
     data_time: float
     stop_wishes: Tuple[bool, bool]
-    largest_gradient: Optional[torch.Tensor] = None
+    gradients: Optional[torch.Tensor] = None
     ready: Optional["torch.cuda.Event"] = None
 
 
@@ -84,13 +84,13 @@ class StepRecorder:
         grad_norm: Optional[torch.Tensor] = None,
         deferred: Sequence[tuple] = (),
         *,
-        largest_gradient: Optional[torch.Tensor] = None,
+        gradients: Optional[torch.Tensor] = None,
     ) -> List[StepRecord]:
         """Hand in a step; returns the steps that can be read now. Every rank must call it.
 
         ``deferred`` are tensors to be summed over ranks in the same message; see
-        :func:`d2ext.ops.reduce.deferring`. ``largest_gradient`` (or a norm) is not finite if a
-        gradient is not; it is read with the losses and equal on all ranks.
+        :func:`d2ext.ops.reduce.deferring`. ``gradients`` (their norm, or their sum) is not finite
+        if one is not; it is read with the losses and equal on all ranks.
         """
         records = self.flush()
         if self.world_size == 1:
@@ -106,7 +106,7 @@ class StepRecorder:
             grad_norm,
             data_time,
             stop_wishes,
-            largest_gradient,
+            gradients,
         )
         if self.device.type == "cuda":
             _start_copy(self._pending)
@@ -129,7 +129,7 @@ class StepRecorder:
                 self._agree_on_names(self._last_local_names)
         means = [value / self.world_size for value in values[:count]]
         norm = None if step.grad_norm is None else float(step.grad_norm)
-        largest = norm if step.largest_gradient is step.grad_norm else step.largest_gradient
+        figure = norm if step.gradients is step.grad_norm else step.gradients
         return [
             StepRecord(
                 iteration=step.iteration,
@@ -141,7 +141,7 @@ class StepRecorder:
                 stop_wishes=(round(wishes[0]), round(wishes[1])),
                 grad_norm=norm,
                 finite=all(math.isfinite(mean) for mean in means),
-                gradients_finite=step.largest_gradient is None or math.isfinite(float(largest)),
+                gradients_finite=step.gradients is None or math.isfinite(float(figure)),
             )
         ]
 
@@ -194,13 +194,13 @@ def _start_copy(step: _Pending) -> None:
     same = step.local is step.reduced
     step.local = copy(step.local)
     step.reduced = step.local if same else copy(step.reduced)
-    same = step.largest_gradient is step.grad_norm
+    same = step.gradients is step.grad_norm
     if step.grad_norm is not None:
         step.grad_norm = copy(step.grad_norm)
     if same:
-        step.largest_gradient = step.grad_norm
-    elif step.largest_gradient is not None:
-        step.largest_gradient = copy(step.largest_gradient)
+        step.gradients = step.grad_norm
+    elif step.gradients is not None:
+        step.gradients = copy(step.gradients)
     step.ready = torch.cuda.Event()
     step.ready.record()
 

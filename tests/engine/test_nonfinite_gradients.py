@@ -17,6 +17,7 @@ from d2ext.engine import (
     load_batch,
 )
 from d2ext.engine.hooks import ModelEMA, PeriodicCheckpointer
+from d2ext.testing import count_ops
 
 
 class Poison(HookBase):
@@ -153,3 +154,33 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     torch.save(state, tmp_path / "bad.pth")
     with pytest.raises(ValueError, match="bad.pth.*weight.*not finite"):
         Checkpointer(nn.Linear(2, 1)).load(str(tmp_path / "bad.pth"))
+
+
+@pytest.mark.parametrize("clipper", [None, GlobalNormClipper(1.0)])
+def test_what_a_look_costs(clipper):
+    """No read of the host where there was none; between two looks nothing at all."""
+
+    def counts(period, last):
+        guard = NonFiniteGuard(period=period)
+        trainer = line_trainer(max_iter=last, guard=guard, clipper=clipper)
+        seen = []
+
+        class Count(HookBase):
+            def after_step(self):
+                if self.trainer.iter == 2:
+                    with count_ops() as ops:
+                        self.trainer.iter += 1
+                        self.trainer.run_step()
+                    seen.append(ops)
+
+        trainer.register_hooks([Count()])
+        trainer.train()
+        return seen[0]
+
+    never, due, between = counts(10**6, 9), counts(4, 9), counts(3, 9)
+    assert between.by_name == never.by_name and between.syncs == never.syncs
+    if clipper is not None:  # the norm is there in each step
+        assert due.by_name == never.by_name and due.syncs == never.syncs
+    else:
+        # On a GPU it travels with the losses, which are read in one go.
+        assert due.num_syncs == never.num_syncs + 1 and due.total <= never.total + 4

@@ -1,13 +1,13 @@
 """The hook class with one more event than Detectron2's, and the registry of hooks by name."""
 
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase as _UpstreamHookBase
 from fvcore.common.registry import Registry
 
-__all__ = ["HOOK_REGISTRY", "HookBase", "build_registered_hooks"]
+__all__ = ["HOOK_REGISTRY", "HookBase", "MeasuringHook", "build_registered_hooks"]
 
 HOOK_REGISTRY = Registry("ENGINE_HOOK")
 HOOK_REGISTRY.__doc__ = """
@@ -44,6 +44,29 @@ class HookBase(_UpstreamHookBase):
 
     def load_state_dict(self, state_dict: Dict) -> None:
         """The counterpart of ``state_dict``; called only if that returned something."""
+
+
+class MeasuringHook(HookBase):
+    """A hook that measures the model now and then.
+
+    Attributes:
+        last_figures: what it measured last, by name; part of the state, so that a run that was
+            killed behind it still has them in the step that it finishes.
+        measured_at: the iteration of that.
+    """
+
+    def __init__(self) -> None:
+        self.last_figures: Dict[str, float] = {}
+        self.measured_at = -1
+
+    def state_dict(self) -> Dict[str, Any]:
+        if self.measured_at < 0:
+            return {}
+        return {"figures": dict(self.last_figures), "measured_at": self.measured_at}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        self.last_figures = dict(state_dict["figures"])
+        self.measured_at = state_dict["measured_at"]
 
 
 def build_registered_hooks(cfg: CfgNode, names: List[str]) -> List[_UpstreamHookBase]:

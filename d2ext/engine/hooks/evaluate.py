@@ -8,7 +8,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
 from ..random_state import isolated_random_state
-from .base import HookBase
+from .base import HookBase, MeasuringHook
 from .validation_loss import ValidationLoss
 
 __all__ = ["BestCheckpointer", "EarlyStopping", "Evaluate", "figures_of", "main_figure"]
@@ -16,7 +16,7 @@ __all__ = ["BestCheckpointer", "EarlyStopping", "Evaluate", "figures_of", "main_
 logger = logging.getLogger(__name__)
 
 
-class Evaluate(HookBase):
+class Evaluate(MeasuringHook):
     """Evaluates every ``period`` steps and after the last one, in ``after_step``.
 
     Before a long evaluation the trainer's state is saved if a checkpoint is due at this step, so
@@ -29,11 +29,9 @@ class Evaluate(HookBase):
     """
 
     def __init__(self, period: int, function: Callable[[], Optional[Dict[str, Any]]]):
+        super().__init__()
         self.period = period
         self._function: Optional[Callable[[], Optional[Dict[str, Any]]]] = function
-        #: The figures of the last evaluation, and its iteration.
-        self.last_figures: Dict[str, float] = {}
-        self.measured_at = -1
 
     def after_step(self) -> None:
         if self._function is None or not self.trainer.is_due(self.period):
@@ -63,7 +61,7 @@ def figures_of(trainer: Any) -> Dict[str, float]:
     """What the hooks of a trainer have measured in this step."""
     found: Dict[str, float] = {}
     for hook in trainer.all_hooks:
-        if isinstance(hook, (Evaluate, ValidationLoss)) and hook.measured_at == trainer.iter:
+        if isinstance(hook, MeasuringHook) and hook.measured_at == trainer.iter:
             found.update(hook.last_figures)
     return found
 

@@ -9,12 +9,12 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ..random_state import isolated_random_state, seed_cpu
-from .base import HookBase
+from .base import MeasuringHook
 
 __all__ = ["ValidationLoss", "untouched"]
 
 
-class ValidationLoss(HookBase):
+class ValidationLoss(MeasuringHook):
     """Logs "val/{loss name}" and "val/total_loss" every ``period`` steps and after the last one.
 
     The model runs in training mode, because only then it computes losses, but without gradients.
@@ -33,10 +33,8 @@ class ValidationLoss(HookBase):
     def __init__(
         self, period: int, model: nn.Module, batches: Callable[[], Iterable], seed: int = 0
     ):
+        super().__init__()
         self.period, self._model, self._batches, self._seed = period, model, batches, seed
-        #: The figures of the last measurement, and its iteration.
-        self.last_figures: Dict[str, float] = {}
-        self.measured_at = -1
 
     def after_step(self) -> None:
         if self.trainer.is_due(self.period):
