@@ -245,7 +245,13 @@ def _load_dataset_dicts(cfg: CfgNode) -> Tuple[List[Dict], List[int]]:
 def _repeat_factors(cfg: CfgNode, dicts: List[Dict], sizes: List[int]) -> Optional[torch.Tensor]:
     """How often each image comes in an epoch, or None where every image comes once."""
     name = cfg.DATALOADER.SAMPLER_TRAIN
-    by_category = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+
+    def by_category(dicts: List[Dict], threshold: float) -> torch.Tensor:
+        found = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(dicts, threshold)
+        # Newer Detectron2's key: t / f instead of its root. The largest of the squares over an
+        # image's classes is the square of the largest.
+        return found if cfg.DATALOADER.get("REPEAT_SQRT", True) else found.square()
+
     threshold = cfg.DATALOADER.REPEAT_THRESHOLD
     if name in ("TrainingSampler", "RandomSubsetTrainingSampler"):
         return None

@@ -87,7 +87,7 @@ def check_checkpoint_classes(path: str, known: Optional[Sequence[str]], names: A
 
 
 def check_trained(model: nn.Module, path: str, incompatible: Any) -> None:
-    """Refuse to evaluate a model of which a checkpoint filled a part only.
+    """Refuse to evaluate, or to go on with, a model of which a checkpoint filled a part only.
 
     Args:
         model: the model.
@@ -109,8 +109,8 @@ def check_trained(model: nn.Module, path: str, incompatible: Any) -> None:
         name, theirs, ours = shapes[0]
         raise ValueError(
             f"{path} does not fit the model: {name} has the shape {tuple(theirs)} there and "
-            f"{tuple(ours)} here ({len(shapes)} such weights); evaluate it with the config, and "
-            "the number of classes, that it was trained with."
+            f"{tuple(ours)} here ({len(shapes)} such weights); use the config, and the number "
+            "of classes, that it was trained with."
         )
     if missing:
         raise ValueError(

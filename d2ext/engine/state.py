@@ -10,6 +10,7 @@ from torch import nn
 from d2ext.modeling.backbones.pretrained import starting_weights
 
 from .checkpoint import plain
+from .class_checks import check_trained
 from .description import describe_run
 from .errors import RunError, WriteError
 from .module_state import (
@@ -196,7 +197,10 @@ class RunState:
         self.schedule_is_new = new_schedule
         self._restored, self._missing = [], []
         self._path = path
-        extra = self.trainer.checkpointer.load(path)
+        checkpointer = self.trainer.checkpointer
+        extra = checkpointer.load(path)
+        # A newer file of another model, say, where the tag is lost: it would start from nothing.
+        check_trained(checkpointer.model, path, checkpointer.last_incompatible)
         self._path = ""
         self.trainer.checkpointer.adopt(extra)
         if not self._restored:

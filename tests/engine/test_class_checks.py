@@ -13,6 +13,7 @@ from d2ext.config.classes import class_count_key
 from d2ext.data import tiny_dataset
 from d2ext.data.class_names import classes_of, require_same_classes
 from d2ext.engine import Trainer, argument_parser
+from d2ext.engine.build_data import _repeat_factors
 from d2ext.engine.run import main
 from d2ext.model_zoo import get_config_file
 
@@ -123,3 +124,21 @@ def test_evaluation_needs_weights_for_the_whole_model(three, tmp_path):
     cfg.MODEL.FCOS.NUM_CLASSES = 5
     with pytest.raises(ValueError, match=r"head.cls_score.weight has the shape \(3, .*and \(5, "):
         evaluate(cfg, tmp_path, *saved(state, names))
+
+
+def test_a_newer_file_of_another_model_is_not_resumed_from(three, tmp_path):
+    cfg = load("fcos", three, "MODEL.FCOS.NUM_CLASSES", 3, "OUTPUT_DIR", str(tmp_path))
+    torch.save({"model": {"weight": torch.zeros(2)}}, tmp_path / "model_9999999.pth")
+    with pytest.raises(ValueError, match="model_9999999.pth has no weights for "):
+        Trainer(cfg).resume_or_load(resume=True)
+
+
+def test_repeat_factors_without_the_root(three):
+    dicts = [{"annotations": [{"category_id": c} for c in row]} for row in ([0], [0], [0, 1], [2])]
+    cfg = load("fcos", three, "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
+    cfg.DATALOADER.REPEAT_THRESHOLD = 0.9
+    rooted = _repeat_factors(cfg, dicts, [4])
+    cfg.DATALOADER.REPEAT_SQRT = False  # a key of newer Detectron2
+    plain = _repeat_factors(cfg, dicts, [4])
+    assert plain.tolist() == pytest.approx([1.2, 1.2, 3.6, 3.6])
+    torch.testing.assert_close(rooted.square(), plain)
