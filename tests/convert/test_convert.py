@@ -4,20 +4,17 @@ The vectors hold weights and outputs of the authors' own classes (United-Percept
 maskrcnn-benchmark, mmdetection 2.3) on one image.
 """
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
+from golden_kit import golden
 from torchvision.ops import roi_align
 
 from d2ext import get_cfg
 from d2ext.convert import SOURCES, ConvertError, convert_checkpoint
 from d2ext.convert.maskrcnn_benchmark import by_scale_and_ratio
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
 NARROW = [
     "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.RESNETS.WIDTH_PER_GROUP", 4,
     "MODEL.RESNETS.RES2_OUT_CHANNELS", 16, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8,
@@ -51,7 +48,7 @@ class Case:
 
     def __init__(self, name):
         self.source, path, words = CASES[name]
-        self.arrays = np.load(GOLDEN / f"{name}.npz")
+        self.arrays = golden("checkpoints", name)
         self.cfg = get_cfg()
         self.cfg.merge_from_file(path)
         self.cfg.merge_from_list([*NARROW, *words])

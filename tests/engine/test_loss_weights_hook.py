@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from golden_kit import golden
 from process_kit import run_ranks
 
 from d2ext.config import get_cfg
@@ -16,7 +17,6 @@ from d2ext.engine.hooks.loss_groups import find_groups, static_weights
 from d2ext.engine.hooks.loss_weights import LossWeights, build_loss_weights, build_weighting
 from d2ext.ops.loss_weights import AdaptiveLossWeight
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "alwa"
 RULES = [(variant, interval) for variant in (1, 2) for interval in (10, 100)]
 RPN = ("loss_rpn_cls", "loss_rpn_loc")
 ROI = ("loss_cls", "loss_box_reg")
@@ -46,7 +46,7 @@ def random_losses(steps, seed=0):
 @pytest.mark.parametrize("variant, interval", RULES)
 @pytest.mark.parametrize("family", ["rpn_like", "regime_switch", "spiky"])
 def test_reference_sequences(family, variant, interval):
-    data = np.load(GOLDEN / f"{family}.npz")
+    data = golden("alwa", family)
     used = run(hook(variant, interval), data["raw_cls_sum_f64"], data["raw_box_sum_f64"])
     expected = data[f"alwa{variant}_C{interval}/f64/weight_used"]
     np.testing.assert_allclose(used, expected, atol=5e-5)
@@ -54,7 +54,7 @@ def test_reference_sequences(family, variant, interval):
 
 @pytest.mark.parametrize("variant, interval", RULES)
 def test_resume_inside_a_window(variant, interval):
-    data = np.load(GOLDEN / "resume.npz")
+    data = golden("alwa", "resume")
     key = f"alwa{variant}_C{interval}"
     cut = int(data[f"{key}/cut_iter"])
     cls, box = data["raw_cls_levels"], data["raw_box_levels"]
@@ -71,7 +71,7 @@ def test_resume_inside_a_window(variant, interval):
 def _ranks_main(path):
     from detectron2.utils import comm
 
-    rank, data = comm.get_rank(), np.load(GOLDEN / "multirank.npz")
+    rank, data = comm.get_rank(), golden("alwa", "multirank")
     # The reference has four ranks; two processes with the mean of two ranks each see the same mean.
     halves = {True: slice(2 * rank, 2 * rank + 2), False: slice(rank, rank + 1)}
     out = {}
@@ -91,7 +91,7 @@ def _ranks_main(path):
 @pytest.mark.dist
 def test_two_processes(tmp_path):
     run_ranks(lambda rank: _ranks_main(tmp_path))
-    data = np.load(GOLDEN / "multirank.npz")
+    data = golden("alwa", "multirank")
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     for variant, interval in RULES:
         key = f"alwa{variant}_C{interval}"
@@ -353,7 +353,7 @@ def test_logged_when_a_window_closes():
 
 
 def test_a_stuck_weight_is_warned_of_once_with_the_keys_that_help(caplog):
-    data = np.load(GOLDEN / "rpn_like.npz")
+    data = golden("alwa", "rpn_like")
     cls, box = data["raw_cls_sum_f64"], data["raw_box_sum_f64"]
     with caplog.at_level(logging.WARNING):
         run(hook(interval=100, stats_on="raw", min_weight=0.1), cls, box)

@@ -1,8 +1,5 @@
 """DualWeightingFCOS: the head and post-processing of the authors, training, precision."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -10,6 +7,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
+from golden_kit import golden
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,8 +18,6 @@ from d2ext.modeling.meta_arch import DualWeightingFCOS
 from d2ext.modeling.meta_arch.dual_weighting_head import DualWeightingHead
 from d2ext.ops import host
 from d2ext.ops.dual_weighting import DualWeightingConstants, dual_weighting_losses
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "dw"
 
 
 class Features(nn.Module):
@@ -79,7 +75,7 @@ def make_inputs(objects, num_classes=3, size=(96, 128)):
 
 @pytest.mark.parametrize("name", ["h_head_plain", "h_head_refine"])
 def test_head_equals_the_authors(name):
-    data = np.load(GOLDEN / f"{name}.npz")
+    data = golden("dw", name)
     strides, num_levels = data["strides"].tolist(), len(data["strides"])
     features = [torch.tensor(data[f"feat{i}"]).double() for i in range(num_levels)]
     head = DualWeightingHead(
@@ -145,7 +141,7 @@ def test_several_anchors_are_refused():
 
 
 def test_post_processing_equals_the_authors():
-    data = np.load(GOLDEN / "i_infer_f32.npz")
+    data = golden("dw", "i_infer_f32")
     strides, num_classes = data["strides"].tolist(), int(data["num_classes"])
     model = make_detector(strides, num_classes).eval()
     sizes = data["feat_sizes"].tolist()

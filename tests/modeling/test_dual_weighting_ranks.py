@@ -1,24 +1,22 @@
 """Two ranks with an image each compute what one rank with both images computes."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from golden_kit import golden
 from process_kit import run_ranks
 
 from d2ext.modeling.meta_arch import DualWeightingFCOS
 from d2ext.ops.dual_weighting import DualWeightingConstants
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "dw" / "b_overlap.npz"
 KEYS = ("loss_cls_pos", "loss_cls_neg", "loss_loc")
 
 
 def losses_of(images):
     """Losses of some images, the gradient of their sum by the class logits, and the divisors."""
-    data = np.load(GOLDEN)
+    data = golden("dw", "b_overlap")
     points = torch.tensor(data["points"]).double()
     strides = torch.tensor(data["strides"]).double()[torch.tensor(data["point_level"]).long()]
     logits = torch.tensor(data["cls_logits"]).double().requires_grad_()
@@ -64,7 +62,7 @@ def test_two_ranks_equal_one(tmp_path):
     )
     torch.testing.assert_close((ranks[0]["grad"] + ranks[1]["grad"]) / 2, grad)
     # And each rank's loss is its images' sum over the mean normaliser.
-    data = np.load(GOLDEN)
+    data = golden("dw", "b_overlap")
     num_gt = max(data["num_gt"].mean(), 1)
     neg_norm = max(data["img_neg_avg"].mean(), 1)
     for i in range(2):

@@ -3,11 +3,11 @@
 import copy
 import json
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden_kit import FOLDER, golden
 from process_kit import run_ranks
 from torch.utils.checkpoint import checkpoint
 
@@ -20,7 +20,7 @@ from d2ext.modeling.losses import (
 from d2ext.ops.frequency import frequency_groups
 from d2ext.ops.sigmoid_losses import quality_focal_loss, sigmoid_focal_loss
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "efl"
+GOLDEN = FOLDER / "efl"
 STATE = ("pos_grad", "neg_grad", "pos_neg")
 STATEFUL = sorted(f.stem for f in GOLDEN.glob("*.npz") if f.stem.startswith(("efl", "eqfl")))
 PLAIN = sorted(f.stem for f in GOLDEN.glob("*.npz") if f.stem.startswith(("focal", "qfl")))
@@ -74,7 +74,7 @@ def same_state(a, b):
 @pytest.mark.parametrize("precision", ["f64", "f32"])
 @pytest.mark.parametrize("case", [c for c in STATEFUL if "dist2" not in c])
 def test_equals_the_authors_over_all_iterations(case, precision):
-    data = np.load(GOLDEN / f"{case}.npz")
+    data = golden("efl", case)
     meta = json.loads(str(data["meta"]))
     dtype = torch.float64 if precision == "f64" else torch.float32
     # The authors' EFL is inexact or not finite at extreme logits; "exact" is the closed form.
@@ -95,7 +95,7 @@ def test_equals_the_authors_over_all_iterations(case, precision):
 
 
 def test_extreme_logits_stay_near_the_authors_where_those_are_finite():
-    data = np.load(GOLDEN / "efl_extreme30.npz")
+    data = golden("efl", "efl_extreme30")
     meta = json.loads(str(data["meta"]))
     loss = make_loss(meta)
     for step in range(meta["T"]):
@@ -107,7 +107,7 @@ def test_extreme_logits_stay_near_the_authors_where_those_are_finite():
 @pytest.mark.parametrize("precision", ["f64", "f32"])
 @pytest.mark.parametrize("case", PLAIN)
 def test_plain_losses_equal_the_authors(case, precision):
-    data = np.load(GOLDEN / f"{case}.npz")
+    data = golden("efl", case)
     meta = json.loads(str(data["meta"]))
     dtype, tolerance = (torch.float64, 1e-12) if precision == "f64" else (torch.float32, 5e-6)
     for step in range(meta["T"]):
@@ -125,7 +125,7 @@ def test_plain_losses_equal_the_authors(case, precision):
 def test_statistics_do_not_depend_on_the_order_of_channels():
     from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 
-    data = np.load(GOLDEN / "layout_maps.npz")
+    data = golden("efl", "layout_maps")
     meta = json.loads(str(data["meta"]))
     maps = [torch.tensor(data[f"map{i}"]) for i in range(len(meta["levels"]))]
     logits = torch.cat([permute_to_N_HWA_K(m, meta["C"]) for m in maps], dim=1)
@@ -139,7 +139,7 @@ def test_statistics_do_not_depend_on_the_order_of_channels():
 
 
 def _check_rank(rank, case):
-    data = np.load(GOLDEN / f"{case}.npz")
+    data = golden("efl", case)
     meta = json.loads(str(data["meta"]))
     loss = make_loss(meta)
     for step in range(meta["T"]):

@@ -2,12 +2,12 @@
 
 import logging
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from golden_kit import golden
 from model_kit import WIDE, build, make_batch, small_cfg, train_step
 
 from d2ext import get_cfg
@@ -31,7 +31,6 @@ from d2ext.modeling.losses import (
 from d2ext.ops.harmonic import harmonic_iou_loss, literal_slopes
 from d2ext.ops.sigmoid_losses import sigmoid_loss_per_row
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "harmonic"
 ALONE = {"alpha_hiou": 0.0, "tc_weight": 0.0}  # the harmonic loss without the two other parts
 DIVISORS = {"cls_normalizer": 2.0, "box_normalizer": 4.0}
 
@@ -132,7 +131,7 @@ def test_gradcheck(cls_loss, source):
 @pytest.mark.parametrize("detach", [True, False])
 def test_grid_of_loss_pairs(detach):
     """The coupling on the stored grid of class and box losses, from 0 to 10,000."""
-    data = np.load(GOLDEN / "pairs.npz")
+    data = golden("harmonic", "pairs")
     folder = f"{'detach' if detach else 'grad'}/f64"
     ce = torch.tensor(data["ce"]).flatten().requires_grad_()
     loc = torch.tensor(data["loc"]).flatten().requires_grad_()
@@ -156,7 +155,7 @@ def test_grid_of_loss_pairs(detach):
 
 @pytest.mark.parametrize("gamma", [0.5, 0.8, 1.0])
 def test_harmonic_iou_as_box_loss(gamma):
-    data = np.load(GOLDEN / "hiou.npz")
+    data = golden("harmonic", "hiou")
     gt = torch.tensor(data["boxes/gt"])
     deltas = (torch.tensor(data["boxes/pred"]) - gt).requires_grad_()
     cfg = get_cfg()

@@ -2,7 +2,6 @@
 
 import json
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from golden_kit import golden
 from model_kit import build, small_cfg
 from torch import nn
 
@@ -18,9 +18,8 @@ from d2ext import get_cfg
 from d2ext.modeling.losses import build_criterion
 from d2ext.modeling.roi_heads import ExtFastRCNNOutputLayers
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "harmonic"
 DATA = {
-    name: np.load(GOLDEN / f"{name}.npz")
+    name: golden("harmonic", name)
     for name in ("roi", "dense_retinanet", "dense_fcos", "dense_rpn", "edge")
 }
 CASES = [(n, c) for n in DATA if n != "edge" for c in DATA[n]["cases"].tolist()]

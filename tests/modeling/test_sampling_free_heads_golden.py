@@ -1,6 +1,6 @@
 """Losses of the heads without sampling against stored vectors of the authors' modules."""
 
-from pathlib import Path
+import functools
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.structures import Boxes, Instances
+from golden_kit import golden
 from model_kit import build, small_cfg
 from torch.nn import functional as F
 
@@ -25,11 +26,7 @@ from d2ext.modeling.meta_arch.fcos import centerness_targets
 from d2ext.modeling.roi_heads import ExtFastRCNNOutputLayers
 from d2ext.modeling.sampling_free import PriorSums, SamplingFreeOptions, set_prior_bias
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "sampling_free"
-
-
-def load(name):
-    return np.load(GOLDEN / f"{name}.npz")
+load = functools.partial(golden, "sampling_free")
 
 
 def close(actual, expected, rtol=2e-9, atol=1e-13):

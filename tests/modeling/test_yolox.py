@@ -5,7 +5,6 @@ from United-Perception's assigner, losses, decoding and selection.
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
+from golden_kit import golden
 from model_kit import make_batch, train_step
 
 from d2ext import get_cfg
@@ -20,7 +20,6 @@ from d2ext.convert import convert_checkpoint
 from d2ext.modeling.meta_arch.yolox import CornerTransform
 from d2ext.modeling.targets import Priors, pack_targets
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "yolox"
 BRANCHES = ("cls", "reg", "iou")
 
 
@@ -34,7 +33,7 @@ def yolox_cfg(num_classes=3, width=0.0625, depth=0.33, path="configs/YOLOX/Base-
 
 
 def arrays(name):
-    found = np.load(GOLDEN / f"{name}.npz")
+    found = golden("yolox", name)
     return found, json.loads(str(found["meta"]))
 
 
@@ -314,7 +313,7 @@ def test_plain_yolox_loads_mmdetections_weights(mode):
 
 @pytest.mark.parametrize("case", ["l1", "no_l1"])
 def test_plain_losses(case):
-    data = np.load(GOLDEN / "mmdet_losses.npz")
+    data = golden("yolox", "mmdet_losses")
     model = build_model(plain_cfg(L1_FROM_ITER=0 if case == "l1" else 1)).train()
     maps = [
         [torch.from_numpy(data[f"{case}/{b}{i}"]).requires_grad_() for i in range(3)]

@@ -1,14 +1,10 @@
 """Box refinement against the authors' numbers, and beside the map's borders."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from golden_kit import golden
 
 from d2ext.ops.dual_weighting import refine_boxes
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "dw" / "g_refine_f64.npz"
 
 
 def near(actual, expected, tolerance):
@@ -19,7 +15,7 @@ def near(actual, expected, tolerance):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 5e-4)])
 @pytest.mark.parametrize("level", range(3))
 def test_authors_numbers(level, dtype, tolerance):
-    data = np.load(GOLDEN)
+    data = golden("dw", "g_refine_f64")
     assert int(data["num_levels"]) == 3
 
     def stored(key):

@@ -1,16 +1,13 @@
 """DW's weights and losses against the authors' numbers, and what must hold beside them."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from golden_kit import golden
 from torch.autograd import gradcheck
 
 from d2ext.ops import host
 from d2ext.ops.dual_weighting import dual_weighting_losses, dual_weights
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "dw"
 LOSSES = ("loss_cls_pos", "loss_loc", "loss_cls_neg")
 CASES = (
     "a_single",
@@ -32,7 +29,7 @@ class Case:
     """A stored case with its inputs in one type."""
 
     def __init__(self, name, dtype=torch.float64):
-        self.data = dict(np.load(GOLDEN / f"{name}.npz"))
+        self.data = dict(golden("dw", name))
         data, self.dtype = self.data, dtype
         self.tolerance = 1e-5 if name == "f_saturated" else TOLERANCE[dtype]
         self.points = self.tensor("points")

@@ -1,11 +1,12 @@
 """The harmonic operations against stored reference vectors, put together into whole heads."""
 
+import functools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden_kit import golden
 from torch.nn import functional as F
 
 from d2ext.ops import boxes as box_ops
@@ -16,11 +17,7 @@ from d2ext.ops.harmonic import (
     task_contrastive_loss,
 )
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "harmonic"
-
-
-def load(name):
-    return np.load(GOLDEN / f"{name}.npz")
+load = functools.partial(golden, "harmonic")
 
 
 def close(actual, expected, dtype=torch.float64):

@@ -2,10 +2,10 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_kit import FOLDER, golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ from d2ext.ops.loss_weights import (
     mean_and_std,
 )
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "alwa"
+GOLDEN = FOLDER / "alwa"
 FAMILIES = sorted(p.stem for p in GOLDEN.glob("*.npz") if p.stem not in ("multirank", "resume"))
 RULES = [(variant, interval) for variant in (1, 2) for interval in (10, 100)]
 SWITCHES = {
@@ -39,7 +39,7 @@ def feed(machine, cls, box):
 @pytest.mark.parametrize("variant, interval", RULES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_authors_rule(family, variant, interval):
-    data = np.load(GOLDEN / f"{family}.npz")
+    data = golden("alwa", family)
     key = f"alwa{variant}_C{interval}"
     machine = AdaptiveLossWeight(variant=variant, interval=interval)
     updates, used = [], []
@@ -58,7 +58,7 @@ def test_authors_rule(family, variant, interval):
 @pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_switches(family, switch, variant, interval):
-    data = np.load(GOLDEN / f"{family}.npz")
+    data = golden("alwa", family)
     machine = AdaptiveLossWeight(variant=variant, interval=interval, **SWITCHES[switch])
     used = feed(machine, data["raw_cls_sum_f64"], data["raw_box_sum_f64"])
     expected = data[f"variant/alwa{variant}_C{interval}/{switch}/weight_used"]
@@ -67,7 +67,7 @@ def test_switches(family, switch, variant, interval):
 
 @pytest.mark.parametrize("variant, interval", RULES)
 def test_mean_over_ranks_and_each_rank_alone(variant, interval):
-    data = np.load(GOLDEN / "multirank.npz")
+    data = golden("alwa", "multirank")
     key = f"alwa{variant}_C{interval}"
     cls, box = data["raw_cls_levels"], data["raw_box_levels"]
     make = lambda: AdaptiveLossWeight(variant=variant, interval=interval)  # noqa: E731
@@ -79,7 +79,7 @@ def test_mean_over_ranks_and_each_rank_alone(variant, interval):
 
 @pytest.mark.parametrize("variant, interval", RULES)
 def test_resume_inside_a_window(variant, interval):
-    data = np.load(GOLDEN / "resume.npz")
+    data = golden("alwa", "resume")
     key = f"alwa{variant}_C{interval}"
     cut = int(data[f"{key}/cut_iter"])
     cls, box = data["raw_cls_levels"], data["raw_box_levels"]
@@ -186,7 +186,7 @@ class TestEveryWeighting:
 
 
 def test_stuck_after_an_early_collapse():
-    data = np.load(GOLDEN / "rpn_like.npz")
+    data = golden("alwa", "rpn_like")
     cls, box = data["raw_cls_sum_f64"], data["raw_box_sum_f64"]
     authors = AdaptiveLossWeight(variant=2)
     feed(authors, cls, box)
@@ -210,7 +210,7 @@ def test_only_a_late_start_helps_when_the_class_loss_stays_the_quieter_one():
 
 
 def test_zero_is_absorbing_for_the_authors_rule_only():
-    data = np.load(GOLDEN / "dead_box.npz")
+    data = golden("alwa", "dead_box")
     cls, box = data["raw_cls_sum_f64"], data["raw_box_sum_f64"]
     authors, floored = AdaptiveLossWeight(), AdaptiveLossWeight(stats_on="raw", min_weight=0.1)
     feed(authors, cls, box)

@@ -2,13 +2,13 @@
 
 import importlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden_kit import FOLDER
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "rivals"
+GOLDEN = FOLDER / "rivals"
 FILES = sorted(GOLDEN.glob("*.npz"))
 
 

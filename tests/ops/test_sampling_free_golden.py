@@ -1,10 +1,11 @@
 """The sampling-free operations against stored reference vectors of the authors' modules."""
 
-from pathlib import Path
+import functools
 
 import numpy as np
 import pytest
 import torch
+from golden_kit import golden
 from torch.nn import functional as F
 
 from d2ext.ops.boxes import smooth_l1_loss
@@ -21,11 +22,7 @@ from d2ext.ops.sampling_free import (
     softmax_prior_bias,
 )
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "sampling_free"
-
-
-def load(name):
-    return np.load(GOLDEN / f"{name}.npz")
+load = functools.partial(golden, "sampling_free")
 
 
 def close(actual, expected, dtype=torch.float64):
