@@ -4,7 +4,7 @@ Shapes: C classes.
 """
 
 import logging
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import torch
 from torch import nn
@@ -43,15 +43,15 @@ def count_class_weights(model: nn.Module, loader: Any, *, keep_loaded: bool = Fa
     """
     _count_class_margins(model, loader, keep_loaded)
     dataset = dataset_of(loader)
-    for number, loss in enumerate(_weighted_losses(model)):
-        weights, power = loss.class_weights, loss.uncounted_power
+    for number, (loss, weights) in enumerate(_weighted_losses(model)):
+        power = loss.uncounted_power
         counts = None if dataset is None else count_objects(dataset, len(weights))
         if power:
             if not (keep_loaded and bool(weights.any())):
                 weights = _weights_of(counts, len(weights), power).to(weights)
             loss.weigh_classes(weights, from_data=True)
         if number == 0:
-            _tell(loss.class_weights, counts)
+            _tell(weights, counts)
 
 
 def build_class_weights(model: nn.Module) -> Optional[ClassWeights]:
@@ -59,9 +59,9 @@ def build_class_weights(model: nn.Module) -> Optional[ClassWeights]:
     return ClassWeights() if _weighted_losses(model) or _losses_with_margins(model) else None
 
 
-def _weighted_losses(model: nn.Module) -> List[ClsLoss]:
+def _weighted_losses(model: nn.Module) -> List[Tuple[ClsLoss, torch.Tensor]]:
     losses = [m for m in model.modules() if isinstance(m, ClsLoss)]
-    return [loss for loss in losses if loss.class_weights is not None]
+    return [(x, x.class_weights) for x in losses if x.class_weights is not None]
 
 
 def _losses_with_margins(model: nn.Module) -> List[EffectiveClassMarginLoss]:
@@ -74,8 +74,8 @@ def _count_class_margins(model: nn.Module, loader: Any, keep_loaded: bool) -> No
     for loss in losses:
         if not loss.waits_for_counts:
             continue
-        counts = loss.counts
-        if not (keep_loaded and bool(counts.any())):
+        counts: Any = loss.counts
+        if not (keep_loaded and bool(loss.counts.any())):
             dataset, classes = dataset_of(loader), len(loss.counts)
             counts = None if dataset is None else count_objects(dataset, classes, images=True)
             if counts is None:
