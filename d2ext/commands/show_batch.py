@@ -72,12 +72,17 @@ def _draw(batch: List[Dict[str, Any]], cfg: Any, path: Any) -> List[Dict[str, An
     names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
     pictures = [_picture(sample, cfg.INPUT.FORMAT, names) for sample in batch]
     columns = math.ceil(math.sqrt(len(pictures)))
-    width = max(p.width for p in pictures) + _GAP
-    height = max(p.height for p in pictures) + _GAP
-    rows = math.ceil(len(pictures) / columns)
-    sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), "white")
-    for k, picture in enumerate(pictures):
-        sheet.paste(picture, (k % columns * width + _GAP, k // columns * height + _GAP))
+    rows = [pictures[k : k + columns] for k in range(0, len(pictures), columns)]
+    width = max(sum(p.width + _GAP for p in row) for row in rows)
+    heights = [max(p.height for p in row) + _GAP for row in rows]
+    sheet = Image.new("RGB", (width + _GAP, sum(heights) + _GAP), "white")
+    top = _GAP
+    for row, height in zip(rows, heights):
+        left = _GAP
+        for picture in row:
+            sheet.paste(picture, (left, top))
+            left += picture.width + _GAP
+        top += height
     sheet.save(path)
     return [
         {
