@@ -78,34 +78,6 @@ def _is_long(item):
     return any(item.get_closest_marker(name) is not None for name in ("slow", "dist", "export"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def quick_setup():
-    """Detectron2's set-up reads each of three keys by writing and parsing the whole config.
-
-    That is a third of a short run. Only fresh interpreters do it here; for the others the keys are
-    read from the config itself.
-    """
-    from detectron2.config import CfgNode
-    from detectron2.engine import defaults
-
-    upstream = defaults._try_get_key
-
-    def quick(cfg, *keys, default=None):
-        if not isinstance(cfg, CfgNode):
-            return upstream(cfg, *keys, default=default)
-        for key in keys:
-            node = cfg
-            for word in key.split("."):
-                node = node.get(word) if isinstance(node, CfgNode) else None
-            if node is not None:
-                return node
-        return default
-
-    defaults._try_get_key = quick
-    yield
-    defaults._try_get_key = upstream
-
-
 @pytest.fixture(autouse=True)
 def seeded():
     """The same random numbers in every test, in whatever order and process it runs."""

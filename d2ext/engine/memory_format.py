@@ -6,7 +6,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from .precision import Precision
+from .precision import fastest_dtype
 
 __all__ = ["has_depthwise", "order_channels"]
 
@@ -28,7 +28,9 @@ def order_channels(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """
     choice = cfg.MODEL.CHANNELS_LAST
     if choice == "auto":
-        half = cfg.SOLVER.AMP.ENABLED and Precision(cfg).dtype != "fp32"
+        named = cfg.SOLVER.AMP.DTYPE
+        dtype = fastest_dtype(cfg.MODEL.DEVICE) if named == "auto" else named
+        half = cfg.SOLVER.AMP.ENABLED and dtype != "fp32"
         choice = "on" if half or (cfg.MODEL.DEVICE == "cpu" and has_depthwise(model)) else "off"
         if choice == "on":
             logger.info("Weights lie channels last (MODEL.CHANNELS_LAST auto).")
