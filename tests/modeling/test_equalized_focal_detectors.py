@@ -200,6 +200,10 @@ def test_improved_baseline_is_what_it_says():
     cfg = small_cfg(CONFIGS / "EqualizedFocalLoss/improved_baseline_R_50_FPN_24e_efl.yaml")
     model = build(cfg)
     assert model.assigner.topk == 18 and model.assigner.clamp_centers
+    assert model.assigner.margin == 0.51
+    assert model.clip_before_nms and model.cap_by_anchors and not model.drop_empty
+    norms = [m for m in model.backbone.bottom_up.res4.modules() if hasattr(m, "running_var")]
+    assert norms and all(m.weight.requires_grad for m in norms)
     assert model.normalizer.sync and model.quality == "iou" and model.score == "product"
     assert model.test_score_thresh == 0 and model.test_topk_candidates == 6000
     head = model.head

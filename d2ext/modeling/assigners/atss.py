@@ -18,9 +18,6 @@ from .registry import ASSIGNER_REGISTRY, Assigner
 
 __all__ = ["ATSSAssigner"]
 
-# How far inside the object the centre of a positive must be, in pixels.
-_MARGIN = 0.01
-
 
 @ASSIGNER_REGISTRY.register("atss")
 class ATSSAssigner(Assigner):
@@ -39,7 +36,11 @@ class ATSSAssigner(Assigner):
     needs_extent = True
 
     def __init__(
-        self, topk: int = 9, clamp_centers: bool = False, block_pairs: Optional[int] = None
+        self,
+        topk: int = 9,
+        clamp_centers: bool = False,
+        block_pairs: Optional[int] = None,
+        margin: float = 0.01,
     ):
         """
         Args:
@@ -48,17 +49,23 @@ class ATSSAssigner(Assigner):
             clamp_centers: measure distances from the object's centre moved into the image.
             block_pairs: the most (object, prior) pairs computed at a time. By default what suits
                 the device.
+            margin: how far inside the object the centre of a positive must be, in pixels.
         """
         if topk < 1:
             raise ValueError(f"ATSS needs at least one candidate a level, but topk is {topk}.")
         self.topk = topk
         self.clamp_centers = clamp_centers
+        self.margin = margin
         self.block_pairs = block_pairs
 
     @classmethod
     def from_config(cls, cfg, *, num_anchors):
         node = cfg.MODEL.ATSS
-        return {"topk": node.TOPK * num_anchors, "clamp_centers": node.CLAMP_CENTERS}
+        return {
+            "topk": node.TOPK * num_anchors,
+            "clamp_centers": node.CLAMP_CENTERS,
+            "margin": node.INSIDE_MARGIN,
+        }
 
     @torch.no_grad()
     def __call__(self, priors: Priors, targets: PackedTargets, num_classes: int) -> Assignment:
@@ -71,7 +78,7 @@ class ATSSAssigner(Assigner):
         # A single candidate has no spread.
         spread = iou.std(dim=1, keepdim=True) if iou.shape[1] > 1 else 0.0
         positive = iou >= iou.mean(dim=1, keepdim=True) + spread
-        positive &= _inside(centers[candidates], targets.boxes[:, None])
+        positive &= _depth(centers[candidates], targets.boxes[:, None]) > self.margin
         return _resolve(priors, targets, num_classes, candidates, iou, positive)
 
     def _object_centers(self, targets: PackedTargets) -> torch.Tensor:
@@ -129,10 +136,9 @@ def _iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
     return iou.nan_to_num_(nan=0.0)
 
 
-def _inside(points: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """Whether points (..., 2) are inside boxes (..., 4) by more than the margin."""
-    nearest_side = torch.minimum(points - boxes[..., :2], boxes[..., 2:] - points).amin(dim=-1)
-    return nearest_side > _MARGIN
+def _depth(points: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """How far points (..., 2) are inside boxes (..., 4); below 0 outside."""
+    return torch.minimum(points - boxes[..., :2], boxes[..., 2:] - points).amin(dim=-1)
 
 
 def _resolve(
