@@ -144,7 +144,7 @@ class Checkpointer(DetectionCheckpointer):
         incompatible = super()._load_model(checkpoint)
         bad = self._nonfinite({"model": self.model.state_dict()})
         if bad:
-            raise ValueError(
+            raise RunError(
                 f"The weights {self._path} cannot be used, because {_shown(bad)} not finite; give "
                 "another file."
             )

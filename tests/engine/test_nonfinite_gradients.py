@@ -14,6 +14,7 @@ from d2ext.engine import (
     HookBase,
     NonFiniteGuard,
     NonFiniteLossError,
+    RunError,
     load_batch,
 )
 from d2ext.engine.hooks import ModelEMA, PeriodicCheckpointer
@@ -152,7 +153,7 @@ def test_an_older_checkpoint_that_is_not_finite_is_skipped(tmp_path, caplog):
 def test_weights_that_are_not_finite_are_refused(tmp_path):
     state = {"model": {"weight": torch.tensor([[1.0, math.inf]]), "bias": torch.zeros(1)}}
     torch.save(state, tmp_path / "bad.pth")
-    with pytest.raises(ValueError, match="bad.pth.*weight.*not finite"):
+    with pytest.raises(RunError, match="bad.pth.*weight.*not finite"):
         Checkpointer(nn.Linear(2, 1)).load(str(tmp_path / "bad.pth"))
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import time
+from datetime import timedelta
 from typing import Any, Dict, List
 
 from detectron2.utils import comm
@@ -110,8 +111,9 @@ class ResultsTable(HookBase):
 
 def _sentences(summary: Dict[str, Any], seconds: float) -> List[str]:
     files, folder = summary["files"], summary["folder"]
-    minutes, seconds = divmod(int(seconds), 60)
-    lines = [f"Done: {summary['steps']} steps, {minutes}:{seconds:02d} minutes in this process."]
+    lines = [
+        f"Done: {summary['steps']} steps; this process took {timedelta(seconds=int(seconds))}."
+    ]
     if summary["best"] is not None:
         lines.append(
             f"Best: {summary['metric']} {summary['best']:.4g} at step {summary['best_step']}."
