@@ -53,6 +53,7 @@ def make_gallery(
     files = data.files()
     sizes = {i["id"]: (i.get("width"), i.get("height")) for i in data.data["images"]}
     pictures = _encode([files[key] for key in reasons], budget)
+    most = max(8, min(_MOST_BOXES, 2 * _MOST_BOXES // len(own)))  # of twenty runs fewer of each
     images = []
     for (key, why), picture in zip(reasons.items(), pictures):
         if picture is None:
@@ -69,7 +70,9 @@ def make_gallery(
                 "shown": picture["shown"],
                 "why": why,
                 "gt": _objects(own[0].verdict, key, rank),
-                "runs": [None if e is None else _boxes(e.verdict, key, rank) for e in evaluations],
+                "runs": [
+                    None if e is None else _boxes(e.verdict, key, rank, most) for e in evaluations
+                ],
             }
         )
     return {
@@ -195,12 +198,12 @@ def _objects(v: Verdict, image: Any, rank: Dict[int, int]) -> List[List[float]]:
     ]
 
 
-def _boxes(v: Verdict, image: Any, rank: Dict[int, int]) -> Dict[str, Any]:
+def _boxes(v: Verdict, image: Any, rank: Dict[int, int], most: int) -> Dict[str, Any]:
     """A run's detections of an image: the best of them, and from which score down each object is
     found (0: not at all)."""
     index = np.flatnonzero((v.image == image) & (v.kind != "ignored"))
     index = index[np.argsort(-v.score[index], kind="stable")]
-    kept = index[:_MOST_BOXES]
+    kept = index[:most]
     rows = [
         [
             *np.round(v.box[k], 1).tolist(),

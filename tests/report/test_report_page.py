@@ -278,3 +278,14 @@ def test_page_needs_no_browser_to_be_read(evaluated):
     assert "&lt;img src=x onerror" in markup and "<img src=x" not in page
     assert "What to look at first" in markup and "Kinds of error" in markup
     assert "<img src=x" not in json.dumps(payload_of(page)).replace("<img src=x onerror", "")
+
+
+def test_twenty_runs_stay_one_page(evaluated):
+    _, folders = evaluated
+    page = make_page([load_run(folders[k % 2], f"run {k}") for k in range(20)])
+    payload = payload_of(page)
+    assert len(payload["runs"]) == 20 and len(payload["galleries"][0]["images"][0]["runs"]) == 20
+    table = re.search(r'<table class="sortable" id="classes0">.*?</table>', page, re.S).group(0)
+    heads, cells = table.count("<th "), table.count("<td ") + table.count("<td>")
+    assert heads == 4 + 20 + 19 and cells == 3 * heads
+    assert len(page) < 600_000
