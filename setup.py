@@ -92,6 +92,7 @@ setup(
             # Comes with torch's CUDA builds, but not with its CPU builds.
             "triton>=3; platform_system == 'Linux' and platform_machine == 'x86_64'",
             *EXPORT,
+            *AUGMENT,
             *PRETRAINED,
             *DOCS,
         ],
