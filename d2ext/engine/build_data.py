@@ -60,7 +60,8 @@ def build_train_loader(
     if mapper is None:
         mapper = build_mapper(cfg, is_train=True, epoch_size=epoch_size)
     if type(mapper) in (FastMapper, AugmentingMapper):
-        mapper.read = (
+        reader: Any = mapper
+        reader.read = (
             ImageCache.if_wanted(
                 cfg.DATALOADER.CACHE, dataset_dicts, read_image, sharers=comm.get_local_size()
             )
@@ -144,7 +145,7 @@ def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
     An error about a sample names its file.
     """
     # A tiled model cuts and resizes by itself.
-    plain = [] if cfg.DATASETS.TILES else None
+    plain: Optional[List[Any]] = [] if cfg.DATASETS.TILES else None
     mapper = NamedErrors(build_mapper(cfg, is_train=False, augmentations=plain), check_sample)
     if not cfg.MODEL.LOAD_PROPOSALS:
         with checked_datasets([name], training=False):

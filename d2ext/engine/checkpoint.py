@@ -235,9 +235,9 @@ class Checkpointer(DetectionCheckpointer):
                 bad = archive.testzip()
             if bad is not None:
                 return f"{bad} has a wrong checksum"
-            bad = self._nonfinite(self._torch_load(path))
-            if bad:
-                return f"{_shown(bad)} not finite"
+            tensors = self._nonfinite(self._torch_load(path))
+            if tensors:
+                return f"{_shown(tensors)} not finite"
         except UnsafeFileError:
             return None  # whole, and refused in its own words when it is loaded
         except Exception as error:  # of many kinds: a wrong bit may ask for another zip feature
@@ -279,7 +279,7 @@ class Checkpointer(DetectionCheckpointer):
             data["model"] = in_timm_names(self._named, data["model"])
         if "__author__" in data:
             return data
-        model = getattr(self.model, "module", self.model)
+        model: Any = getattr(self.model, "module", self.model)
         weights = backbone_weights(model, data["model"].get("state_dict", data["model"]))
         if weights is None:
             if self._named:

@@ -43,7 +43,9 @@ def check_classes(model: nn.Module, train: Sequence[str], test: Sequence[str], k
     """
     count = num_classes_of(model)
     known = {name: classes for name in (*train, *test) if (classes := classes_of(name))}
-    for name, classes in known.items() if count is not None else ():
+    for name, classes in known.items():
+        if count is None:
+            break
         if len(classes) > count:
             raise BadDataError(
                 f"'{name}' has {len(classes)} classes and the model {count}; set {key} to "
@@ -55,7 +57,9 @@ def check_classes(model: nn.Module, train: Sequence[str], test: Sequence[str], k
                 f"outputs learn nothing but to be silent; set {key} to {len(classes)}."
             )
     first = next((name for name in train if name in known), None)
-    for name in test if first else ():
+    for name in test:
+        if first is None:
+            break
         require_same_classes(f"'{first}'", known[first], f"'{name}'", known.get(name))
 
 

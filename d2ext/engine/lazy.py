@@ -89,8 +89,7 @@ def train_lazy(args: argparse.Namespace) -> Optional[int]:
             cfg.train.output_dir = fast_dev_run_folder(cfg.train.output_dir)
     set_up_output(cfg, args, cfg.train.output_dir)
     if not args.eval_only:
-        names = (dataset_names(cfg, key) for key in ("train", "test"))
-        record_sets(cfg.train.output_dir, *names)
+        record_sets(cfg.train.output_dir, *(dataset_names(cfg, k) for k in ("train", "test")))
     if warning:
         logger.warning(warning)  # there is a log only now
     model = instantiate(cfg.model).to(cfg.train.device)
@@ -115,8 +114,8 @@ def train_lazy(args: argparse.Namespace) -> Optional[int]:
 def build_lazy_trainer(cfg: Any, model: torch.nn.Module) -> Trainer:
     """The trainer of a LazyConfig, with its hooks, for a model that is on its device."""
     train, settings = cfg.train, lazy_settings(cfg.train)
-    names = [dataset_names(cfg, key) for key in ("train", "test")]
-    check_classes(model, *names, key="model.num_classes")
+    sets = (dataset_names(cfg, "train"), dataset_names(cfg, "test"))
+    check_classes(model, sets[0], sets[1], "model.num_classes")
     set_log_period(model, settings.ENGINE.LOG_PERIOD)
     cfg.optimizer.params.model = model
     trainer = Trainer(

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.utils import comm
@@ -129,7 +129,7 @@ class StepRecorder:
                 self._agree_on_names(self._last_local_names)
         means = [value / self.world_size for value in values[:count]]
         norm = None if step.grad_norm is None else float(step.grad_norm)
-        figure = norm if step.gradients is step.grad_norm else step.gradients
+        figure: Any = norm if step.gradients is step.grad_norm else step.gradients
         return [
             StepRecord(
                 iteration=step.iteration,

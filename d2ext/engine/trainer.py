@@ -83,6 +83,9 @@ class Trainer(TrainerBase):
         config: the config all this comes from, if it does.
     """
 
+    cfg: Any  # a CfgNode; None for a trainer that was made from ready parts
+    start_iter: int
+
     @configurable
     def __init__(
         self,

@@ -67,7 +67,9 @@ class ClassBalance(HookBase):
             counts = training_image_counts(
                 self.train_names, num_classes, dataset_of(self.trainer.data_loader)
             )
-            groups = {} if counts is None else frequency_groups(counts)
+            groups: Dict[str, Sequence[int]] = {}
+            if counts is not None:
+                groups.update(frequency_groups(counts))
             self._groups[num_classes] = groups
             sizes = ", ".join(f"{len(index)} {name}" for name, index in groups.items())
             logger.info(

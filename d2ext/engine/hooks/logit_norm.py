@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from typing import Any, Callable, Iterable, Optional
+from typing import Any, Callable, Dict, Iterable, Optional
 
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
@@ -40,7 +40,9 @@ class CollectLogits(HookBase):
 
     def collect(self) -> None:
         """Run the model over training images."""
-        norms = {n: m for n, m in self.model.named_modules() if isinstance(m, LogitNorm)}
+        norms: Dict[str, Any] = {
+            n: m for n, m in self.model.named_modules() if isinstance(m, LogitNorm)
+        }
         logger.info(f"Collecting the logits of {self.num_images} training images.")
         with contextlib.ExitStack() as stack:
             for context in (untouched(self.model), isolated_random_state(), EventStorage()):

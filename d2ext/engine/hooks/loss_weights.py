@@ -187,9 +187,10 @@ class LossWeights(HookBase):
             self._pending = []
             for index, (group, machine) in enumerate(self.groups.items()):
                 updates, windows = machine.num_updates, machine.num_windows
+                watcher: Any = machine  # with a layer it is a rule that looks at norms
                 for row in rows:
                     if self.layer:
-                        machine.observe_norms(*row[size + 2 * index : size + 2 * index + 2])
+                        watcher.observe_norms(*row[size + 2 * index : size + 2 * index + 2])
                     machine.observe(row[2 * index], row[2 * index + 1])
                 if machine.num_windows != windows:
                     self._log(group, machine, fired=machine.num_updates != updates)

@@ -80,9 +80,13 @@ class ResultsTable(HookBase):
     def summary(self) -> Dict[str, Any]:
         """The best evaluation, and the files of the run that are there."""
         folder = self._folder
-        best = next((h for h in self.trainer.all_hooks if isinstance(h, BestCheckpointer)), None)
-        known = best is not None and best.best is not None
-        metric = best.metric if known else main_figure(self.rows[-1] if self.rows else {})
+        found = [h for h in self.trainer.all_hooks if isinstance(h, BestCheckpointer)]
+        last = self.rows[-1] if self.rows else {}
+        metric = main_figure(last)
+        value, step = last.get(metric or ""), self.trainer.completed_steps
+        for hook in found[:1]:
+            if hook.best is not None and hook.best_iter is not None:
+                metric, value, step = hook.metric, hook.best, hook.best_iter + 1
         files = {
             "best_checkpoint": "model_best.pth",
             "last_checkpoint": "model_final.pth",
@@ -96,8 +100,8 @@ class ResultsTable(HookBase):
         return {
             "steps": self.trainer.completed_steps,
             "metric": metric,
-            "best": best.best if known else (self.rows[-1].get(metric) if metric else None),
-            "best_step": best.best_iter + 1 if known else self.trainer.completed_steps,
+            "best": value,
+            "best_step": step,
             "folder": folder,
             "files": {k: path for k, path in there.items() if folder and os.path.isfile(path)},
         }
