@@ -42,7 +42,9 @@ _SLACK = 1.15
 def prepare_own_data(args: argparse.Namespace) -> None:
     """Turn ``--data`` and what belongs to it into a config file and overrides, in place."""
     chosen = {"--minutes": args.minutes, "--method": args.method}
-    given = [flag for flag, value in chosen.items() if value]
+    given = [flag for flag, value in chosen.items() if value not in (None, "")]
+    if args.minutes is not None and not 0 < args.minutes < float("inf"):
+        raise RunError(f"--minutes is {args.minutes:g}; it must be a number above 0.")
     if given and (args.config_file or not args.data):
         what = "--config-file is there" if args.config_file else "--data is not"
         raise RunError(

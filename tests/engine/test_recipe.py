@@ -4,6 +4,7 @@ import own_data_kit as kit
 import pytest
 import yaml
 
+from d2ext._files import RunError
 from d2ext.config import get_cfg, validate
 from d2ext.engine import own_data, recipe
 from d2ext.engine.recipe import Facts, Machine, choose_model, choose_schedule, facts_of, smaller
@@ -114,12 +115,12 @@ def test_the_written_recipe_gives_the_same_config(tmp_path, monkeypatch):
     assert again.config_file == args.config_file
 
 
-def _args(tmp_path, *opts):
+def _args(tmp_path, *opts, words=()):
     from d2ext.engine import argument_parser
 
-    words = ["--data", str(tmp_path / "pets"), "--minutes", "0.2", "--method", "dw"]
+    asked = ["--data", str(tmp_path / "pets"), "--minutes", "0.2", "--method", "dw", *words]
     out = ["OUTPUT_DIR", str(tmp_path / "out"), "MODEL.DEVICE", "cpu"]
-    return argument_parser().parse_args([*words, *out, *opts])
+    return argument_parser().parse_args([*asked, *out, *opts])
 
 
 def test_facts_of_a_split():
@@ -128,3 +129,21 @@ def test_facts_of_a_split():
     assert (facts.images, facts.val_images, facts.classes) == (10, 10, 3)
     assert (facts.width, facts.height) == kit.SIZE
     assert facts.middle == pytest.approx((32 * 22) ** 0.5) and facts.imbalance == 1.0
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--minutes", "-3"], "it must be a number above 0"),
+        (["--minutes", "nan"], "it must be a number above 0"),
+        (["--method", "yolo"], "--method yolo is not known; choose dw, fcos"),
+        (["--config-file", "Demo/fcos_shapes"], "--config-file is there"),
+        (["--resume"], "recipe.yaml is not there to go on from"),
+    ],
+)
+def test_what_cannot_be_asked_for(tmp_path, monkeypatch, words, said):
+    monkeypatch.setenv("D2EXT_DATA", str(tmp_path / "cache"))
+    kit.write_coco(tmp_path / "pets")
+    args = _args(tmp_path, words=words)
+    with pytest.raises(RunError, match=said):
+        own_data.prepare_own_data(args)
