@@ -32,6 +32,7 @@ AUTHORS_AP = {
     "DualWeighting/dw_R_50_FPN_dcn_2x_ms_refine.yaml": 47.9,
     "DualWeighting/dw_R_101_FPN_2x_ms.yaml": 46.1,
     "EqualizedFocalLoss/improved_baseline_R_50_FPN_24e_efl.yaml": 27.5,
+    "EqualizedFocalLoss/mask_rcnn_R_50_FPN_1x_eqlv2_authors.yaml": 24.2,
     "EqualizedFocalLoss/improved_baseline_R_101_FPN_24e_efl.yaml": 29.2,
     "YOLOX/yolox_s_300e.yaml": 40.5,
     "YOLOX/yolox_m_300e.yaml": 46.9,

@@ -11,6 +11,10 @@ from d2ext.ops.dual_weighting import DualWeightingConstants
 from .fcos import dataloader, lr_multiplier, optimizer, train  # noqa: F401
 from .fcos import model as _fcos
 
+# Epochs 8, 11 and 12 of COCO at 16 images a step, as the YAML config.
+train.max_iter = 87960
+lr_multiplier.scheduler.milestones = [58640, 80630, 87960]
+lr_multiplier.warmup_length = 1000 / 87960
 train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
 dataloader.train.mapper.image_format = "RGB"
 dataloader.train.mapper.augmentations[0].short_edge_length = [800]

@@ -34,7 +34,7 @@ __all__ = ["RELATIONS", "SECTIONS", "Section", "type_rule"]
 # The backbones of d2ext, which have a normalisation of their own.
 EXT_RESNETS = (
     "build_p5_resnet_fpn_backbone", "build_lateral_resnet_fpn_backbone",
-    "build_mmdet_retinanet_resnet_fpn_backbone",
+    "build_mmdet_retinanet_resnet_fpn_backbone", "build_ext_resnet_fpn_backbone",
 )  # fmt: skip
 RESNETS = (
     "build_resnet_backbone", "build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone",

@@ -18,7 +18,16 @@ RULES = ("1", "2", "recommended")
 def test_the_fragments_are_complete():
     found = {n for n in model_zoo.list_fragments() if n.startswith("ALWA/")}
     names = [f"Base-ALWA-{rule}" for rule in RULES] + [f"Base-{loss}" for loss in BOX_LOSSES]
+    names += ["Base-authors", "Base-authors-VOC"]
     assert found == {f"ALWA/{name}.yaml" for name in names}
+
+
+@pytest.mark.parametrize("name", model_zoo.list_configs("ALWA/*_authors.yaml"))
+def test_the_authors_weigh_the_rpn_or_the_dense_head_of_each_rank(name):
+    cfg = model_zoo.get_config(name)
+    assert build_loss_weights(cfg).sync is False and cfg.SOLVER.ALWA.GROUPS == ["auto"]
+    assert cfg.MODEL.RPN.SMOOTH_L1_BETA == 0 and cfg.MODEL.RPN.BBOX_REG_LOSS_TYPE == "smooth_l1"
+    assert cfg.MODEL.RESNETS.NORM == "EvalBN" and cfg.SOLVER.IMS_PER_BATCH == 8
 
 
 @pytest.mark.parametrize(("detector", "loss", "rule"), list(product(DETECTORS, BOX_LOSSES, RULES)))

@@ -23,7 +23,10 @@ from d2ext.modeling.targets import Priors, pack_targets
 BRANCHES = ("cls", "reg", "iou")
 
 
-def yolox_cfg(num_classes=3, width=0.0625, depth=0.33, path="configs/YOLOX/Base-YOLOX-IP.yaml"):
+IP = "configs/YOLOX/yolox_ip_s_300e_focal.yaml"
+
+
+def yolox_cfg(num_classes=3, width=0.0625, depth=0.33, path=IP):
     cfg = get_cfg()
     cfg.merge_from_file(path)
     cfg.MODEL.DEVICE = "cpu"

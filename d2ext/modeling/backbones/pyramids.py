@@ -16,6 +16,7 @@ from .resnet import build_ext_resnet_backbone
 
 __all__ = [
     "LateralTopFPN",
+    "build_ext_resnet_fpn_backbone",
     "build_lateral_resnet_fpn_backbone",
     "build_mmdet_retinanet_resnet_fpn_backbone",
     "build_p5_resnet_fpn_backbone",
@@ -37,6 +38,19 @@ def build_p5_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
         out_channels=channels,
         norm=cfg.MODEL.FPN.NORM,
         top_block=LastLevelP6P7(channels, channels, in_feature="p5"),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_ext_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
+    """ResNet with P2-P6 as Detectron2's R-CNN has it, and what `build_ext_resnet_backbone` adds."""
+    return FPN(
+        bottom_up=build_ext_resnet_backbone(cfg, input_shape),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
 
