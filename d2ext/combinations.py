@@ -223,7 +223,7 @@ RULES: Tuple[Rule, ...] = (
             "it is not defined for rotated boxes",
             "{key} '{name}' is not defined for rotated boxes; choose smooth_l1.",
         )
-        for name in ("mpdiou", "inner_iou", "wiou", "nwd", "log_iou")
+        for name in ("mpdiou", "inner_iou", "wiou", "nwd", "log_iou", "ghm_r")
     ),
     Rule(
         ("rpn", "box:mpdiou"),

@@ -35,6 +35,8 @@ __all__ = [
     "task_aligned_assignment",
 ]
 
+Overlap = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
 # Where a prior is not near its object, SimOTA takes it only if there is no other.
 _FAR = 1e5
 
@@ -109,10 +111,9 @@ def task_aligned_assignment(
     def measure(pairs: Pairs):
         quality = overlap(pairs.boxes, pairs.gt)
         if not tood:
-            # `valid` objects only: the sides of those in the padding are 0.
             sides = _widened_columns(pairs.gt, min_side)
             quality.mul_(_nearest_side(pairs.point, sides) > 1e-9)
-        return aligned(pairs.score, quality), None, quality
+        return aligned(pairs.score, quality), None, None if tood else quality
 
     if len(batch.gt_boxes) == 0 or batch.num_priors == 0:
         return _background(batch)
@@ -129,25 +130,8 @@ def task_aligned_assignment(
         matched = _matched_by_highest_iou(batch, candidates, choice)
     else:
         matched = _matched_by_favourite(choice, len(batch.gt_boxes))
-    positive, matched, row, quality = _pairs_of(batch, candidates, matched, overlap)
-    cell = row * batch.scores.shape[2] + batch.gt_classes[matched]
-    t = (
-        aligned(batch.scores.reshape(-1)[cell], quality)
-        .nan_to_num_(nan=0.0)
-        .masked_fill_(~positive, 0.0)
-    )
-    if topk2 is not None:
-        positive &= _rank_in_object(t, matched, positive) < topk2
-        t.masked_fill_(~positive, 0.0)
-    best_t, best_quality = (
-        batch.boxes.new_zeros(len(batch.gt_boxes)).scatter_reduce_(
-            0, matched, x.masked_fill(~positive, 0.0), "amax"
-        )
-        for x in (t, quality)
-    )
-    target = t / (best_t + (1e-7 if tood else 1e-9))[matched] * best_quality[matched]
-    positive &= target > 0
-    return _spread(batch, candidates, positive, matched, quality, target)
+    eps = 1e-7 if tood else 1e-9
+    return _with_targets(batch, candidates, matched, overlap, aligned, topk2, eps)
 
 
 @torch.no_grad()
@@ -259,6 +243,37 @@ def dynamic_soft_label_assignment(
 
     candidates = Candidates.near(batch, lambda rows: _inside(batch.points, batch.gt_boxes[rows], 0))
     return _by_cost(batch, candidates, topk, measure, _squared_loss)
+
+
+def _with_targets(
+    batch: PredictionBatch,
+    candidates: Candidates,
+    matched: torch.Tensor,
+    overlap: Overlap,
+    aligned: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    topk2: Optional[int],
+    eps: float,
+) -> PredictionAssignment:
+    """What task-aligned assignment does once each candidate has its object, (N V,)."""
+    positive, matched, row, quality = _pairs_of(batch, candidates, matched, overlap)
+    cell = row * batch.scores.shape[2] + batch.gt_classes[matched]
+    t = (
+        aligned(batch.scores.reshape(-1)[cell], quality)
+        .nan_to_num_(nan=0.0)
+        .masked_fill_(~positive, 0.0)
+    )
+    if topk2 is not None:
+        positive &= _rank_in_object(t, matched, positive) < topk2
+        t.masked_fill_(~positive, 0.0)
+    best_t, best_quality = (
+        batch.boxes.new_zeros(len(batch.gt_boxes)).scatter_reduce_(
+            0, matched, x.masked_fill(~positive, 0.0), "amax"
+        )
+        for x in (t, quality)
+    )
+    target = t / (best_t + eps)[matched] * best_quality[matched]
+    positive &= target > 0
+    return _spread(batch, candidates, positive, matched, quality, target)
 
 
 def _by_cost(
@@ -396,7 +411,7 @@ def _pairs_of(
     batch: PredictionBatch,
     candidates: Candidates,
     matched: torch.Tensor,
-    overlap: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    overlap: Overlap,
 ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Who is positive, its object, its row in (N, R) and its overlap, (N V,) each."""
     positive = matched < len(batch.gt_boxes)

@@ -20,7 +20,7 @@ from .precision import full_precision
 __all__ = ["Candidates", "Choice", "PredictionBatch", "choose", "widened"]
 
 # Pairs measured at a time on a CPU: some twenty temporaries, which must stay in its caches.
-_CPU_PAIRS = 1 << 17
+_CPU_PAIRS = 1 << 19
 _GPU_PAIRS = 1 << 23
 
 
@@ -121,7 +121,7 @@ class Choice(NamedTuple):
         slot: (G, S) int64, chosen candidates, best first.
         kept: (G, S) bool, whether the object wants that one.
         value: (G, S), their measure.
-        favourite: (N V,) int64, the object of the highest claim to each candidate.
+        favourite: (N V,) int64, the object of the highest claim to each candidate, if any claimed.
     """
 
     slot: torch.Tensor
@@ -152,8 +152,8 @@ class Pairs(NamedTuple):
 
 
 # (pairs) -> measure (n, K, V), the larger the better; how many an object may have, (n, K), or None
-# for S; and the claim to a prior (n, K, V) that decides conflicts.
-Measure = Callable[[Pairs], Tuple[torch.Tensor, Optional[torch.Tensor], torch.Tensor]]
+# for S; and the claim to a prior (n, K, V) that decides conflicts, or None if nobody asks.
+Measure = Callable[[Pairs], Tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]]
 
 
 def choose(
@@ -193,9 +193,10 @@ def choose(
     views = _Views(batch, candidates, None if blocks.order is None else image, negative)
     for block in blocks:
         measured, number, claim = measure(views.pairs(batch, block))
-        outside = ~(views.exists[: len(measured), None] & block.valid[:, :, None])
-        measured = measured.nan_to_num_(nan=floor).masked_fill_(outside, floor)
-        top = _top(measured, most)
+        measured = measured.nan_to_num_(nan=floor)
+        if not candidates.everything:
+            measured.masked_fill_(~views.exists[: len(measured), None], floor)
+        top = _top(measured, most, negative_too=floor < 0)
         top_value = measured.gather(2, top)
         wanted = top_value > floor
         if number is not None:
@@ -205,8 +206,10 @@ def choose(
         slot[rows] = (top + begin).flatten(0, 1)
         kept[rows] = wanted.flatten(0, 1)
         value[rows] = top_value.flatten(0, 1)
-        claim = claim.nan_to_num(nan=-float("inf")).masked_fill_(outside, -float("inf"))
-        best.update(block, claim, block.buffers[0])
+        if claim is not None:
+            claim = claim.nan_to_num(nan=-float("inf"))
+            claim.masked_fill_(~block.valid[:, :, None], -float("inf"))
+            best.update(block, claim, block.buffers[0])
     favourite = best.result()[1].flatten()
     return Choice(slot[:-1], kept[:-1], value[:-1], favourite)
 
@@ -243,18 +246,22 @@ class _Views:
         )
 
 
-def _top(measured: torch.Tensor, most: int) -> torch.Tensor:
+def _top(measured: torch.Tensor, most: int, *, negative_too: bool) -> torch.Tensor:
     """(n, K, S), columns of the largest entries of (n, K, V), best first.
 
     ``topk`` takes any of several equals. So the index is made part of the key: floats compare as
-    their bits do, once those of negative ones are turned over, and a float32 leaves the lower half
-    of a double's digits free. A double itself loses its last digits to the index.
+    their bits do, once those of negative ones are turned over, and these go above the index in one
+    64 bit integer. A double loses its last digits to the index.
     """
     columns = measured.shape[-1]
-    low = (1 << columns.bit_length()) - 1
-    bits = measured.to(torch.float64).view(torch.int64)
-    bits = (bits >> 63).bitwise_and_((1 << 63) - 1).bitwise_xor_(bits).bitwise_and_(~low)
-    key = bits.bitwise_or_(torch.arange(low, low - columns, -1, device=bits.device))
+    single = measured.dtype == torch.float32
+    bits = measured.view(torch.int32 if single else torch.int64)
+    if negative_too:
+        sign, rest = (31, (1 << 31) - 1) if single else (63, (1 << 63) - 1)
+        bits = (bits >> sign).bitwise_and_(rest).bitwise_xor_(bits)
+    low = (1 << (32 if single else columns.bit_length())) - 1
+    key = bits.to(torch.int64).bitwise_left_shift_(32) if single else bits.bitwise_and(~low)
+    key.bitwise_or_(torch.arange(low, low - columns, -1, device=bits.device))
     return low - (key.topk(most, dim=-1).values & low)
 
 

@@ -81,6 +81,22 @@ DETECTORS = {
         ["MODEL.ROI_BOX_HEAD.CLS_LOSS", "seesaw"],
         set(),
     ),
+    "fcos, task-aligned, varifocal, wise iou": (
+        COCO.format("fcos"),
+        [
+            *("MODEL.DENSE.ASSIGNER", "tal_tood", "MODEL.DENSE.CLS_LOSS", "varifocal"),
+            *("MODEL.DENSE.BOX_LOSS", "wiou"),
+        ],
+        set(),
+    ),
+    "atss, simota, ghm-r, correlation": (
+        COCO.format("atss"),
+        [
+            *("MODEL.DENSE.ASSIGNER", "simota", "MODEL.DENSE.BOX_LOSS", "ghm_r"),
+            *("MODEL.GHM_R.MOMENTUM", 0.5, "MODEL.CORRELATION.ENABLED", True),
+        ],
+        set(),
+    ),
 }
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from process_kit import run_ranks
 from d2ext.config import get_cfg
 from d2ext.engine.hooks.loss_groups import find_groups, static_weights
 from d2ext.engine.hooks.loss_weights import LossWeights, build_loss_weights, build_weighting
-from d2ext.ops.loss_weights import AdaptiveLossWeight
+from d2ext.ops.loss_weights import AdaptiveLossWeight, FAMOWeight, GradNormWeight
 
 RULES = [(variant, interval) for variant in (1, 2) for interval in (10, 100)]
 RPN = ("loss_rpn_cls", "loss_rpn_loc")
@@ -445,3 +446,57 @@ class TestConfig:
     def test_static_weights_must_be_a_dict(self):
         with pytest.raises(ValueError, match="takes a dict such as"):
             self.cfg("SOLVER.LOSS_WEIGHTS", "2.0")
+
+
+class TestGradNorm:
+    """Gradients are measured in the last step of a window, and nothing else of the step changes."""
+
+    def weigher(self, layer="shared.*"):
+        model = torch.nn.ModuleDict({"shared": torch.nn.Linear(3, 2, bias=False)})
+        weigher = LossWeights(make_weighting=lambda: GradNormWeight(interval=3), layer=layer)
+        weigher.trainer = SimpleNamespace(raw_model=model)
+        return weigher, model
+
+    def losses(self, model, seed):
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))
+        y = model["shared"](x)
+        return {RPN[0]: (y[:, 0] - 1).square().mean(), RPN[1]: 3 * y[:, 1].abs().mean()}
+
+    def test_norms_are_those_of_the_gradients(self):
+        weigher, model = self.weigher()
+        for step in range(6):
+            losses = self.losses(model, step)
+            norms = [
+                float(torch.autograd.grad(x, model["shared"].weight, retain_graph=True)[0].norm())
+                for x in losses.values()
+            ]
+            weigher.on_losses(losses)
+            (machine,) = weigher.groups.values()
+            if step % 3 == 2:
+                np.testing.assert_allclose(machine.norms, norms, rtol=1e-5)
+        assert machine.num_updates == 2 and sum(machine.weights) == pytest.approx(2)
+        other, _ = self.weigher()
+        other.load_state_dict(json.loads(json.dumps(weigher.state_dict())))
+        other.on_losses(self.losses(model, 9))
+        assert other.weights == weigher.weights
+
+    def test_a_layer_that_is_not_there_is_refused(self):
+        weigher, model = self.weigher("backbone.*")
+        for step in range(2):
+            weigher.on_losses(self.losses(model, step))
+        with pytest.raises(ValueError, match="GRADNORM_LAYER 'backbone.*' fits no trained"):
+            weigher.on_losses(self.losses(model, 2))
+
+
+def test_famo_resumes_inside_a_window():
+    cls, box = random_losses(25)
+    make = lambda: LossWeights(make_weighting=lambda: FAMOWeight(interval=4))  # noqa: E731
+    whole, first = make(), make()
+    for weigher, stop in ((whole, 25), (first, 14)):
+        for c, b in zip(cls[:stop], box[:stop]):
+            weigher.on_losses(dict(zip(RPN, torch.tensor([c, b], dtype=torch.float32))))
+    second = make()
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for c, b in zip(cls[14:], box[14:]):
+        second.on_losses(dict(zip(RPN, torch.tensor([c, b], dtype=torch.float32))))
+    assert second.weights == whole.weights and sum(whole.weights.values()) == pytest.approx(2)
