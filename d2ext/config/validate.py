@@ -45,12 +45,12 @@ def violations(cfg: Any, *sections: str, skip: Tuple[str, ...] = ()) -> List[str
         if key not in skip:
             found += _single(cfg, key, rule)
     found += [
-        _sentence(key, value, rule.words())
+        _sentence(key, value, known.words())
         for key, value in _leaves(cfg)
         if _concerns(key, sections)
         and key not in skip
-        and (rule := _upstream_types().get(key)) is not None
-        and not rule.accepts(value)
+        and (known := _upstream_types().get(key)) is not None
+        and not known.accepts(value)
     ]
     found = list(dict.fromkeys(found))
     named = [sentence.split(" ", 1)[0] for sentence in found]

@@ -108,7 +108,7 @@ class Trainer(TrainerBase):
         super().__init__()
         if accumulate < 1:
             raise ValueError(f"A step has {accumulate} micro-steps; it must have at least 1.")
-        self.cfg = config
+        self.cfg: Any = config
         wrapped = model if isinstance(model, DistributedDataParallel) else None
         self.raw_model = model = model if wrapped is None else wrapped.module
         self.device = next(model.parameters()).device
@@ -122,7 +122,7 @@ class Trainer(TrainerBase):
         self.accumulate, self.clipper = accumulate, clipper
         self.gather_metric_period = gather_metric_period
         self.guard = guard or NonFiniteGuard(output_dir=output_dir)
-        self.max_iter, self.output_dir = max_iter, output_dir
+        self.start_iter, self.max_iter, self.output_dir = 0, max_iter, output_dir
         self.micro_step = 0
         self.results: Optional[Dict[str, Any]] = None
         self.finished = False

@@ -185,6 +185,7 @@ class LossWeights(HookBase):
             rows = torch.stack(self._pending).tolist()  # (W, S), or (W, 2 S) with norms
             size = 2 * len(self.groups)
             self._pending = []
+            machine: Any
             for index, (group, machine) in enumerate(self.groups.items()):
                 updates, windows = machine.num_updates, machine.num_windows
                 watcher: Any = machine  # with a layer it is a rule that looks at norms
