@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["OpCounts", "count_ops", "peak_bytes", "upstream_fcos"]
 
-# Operations whose result, or its shape, the host has to wait for.
+# Operations whose result, or its shape, takes a host-device sync.
 _WAITING = {
     "_local_scalar_dense",
     "_unique2",
@@ -46,7 +46,7 @@ _VIEWS = {
 }
 
 
-# Reads that a CPU tensor answers without dispatching anything, and a GPU tensor by waiting.
+# Reads that a CPU tensor answers without dispatching anything, and a GPU tensor with a sync.
 _READS = {torch.Tensor.cpu: "cpu", torch.Tensor.numpy: "numpy", torch.Tensor.tolist: "tolist"}
 
 
@@ -68,7 +68,7 @@ class OpCounts(TorchDispatchMode):
 
     Attributes:
         by_name: how often each operation was dispatched, views included.
-        syncs: how often each operation was called that makes the host wait for a GPU.
+        syncs: how often each operation was called that takes a host-device sync.
         largest: the most elements that any result had.
     """
 
@@ -122,7 +122,7 @@ def _waits(name: str, args: Any, kwargs: Any) -> bool:
 
 
 def count_ops() -> OpCounts:
-    """A context manager that counts operations, host waits and the largest result.
+    """A context manager that counts operations, host-device syncs and the largest result.
 
     Example::
 

@@ -67,7 +67,7 @@ def expected_error(error: BaseException) -> Optional[RunError]:
         )
     if is_lost_worker(error):
         return LostProcessError(
-            f"{_first_line(error)}: a data worker was ended from outside, often for want of memory "
+            f"{_first_line(error)}: a data worker was ended from outside, often out of memory "
             "(fewer DATALOADER.NUM_WORKERS need less); start again with --resume."
         )
     lost = isinstance(error, (RuntimeError, ConnectionError)) and _LOST.search(str(error))

@@ -42,7 +42,7 @@ class NonFiniteGuard:
       ``period`` steps and in the last one: one that comes in between makes the next loss
       non-finite, and no checkpoint takes such weights (see :class:`Checkpointer`).
     * ``skip``: checks the losses right after the forward pass and the gradients of each step, which
-      makes the host wait for the device, and restores the buffers the forward pass changed. The
+      costs a host-device sync, and restores the buffers the forward pass changed. The
       step has no update, and after a loss no backward, ``on_losses`` and ``after_backward``; it is
       counted, and one beyond ``max_skips`` stops.
 

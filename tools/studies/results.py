@@ -92,7 +92,7 @@ class Results:
             try:
                 figures.update(consistency(run, output))
             except (OSError, ValueError, KeyError) as error:
-                # Hours of training are not to be thrown away for want of one figure.
+                # Hours of training are not thrown away because one figure is missing.
                 missing = f"its consistency cannot be measured, all else is kept: {error}"
         if versions is None:
             versions = {key: v for key, v in versions_now().items() if key != "commit"}

@@ -180,7 +180,7 @@ class LossWeights(HookBase):
         return torch.stack(norms)
 
     def _flush(self) -> None:
-        """Hand the recorded steps to the state machines; the only place where the host waits."""
+        """Hand the recorded steps to the state machines; the only host-device sync."""
         if self._pending:
             rows = torch.stack(self._pending).tolist()  # (W, S), or (W, 2 S) with norms
             size = 2 * len(self.groups)

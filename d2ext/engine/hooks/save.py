@@ -58,7 +58,7 @@ class PeriodicWriter(HookBase):
                 writer.close()
 
     def _write_last(self, writer: EventWriter) -> None:
-        """A run that has failed tells its own error, whatever a writer makes of the figures of
+        """A run that has failed reports its own error, whatever a writer makes of the figures of
         half a step (Detectron2's printer divides by zero) or of a disk that is still full."""
         try:
             _write(writer)

@@ -355,7 +355,7 @@ class ExtDenseMixin(OptimalBias):
         pred_deltas: List[torch.Tensor],
         transform: Optional[Any] = None,
     ) -> Positives:
-        """Pick the positive samples: the one place of a training step where the host waits.
+        """Pick the positive samples: the one host-device sync of a training step.
 
         Args:
             anchors: boxes of each level, R in all.
