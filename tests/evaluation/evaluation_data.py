@@ -6,9 +6,11 @@ Shapes: N images, C categories, M detections.
 import contextlib
 import copy
 import io
+import json
 
 import numpy as np
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
 SIDE = 220
@@ -199,3 +201,35 @@ def _of_classes(precision):
 def percent(figures):
     """The reference's figures as detectron2 reports them."""
     return [float("nan") if value < 0 else value * 100 for value in figures]
+
+
+def registering(tmp_path, request, evaluator_type, with_ids):
+    """For a fixture: yields what registers a file's content, and removes all sets in the end.
+
+    Args:
+        tmp_path, request: pytest's.
+        evaluator_type: "coco" or "lvis".
+        with_ids: whether the metadata have the mapping of category ids.
+    """
+    names = []
+
+    def add(dataset, **metadata):
+        name = f"d2ext_test_{request.node.nodeid}_{len(names)}"
+        file = tmp_path / f"annotations_{len(names)}.json"
+        file.write_text(json.dumps(dataset))
+        categories = sorted(dataset["categories"], key=lambda c: c["id"])
+        if with_ids:
+            ids = {c["id"]: i for i, c in enumerate(categories)}
+            metadata = {"thing_dataset_id_to_contiguous_id": ids, **metadata}
+        MetadataCatalog.get(name).set(
+            json_file=str(file),
+            evaluator_type=evaluator_type,
+            thing_classes=[c["name"] for c in categories],
+            **metadata,
+        )
+        names.append(name)
+        return name
+
+    yield add
+    for name in names:
+        MetadataCatalog.remove(name)

@@ -18,6 +18,7 @@ from evaluation_data import (
     make_predictions,
     percent,
     pycocotools_figures,
+    registering,
     run,
 )
 
@@ -35,27 +36,7 @@ def propagating_logger(monkeypatch):
 
 @pytest.fixture
 def register(tmp_path, request):
-    """Register a file's content as a COCO data set; removed after the test."""
-    names = []
-
-    def add(dataset, **metadata):
-        name = f"d2ext_test_{request.node.nodeid}_{len(names)}"
-        file = tmp_path / f"annotations_{len(names)}.json"
-        file.write_text(json.dumps(dataset))
-        categories = sorted(dataset["categories"], key=lambda c: c["id"])
-        MetadataCatalog.get(name).set(
-            json_file=str(file),
-            evaluator_type="coco",
-            thing_classes=[c["name"] for c in categories],
-            thing_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(categories)},
-            **metadata,
-        )
-        names.append(name)
-        return name
-
-    yield add
-    for name in names:
-        MetadataCatalog.remove(name)
+    yield from registering(tmp_path, request, "coco", with_ids=True)
 
 
 def assert_equal_figures(result, dataset, reference):

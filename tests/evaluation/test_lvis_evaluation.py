@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-from detectron2.data import MetadataCatalog
 from evaluation_data import (
     as_results,
     lvis_figures,
@@ -15,6 +14,7 @@ from evaluation_data import (
     make_predictions,
     percent,
     random_boxes,
+    registering,
     run,
 )
 
@@ -26,25 +26,7 @@ CATEGORIES = tuple(range(1, 13))
 
 @pytest.fixture
 def register(tmp_path, request):
-    """Register a file's content as an LVIS data set; removed after the test."""
-    names = []
-
-    def add(dataset):
-        name = f"d2ext_test_{request.node.nodeid}_{len(names)}"
-        file = tmp_path / f"annotations_{len(names)}.json"
-        file.write_text(json.dumps(dataset))
-        categories = sorted(dataset["categories"], key=lambda c: c["id"])
-        MetadataCatalog.get(name).set(
-            json_file=str(file),
-            evaluator_type="lvis",
-            thing_classes=[c["name"] for c in categories],
-        )
-        names.append(name)
-        return name
-
-    yield add
-    for name in names:
-        MetadataCatalog.remove(name)
+    yield from registering(tmp_path, request, "lvis", with_ids=False)
 
 
 def check(register, tmp_path, backend, dataset, inputs, outputs, masks=False, max_dets=300):
