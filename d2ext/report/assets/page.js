@@ -179,8 +179,13 @@
       }
     });
   }
+  // Texts on dark blue are white by day, those on bright blue black by night.
+  function shade(cell, share) {
+    cell.classList.toggle("half", share > 0.5);
+    cell.classList.toggle("full", share > 0.9);
+  }
   for (const table of $$("table.together")) {
-    for (const cell of $$("td", table)) if (parseFloat(cell.style.getPropertyValue("--v")) > 0.6 && !dark()) cell.style.color = "#fff";
+    for (const cell of $$("td", table)) shade(cell, parseFloat(cell.style.getPropertyValue("--v")));
   }
 
   // ---------------------------------------------------------------- evaluation
@@ -306,7 +311,7 @@
             const percent = Math.round(100 * share);
             const text = norm.value === "count" ? String(n) : percent ? String(percent) : "<1";
             const button = make("button", { type: "button", textContent: text, title: `${name(t, true)} taken for ${name(p, false)}: ${n}` });
-            if (share > 0.55 && !dark()) button.style.color = "#fff";
+            shade(cell, share);
             button.addEventListener("click", () => galleries[index].ask(t, p, nothing, matrix.score, Number(run.value)));
             cell.append(button);
           }
