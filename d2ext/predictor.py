@@ -19,7 +19,7 @@ from . import model_zoo
 from ._files import open_image
 from .config import validate
 
-__all__ = ["Predictor", "load_config"]
+__all__ = ["Predictor", "describe_weights", "load_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +33,12 @@ def load_config(
 
     Args:
         cfg_or_name: None: the config that the checkpoint ``weights`` holds.
-        weights: a checkpoint.
+        weights: a checkpoint, or an exported detector.
 
     Returns:
         a config of its own, not frozen
     """
-    from .engine.description import config_of, read_description
+    from .engine.description import config_of
 
     if isinstance(cfg_or_name, CfgNode):
         cfg = cfg_or_name.clone()
@@ -49,13 +49,21 @@ def load_config(
         return model_zoo.get_config(*(cfg_or_name if several else [cfg_or_name]))
     if not weights:
         raise ValueError("Neither a config nor a checkpoint is given; name at least one.")
-    description = read_description(weights)
+    description = describe_weights(weights)
     if "config" not in description:
         raise ValueError(
             f"{weights} holds no config, so it was not written by d2ext's trainer; name the "
             "config it was trained with."
         )
     return config_of(description["config"])
+
+
+def describe_weights(weights: str) -> Dict[str, Any]:
+    """What a checkpoint or an exported detector says of itself; empty if it says nothing."""
+    from .engine.description import read_description
+    from .export.runtime import is_exported, load_exported
+
+    return load_exported(weights)[1] if is_exported(weights) else read_description(weights)
 
 
 class Predictor:
@@ -68,7 +76,8 @@ class Predictor:
     Args:
         cfg_or_name: a config, the name of a YAML file or of a config of the model zoo, or a list of
             names, later ones over earlier ones; None: the config that the checkpoint holds.
-        weights: a checkpoint or model-zoo file; "": ``MODEL.WEIGHTS`` of the config.
+        weights: a checkpoint, a model-zoo file or an exported detector, which runs on the CPU; "":
+            ``MODEL.WEIGHTS`` of the config.
         device: where the model runs; None: ``MODEL.DEVICE``, or the CPU where there is no GPU.
         score_thresh: detections below this score are left out; a list has one score a class;
             "auto": those with the highest F1, which an evaluation left beside ``weights``.
@@ -93,6 +102,7 @@ class Predictor:
         from .engine.checkpoint import Checkpointer
         from .engine.description import class_names_of
         from .engine.setup import choose_device
+        from .export.runtime import ExportedModel, is_exported
 
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
@@ -109,11 +119,15 @@ class Predictor:
             )
         choose_device(cfg)
         self.cfg = cfg
-        self.model = build_model(cfg).eval()
-        checkpointer = Checkpointer(self.model, allow_pickle=allow_pickle)
-        extra = checkpointer.load(str(weights) or cfg.MODEL.WEIGHTS)
-        if weights:
-            _refuse_other_weights(self.model, checkpointer.last_incompatible, str(weights))
+        if is_exported(weights):
+            self.model: torch.nn.Module = ExportedModel(weights)
+            extra = self.model.about
+        else:
+            self.model = build_model(cfg).eval()
+            checkpointer = Checkpointer(self.model, allow_pickle=allow_pickle)
+            extra = checkpointer.load(str(weights) or cfg.MODEL.WEIGHTS)
+            if weights:
+                _refuse_other_weights(self.model, checkpointer.last_incompatible, str(weights))
         names = extra.get("class_names") or class_names_of(cfg)
         self.class_names: List[str] = list(names or _numbers(self.model))
         if score_thresh == "auto":

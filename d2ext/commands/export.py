@@ -1,4 +1,4 @@
-"""``d2ext export``: a detector as ONNX, TorchScript or ``torch.export`` program, and its check."""
+"""``d2ext export``: a detector as ONNX, TorchScript, for OpenVINO or ``torch.export``, checked."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,10 @@ from .common import Done, add_model_arguments, new_parser
 
 __all__ = ["add_export", "run_export"]
 
-SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "program": ".pt2"}
+_FORMATS = ("onnx", "openvino", "program", "torchscript")
+_OUTPUT = {"onnx": "detector.onnx", "openvino": "detector.xml", "program": "detector.pt2",
+           "torchscript": "detector.ts"}  # fmt: skip
+_BATCHES = (1, 3)
 
 
 def add_export(commands) -> None:
@@ -18,19 +21,25 @@ def add_export(commands) -> None:
     parser = new_parser(
         commands,
         "export",
-        "export a detector to ONNX or TorchScript",
+        "export a detector to ONNX, OpenVINO or TorchScript",
         "d2ext export --weights output/model_final.pth --output detector.onnx",
+        "d2ext export --weights output/model_final.pth --pixels --output detector.onnx",
     )
     add_model_arguments(parser)
     parser.add_argument(
         "--format",
-        choices=sorted(SUFFIXES),
-        default="onnx",
-        help="program is torch.export's: one image size (--size), no NMS (default onnx)",
+        choices=_FORMATS,
+        help="default: what --output ends in, else onnx; program is torch.export's: one image size "
+        "(--size), no NMS",
     )
-    parser.add_argument("--output", metavar="FILE", help="default: detector.onnx, .ts or .pt2")
+    parser.add_argument("--output", metavar="FILE", help="default: detector.onnx, .xml, .ts, .pt2")
     parser.add_argument("--no-nms", action="store_true", help="all boxes and scores, unselected")
-    parser.add_argument("--opset", type=at_least(9), help="ONNX operator set (default 17)")
+    parser.add_argument(
+        "--pixels",
+        action="store_true",
+        help="take bytes (batch, height, width, RGB) of any size and resize them inside",
+    )
+    parser.add_argument("--opset", type=at_least(16), help="ONNX operator set (default 17)")
     parser.add_argument(
         "--size",
         type=at_least(1),
@@ -39,91 +48,62 @@ def add_export(commands) -> None:
         metavar=("H", "W"),
         help="for program",
     )
-    parser.add_argument(
-        "--image",
-        metavar="FILE",
-        help="for two-stage models, which are traced: an image with objects to follow",
-    )
     parser.add_argument("--no-check", action="store_true", help="do not compare with PyTorch")
     parser.set_defaults(func=run_export)
 
 
 def run_export(args: argparse.Namespace) -> Done:
-    from d2ext import Predictor
+    from d2ext import Predictor, export
+    from d2ext.export.about import describe
 
-    output = Path(args.output or f"detector{SUFFIXES[args.format]}")
+    format = args.format or export.format_of(args.output or "") or "onnx"
+    output = Path(args.output or _OUTPUT[format])
     try:
         # Exported on the CPU: constants of a trace stay on the device they were made on.
         predictor = Predictor(
             args.config_file, args.weights, device="cpu", allow_pickle=args.allow_pickle
         )
         output.parent.mkdir(parents=True, exist_ok=True)
-        if predictor.cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
-            return _export_two_stage(predictor, output, args)
-        return _export_dense(predictor, output, args)
+        node = predictor.cfg.INPUT
+        graph = export.export(
+            predictor.model,
+            output,
+            format=format,
+            with_nms=not args.no_nms,
+            inputs="pixels" if args.pixels else "images",
+            channel_order=node.FORMAT,
+            sizes=(node.MIN_SIZE_TEST, node.MAX_SIZE_TEST),
+            size=tuple(args.size),
+            about=describe(predictor, args.weights),
+            **({} if args.opset is None else {"opset": args.opset}),
+        )
+        if args.no_check:
+            print(f"{output}: not checked")
+            return Done({"checked": False}, [output])
+        found = _check(predictor.model, graph, output, args)
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise RunError(sentence_of(error)) from error
-
-
-def _export_dense(predictor: Any, output: Path, args: argparse.Namespace) -> Done:
-    from d2ext import export
-
-    model, with_nms = predictor.model, not args.no_nms
-    sizes = export.CHECK_SIZES
-    if args.format == "onnx":
-        options: Dict[str, int] = {} if args.opset is None else {"opset": args.opset}
-        export.export_onnx(model, output, with_nms=with_nms, **options)
-    elif args.format == "torchscript":
-        export.export_torchscript(model, output, with_nms=with_nms)
-    else:
-        if with_nms:
-            raise ValueError(
-                "A torch.export program has no NMS, whose result has no fixed size; add --no-nms, "
-                "or use --format torchscript."
-            )
-        export.export_program(model, output, size=tuple(args.size))
-        sizes = (tuple(args.size),)
-    _describe(predictor, output, with_nms, args)
-    if args.no_check:
-        print(f"{output}: not checked")
-        return Done({"checked": False}, [output])
-    found = export.compare(model, export.load_exported(output), with_nms=with_nms, sizes=sizes)
-    what = "detections" if with_nms else "boxes"
-    print(
-        f"{output}: compared with PyTorch on {len(sizes)} image sizes, "
-        f"{found['detections']:.0f} {what}: boxes within {found['box']:.1e} px, scores within "
-        f"{found['score']:.1e}, {found['missing']:.0f} differ"
-    )
     fine = found.acceptable(box=1e-2, score=1e-4)
     return Done({"checked": True, "acceptable": fine, **found}, [output], code=0 if fine else 1)
 
 
-def _export_two_stage(predictor: Any, output: Path, args: argparse.Namespace) -> Done:
+def _check(model: Any, graph: Any, output: Path, args: argparse.Namespace) -> Any:
     from d2ext import export
 
-    if args.format != "torchscript" or args.image is None:
-        raise ValueError(
-            "A two-stage model is traced by Detectron2's exporter while it looks at an image; use "
-            "--format torchscript --image FILE."
-        )
-    image = predictor.prepare(args.image)["image"]
-    export.trace_two_stage(predictor.model, output, image)
-    _describe(predictor, output, True, args)
-    print(f"{output}: traced with {args.image}")
-    return Done({"checked": False}, [output])
-
-
-def _describe(predictor: Any, output: Path, with_nms: bool, args: argparse.Namespace) -> None:
-    from d2ext.export.check import write_description
-
-    cfg = predictor.cfg
-    write_description(
-        output,
-        format=args.format,
-        nms=with_nms,
-        channel_order=cfg.INPUT.FORMAT,
-        min_size=cfg.INPUT.MIN_SIZE_TEST,
-        max_size=cfg.INPUT.MAX_SIZE_TEST,
-        class_names=predictor.class_names,
-        detector=cfg.MODEL.META_ARCHITECTURE,
+    run, about = export.load_exported(output)
+    fixed = about["format"] == "program"
+    sizes = (tuple(args.size),) if fixed else export.CHECK_SIZES
+    batches = _BATCHES[:1] if fixed else _BATCHES
+    total: Dict[str, float] = {}
+    for batch in batches:
+        found = export.compare(model, graph, run, sizes=sizes, batch=batch)
+        for key, value in found.items():
+            summed = key in ("missing", "detections")
+            total[key] = total.get(key, 0) + value if summed else max(total.get(key, 0), value)
+    what = "detections" if graph.with_nms else "boxes"
+    print(
+        f"{output}: compared with PyTorch on {len(sizes)} image sizes and batches of "
+        f"{' and '.join(map(str, batches))}, {total['detections']:.0f} {what}: boxes within "
+        f"{total['box']:.1e} px, scores within {total['score']:.1e}, {total['missing']:.0f} differ"
     )
+    return export.Difference(total)

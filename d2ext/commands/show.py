@@ -98,11 +98,14 @@ def load_model(
 
     from ..engine import Checkpointer
     from ..engine.class_checks import check_trained
+    from ..export import ExportedModel, is_exported
 
     path = weights or cfg.MODEL.WEIGHTS
     if path and "://" not in path and not os.path.isfile(path):
         raise RunError(f"The weights {path} do not exist; correct --weights or MODEL.WEIGHTS.")
     try:
+        if is_exported(path):
+            return ExportedModel(path)
         model = build_model(cfg)
         checkpointer = Checkpointer(model, allow_pickle=allow_pickle)
         checkpointer.load(path)

@@ -48,7 +48,8 @@ def add_val(commands: Any) -> None:
 def run_val(args: argparse.Namespace) -> Done:
     from ..engine import Trainer, choose_device
     from ..engine.class_checks import check_checkpoint_classes
-    from ..engine.description import read_description
+    from ..export import is_exported
+    from ..predictor import describe_weights
     from .show import load_model
 
     with quiet():
@@ -60,11 +61,12 @@ def run_val(args: argparse.Namespace) -> Done:
         output.mkdir(parents=True, exist_ok=True)
         cfg.DATASETS.TEST, cfg.OUTPUT_DIR = (name,), str(output)
         model = load_model(cfg, args.weights, args.allow_pickle, whole=True)
-        known = read_description(args.weights).get("class_names")
+        known = describe_weights(args.weights).get("class_names")
         check_checkpoint_classes(args.weights, known, [name])
         timed = _Timed(model)
         results = Trainer.test(cfg, model)
-        figures = {**_flat(results), **timed.figures(), **_cost(cfg, model, name)}
+        cost = {} if is_exported(args.weights) else _cost(cfg, model, name)
+        figures = {**_flat(results), **timed.figures(), **cost}
     figures = {"weights": args.weights, "dataset": name, **figures}
     row = {"iteration": 0, **{k: v for k, v in figures.items() if isinstance(v, (int, float))}}
     (output / "config.yaml").write_text(cfg.dump())
@@ -110,6 +112,24 @@ def _data(args: argparse.Namespace, cfg: Any) -> str:
     return data.names[split]
 
 
+def _check_classes(weights: str, name: str) -> None:
+    """Refuse a data set whose labels mean something else than the checkpoint's."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from ..predictor import describe_weights
+
+    known = describe_weights(weights).get("class_names")
+    if not MetadataCatalog.get(name).get("thing_classes"):
+        DatasetCatalog.get(name)  # some name their classes when they are loaded
+    names = MetadataCatalog.get(name).get("thing_classes")
+    if known and names and list(known) != list(names):
+        raise RunError(
+            f"{weights} was trained on the classes {', '.join(known[:5])} ... ({len(known)}) and "
+            f"'{name}' has {', '.join(names[:5])} ... ({len(names)}); evaluate on data with the "
+            "same list of classes, in its order."
+        )
+
+
 class _Timed:
     """Seconds and images of a model's forward passes."""
 
@@ -133,7 +153,7 @@ class _Timed:
     def _wait(model: Any) -> None:
         import torch
 
-        if next(model.parameters()).is_cuda:
+        if any(p.is_cuda for p in model.parameters()):
             torch.cuda.synchronize()
 
     def figures(self) -> Dict[str, float]:
@@ -201,8 +221,10 @@ def _print(figures: Dict[str, Any]) -> None:
         classes = [f"{k[3:]} {v:.1f}" for k, v in short.items() if k.startswith("AP-")]
         if classes:
             print(f"  AP by class: {', '.join(classes)}")
-    print(
-        f"{figures['images_per_second']:.1f} images a second, "
-        f"{figures['parameters'] / 1e6:.2f} million parameters, "
-        f"{figures['gflops']:.2f} GFLOPs at {figures['gflops_of']}"
-    )
+    cost = ""
+    if "parameters" in figures:
+        cost = (
+            f", {figures['parameters'] / 1e6:.2f} million parameters, "
+            f"{figures['gflops']:.2f} GFLOPs at {figures['gflops_of']}"
+        )
+    print(f"{figures['images_per_second']:.1f} images a second{cost}")

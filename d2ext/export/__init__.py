@@ -1,19 +1,22 @@
-"""Detectors for places without d2ext: TorchScript, ONNX and ``torch.export``."""
+"""Detectors for places without d2ext: ONNX, OpenVINO, TorchScript and ``torch.export``."""
 
 from .. import _detectron2  # noqa: F401  (first: it may be missing)
-from .check import CHECK_SIZES, Difference, compare, load_exported
-from .detector import EXPORTABLE, InferenceDetector
-from .formats import export_onnx, export_program, export_torchscript, trace_two_stage
+from .check import CHECK_SIZES, Difference, compare
+from .formats import SUFFIXES, export, format_of
+from .graphs import EXPORTABLE, InferenceGraph, graph_of
+from .runtime import ExportedModel, is_exported, load_exported
 
 __all__ = [
     "CHECK_SIZES",
     "EXPORTABLE",
+    "SUFFIXES",
     "Difference",
-    "InferenceDetector",
+    "ExportedModel",
+    "InferenceGraph",
     "compare",
-    "export_onnx",
-    "export_program",
-    "export_torchscript",
+    "export",
+    "format_of",
+    "graph_of",
+    "is_exported",
     "load_exported",
-    "trace_two_stage",
 ]

@@ -1,16 +1,14 @@
 """Comparison of an exported detector with the detector itself, on images of several sizes."""
 
-import json
-from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from .detector import InferenceDetector
+from .graphs import InferenceGraph
 
-__all__ = ["CHECK_SIZES", "Difference", "compare", "load_exported"]
+__all__ = ["CHECK_SIZES", "Difference", "compare", "match"]
 
 CHECK_SIZES = ((160, 224), (256, 256), (193, 151), (135, 258))
 
@@ -24,57 +22,32 @@ class Difference(Dict[str, float]):
         return self["missing"] == 0 and self["box"] <= box and self["score"] <= score
 
 
-def load_exported(path: Union[str, Path]) -> Callable[[torch.Tensor], Arrays]:
-    """A function from an image (3, H, W) to the arrays of an exported detector.
-
-    Args:
-        path: a file of `export_onnx` (``.onnx``), `export_torchscript` (``.ts``) or
-            `export_program` (``.pt2``).
-    """
-    suffix = Path(path).suffix
-    if suffix == ".onnx":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        return lambda image: tuple(session.run(None, {"image": image.cpu().numpy()}))
-    if suffix == ".pt2":
-        module: Any = torch.export.load(str(path)).module()
-    else:
-        module = torch.jit.load(str(path))
-
-    def run(image: torch.Tensor) -> Arrays:
-        with torch.no_grad():
-            return tuple(x.cpu().numpy() for x in module(image))
-
-    return run
-
-
 def compare(
     model: nn.Module,
-    run: Callable[[torch.Tensor], Arrays],
+    graph: InferenceGraph,
+    run: Callable[[np.ndarray], Arrays],
     *,
-    with_nms: bool = True,
     sizes: Sequence[Tuple[int, int]] = CHECK_SIZES,
+    batch: int = 1,
     seed: int = 0,
 ) -> Difference:
     """How far an exported detector is from the detector in PyTorch.
 
     Args:
         model: the detector.
-        run: the exported one, as `load_exported` gives it.
-        with_nms: whether ``run`` selects detections.
+        graph: what :func:`~d2ext.export.export` returned.
+        run: the exported one, as :func:`~d2ext.export.load_exported` gives it.
         sizes: heights and widths of the images, which are noise of several scales.
+        batch: images at a time.
     """
     generator = torch.Generator().manual_seed(seed)
     total = Difference(box=0.0, score=0.0, missing=0.0, detections=0.0)
     for size in sizes:
-        image = noise_image(size, generator)
-        on_device = image.to(next(model.parameters()).device)
-        pairs = _selected(model, run, on_device) if with_nms else _raw(model, run, on_device)
+        images = torch.stack([noise_image(size, generator) for _ in range(batch)])
+        pairs = _selected(model, graph, run, images) if graph.with_nms else _raw(graph, run, images)
         for key, value in pairs.items():
-            total[key] = (
-                total[key] + value if key in ("missing", "detections") else max(total[key], value)
-            )
+            summed = key in ("missing", "detections")
+            total[key] = total[key] + value if summed else max(total[key], value)
     return total
 
 
@@ -88,53 +61,75 @@ def noise_image(size: Tuple[int, int], generator: torch.Generator) -> torch.Tens
 
 
 @torch.no_grad()
-def _raw(model: nn.Module, run: Any, image: torch.Tensor) -> Dict[str, float]:
-    expected = [x.cpu().numpy() for x in InferenceDetector(model, with_nms=False)(image)]
-    actual = run(image)
+def _raw(graph: InferenceGraph, run: Any, images: torch.Tensor) -> Dict[str, float]:
+    device = graph.prepare.pixel_mean.device
+    expected = [x.cpu().numpy() for x in graph(images.to(device))]
+    actual = run(images.numpy())
     if any(a.shape != e.shape for a, e in zip(actual, expected)):
         return {"box": 0.0, "score": 0.0, "missing": 1.0, "detections": 0.0}
     return {
         "box": float(np.abs(actual[0] - expected[0]).max()),
         "score": float(np.abs(actual[1] - expected[1]).max()),
         "missing": 0.0,
-        "detections": float(len(expected[0])),
+        "detections": float(np.prod(expected[0].shape[:2])),
     }
 
 
 @torch.no_grad()
-def _selected(model: nn.Module, run: Any, image: torch.Tensor) -> Dict[str, float]:
-    training = model.training
+def _selected(
+    model: nn.Module, graph: InferenceGraph, run: Any, images: torch.Tensor
+) -> Dict[str, float]:
+    """Image by image in PyTorch, together in the exported detector."""
+    device, training = next(model.parameters()).device, model.training
+    prepare = graph.prepare
+    given = images
+    if prepare.inputs == "pixels":
+        given = images.permute(0, 2, 3, 1).to(torch.uint8)
+        planes = given.permute(0, 3, 1, 2).float()
+        planes = planes.flip(1) if prepare.flip else planes
+        images = prepare._resize(planes, *map(torch.tensor, planes.shape[-2:]))
+    height, width = given.shape[1:3] if prepare.inputs == "pixels" else given.shape[2:]
+    values = run(np.ascontiguousarray(given.numpy()))
+    total = {"box": 0.0, "score": 0.0, "missing": 0.0, "detections": 0.0}
     model.eval()
-    found = model([{"image": image}])[0]["instances"].to("cpu")
+    for k, image in enumerate(images.to(device)):
+        item = {"image": image, "height": height, "width": width}
+        found = model([item])[0]["instances"].to("cpu")
+        expected = (found.pred_boxes.tensor, found.scores, found.pred_classes)
+        count = int(values[3][k])
+        pairs = match([x.numpy() for x in expected], [v[k][:count] for v in values[:3]])
+        for key, value in pairs.items():
+            summed = key in ("missing", "detections")
+            total[key] = total[key] + value if summed else max(total[key], value)
     model.train(training)
-    expected = (found.pred_boxes.tensor.numpy(), found.scores.numpy(), found.pred_classes.numpy())
-    return match(expected, run(image))
+    return total
 
 
 def match(expected: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> Dict[str, float]:
-    """Differences of two sets of boxes (D, 4), scores and classes, in any order of equal scores."""
-    box, score, missing = 0.0, 0.0, abs(len(expected[0]) - len(actual[0]))
+    """Differences of two sets of boxes (D, 4), scores and classes, in any order of equal scores.
+
+    Which of several equals is the last one above a limit is open: a detection with the lowest score
+    is not missed.
+    """
+    box, score = 0.0, 0.0
     free: List[int] = list(range(len(actual[0])))
+    lonely: List[float] = []
     for b, s, c in zip(*expected):
         same = [k for k in free if actual[2][k] == c and abs(actual[1][k] - s) < 1e-3]
         if not same:
-            missing += 1
+            lonely.append(float(s))
             continue
         distance = [float(np.abs(actual[0][k] - b).max()) for k in same]
         best = int(np.argmin(distance))
         free.remove(same[best])
         box = max(box, distance[best])
         score = max(score, abs(float(actual[1][same[best]] - s)))
+    lonely += [float(actual[1][k]) for k in free]
+    lowest = float(min(map(np.min, (expected[1], actual[1])))) if len(expected[1]) else -1.0
+    equal = len(expected[0]) == len(actual[0])
     return {
         "box": box,
         "score": score,
-        "missing": float(missing),
+        "missing": float(sum(not equal or s > lowest + 1e-5 for s in lonely)),
         "detections": float(len(expected[0])),
     }
-
-
-def write_description(path: Union[str, Path], **about: Any) -> Path:
-    """``<path>.json``: what a program that runs the exported detector has to know."""
-    file = Path(f"{path}.json")
-    file.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    return file

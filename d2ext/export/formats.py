@@ -1,139 +1,174 @@
-"""Writing detectors as TorchScript, ONNX and ``torch.export`` programs."""
+"""Writing detectors as ONNX, TorchScript, ``torch.export`` programs and for OpenVINO."""
 
 import contextlib
-import logging
+import json
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Iterator, List, Tuple, Union
+from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
 import torch
 from torch import nn
 
+from d2ext._files import RunError, atomic_write
 from d2ext.modeling.compile import uncompiled
 
-from .detector import InferenceDetector
+from .graphs import InferenceGraph, graph_of
 
-__all__ = [
-    "export_onnx",
-    "export_program",
-    "export_torchscript",
-    "trace_two_stage",
-]
+__all__ = ["SUFFIXES", "example_images", "export", "format_of", "need"]
 
-logger = logging.getLogger(__name__)
+#: What a format's files end with.
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "program": ".pt2", "openvino": ".xml"}
+
+#: The entry of a file's metadata that holds what d2ext says of it, as JSON.
+ABOUT = "d2ext"
 
 OPSET = 17  # grid_sample, which box refinement needs, came with 16
+_AXES = {"images": {0: "batch", 2: "height", 3: "width"},
+         "pixels": {0: "batch", 1: "height", 2: "width"}}  # fmt: skip
 
 
-def export_torchscript(
-    model: nn.Module, path: Union[str, Path], *, with_nms: bool = True
-) -> torch.jit.ScriptModule:
-    """Write a detector for ``torch.jit.load``; see `InferenceDetector` for inputs and outputs."""
-    with _quietly(), uncompiled(model):
-        detector = InferenceDetector(model, with_nms=with_nms)
-        with torch.no_grad():
-            traced = torch.jit.trace(detector, (example_image(detector),), check_trace=False)
-            traced = torch.jit.freeze(traced)
-        torch.jit.save(traced, str(path))
-    return traced
+def export(
+    model: nn.Module,
+    path: Union[str, Path],
+    *,
+    format: Optional[str] = None,
+    with_nms: bool = True,
+    inputs: str = "images",
+    channel_order: str = "BGR",
+    sizes: Tuple[int, int] = (800, 1333),
+    opset: int = OPSET,
+    size: Tuple[int, int] = (256, 256),
+    about: Optional[Dict[str, Any]] = None,
+) -> InferenceGraph:
+    """Write a detector for places without d2ext.
 
+    Args:
+        model: a dense detector of d2ext, or a two-stage one on a feature pyramid.
+        path: the file.
+        format: one of :data:`SUFFIXES`; by default what the name of the file says.
+        with_nms: whether detections are selected inside; without, all boxes and scores come out.
+        inputs: "images", floats as the detector sees them, or "pixels", bytes of any size that are
+            resized inside.
+        channel_order: "BGR" or "RGB", what the detector sees.
+        sizes: shortest and longest side to resize "pixels" to.
+        opset: ONNX operator set.
+        size: height and width of the images of a program, which takes one size only.
+        about: what the file is to say of itself, see :func:`~d2ext.export.about.describe`.
 
-def export_onnx(
-    model: nn.Module, path: Union[str, Path], *, with_nms: bool = True, opset: int = OPSET
-) -> None:
-    """Write a detector as ONNX with an image of any size.
-
-    The one input is ``image``. The outputs are ``boxes``, ``scores`` and ``classes``, or without
-    NMS ``boxes`` and ``scores``.
+    Returns:
+        The module whose graph was written.
     """
-    _need("onnx")
-    detector = InferenceDetector(model, with_nms=with_nms)
-    names = ["boxes", "scores", "classes"] if with_nms else ["boxes", "scores"]
-    axes = {name: {0: "detections" if with_nms else "priors"} for name in names}
-    options: dict = {}
-    if "dynamo" in _parameters(torch.onnx.export):
-        # The newer exporter proves sizes equal before it allows them to vary, and cannot do that
-        # for a pyramid on an image of any size.
-        options["dynamo"] = False
-    aside = f"{path}.{os.getpid()}.part"
-    try:
-        with _quietly(), uncompiled(model), torch.no_grad():
-            torch.onnx.export(
-                detector,
-                (example_image(detector),),
-                aside,
-                input_names=["image"],
-                output_names=names,
-                dynamic_axes={"image": {1: "height", 2: "width"}, **axes},
-                opset_version=opset,
-                **options,
+    format = format or format_of(path)
+    if format not in SUFFIXES or Path(path).suffix != SUFFIXES[format]:
+        wanted = [SUFFIXES[format]] if format in SUFFIXES else sorted(SUFFIXES.values())
+        raise ValueError(f"{path} must end in {' or '.join(wanted)}: readers go by the name.")
+    options = {"inputs": inputs, "channel_order": channel_order, "sizes": sizes}
+    graph = graph_of(model, with_nms=with_nms, **options)
+    text = json.dumps(
+        {**(about or {}), "format": format, "nms": with_nms, "outputs": graph.outputs, **options}
+    )
+    with _quietly(), uncompiled(model), torch.no_grad():
+        if format == "program":
+            _write_program(graph, path, size, text)
+        elif format == "torchscript":
+            traced = torch.jit.freeze(
+                torch.jit.trace(graph, (example_images(graph),), check_trace=False)
             )
-        os.replace(aside, str(path))
+            with atomic_write(str(path)) as stream:
+                torch.jit.save(traced, stream, _extra_files={ABOUT: text})
+        elif format == "openvino":
+            _write_openvino(graph, path, opset, text)
+        else:
+            _write_onnx(graph, str(path), opset, text)
+    return graph
+
+
+def format_of(path: Union[str, Path]) -> str:
+    """The format that the name of a file says, or ""."""
+    known = {suffix: name for name, suffix in SUFFIXES.items()}
+    return known.get(Path(path).suffix, "")
+
+
+def example_images(graph: InferenceGraph, size: Tuple[int, int] = (160, 224)) -> torch.Tensor:
+    """Some images on the detector's device; no output depends on them.
+
+    Two, because a single one would make a tracer believe that there is always one.
+    """
+    device = graph.prepare.pixel_mean.device
+    if graph.prepare.inputs == "pixels":
+        return torch.full((2, *size, 3), 127, dtype=torch.uint8, device=device)
+    return torch.full((2, 3, *size), 127.0, device=device)
+
+
+def _write_onnx(graph: InferenceGraph, path: str, opset: int, text: str) -> None:
+    onnx = need("onnx", "export")
+    aside = f"{path}.{os.getpid()}.part"
+    inputs = graph.prepare.inputs
+    try:
+        torch.onnx.export(
+            graph,
+            (example_images(graph),),
+            aside,
+            input_names=[inputs],
+            output_names=list(graph.outputs),
+            dynamic_axes={inputs: _AXES[inputs], **{name: {0: "batch"} for name in graph.outputs}},
+            opset_version=opset,
+            # The newer exporter proves sizes equal before it allows them to vary, and cannot do
+            # that for a pyramid on images of any size.
+            dynamo=False,
+        )
+        model = onnx.load(aside)
+        entry = model.metadata_props.add()
+        entry.key, entry.value = ABOUT, text
+        onnx.save(model, aside)
+        os.replace(aside, path)
+    except torch.onnx.errors.UnsupportedOperatorError as error:
+        raise RunError(
+            f"ONNX cannot hold this detector ({str(error).splitlines()[0]}); export it with "
+            "--format torchscript."
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             os.remove(aside)
 
 
-def export_program(
-    model: nn.Module, path: Union[str, Path], *, size: Tuple[int, int] = (256, 256)
-) -> Any:
-    """Write a detector without NMS for ``torch.export.load``, for images of one size.
-
-    Args:
-        size: height and width.
-    """
-    if not hasattr(torch, "export"):
-        raise RuntimeError("torch.export needs PyTorch 2.1 or newer; export TorchScript instead.")
-    detector = InferenceDetector(model, with_nms=False)
-    with _quietly(), uncompiled(model), torch.no_grad():
-        program = torch.export.export(detector, (example_image(detector, size),), strict=False)
-        torch.export.save(program, str(path))
-    return program
-
-
-def trace_two_stage(
-    model: nn.Module, path: Union[str, Path], image: torch.Tensor
-) -> Tuple[torch.jit.ScriptModule, Any]:
-    """Write a two-stage model as TorchScript through Detectron2's exporter.
-
-    Args:
-        image: (3, H, W), an image on which the model finds something: tracing follows it.
-
-    Returns:
-        the traced module, which gives a tuple of tensors, and a function from such a tuple to
-        Detectron2's ``Instances``
-    """
-    from detectron2.export import TracingAdapter
-
-    def inference(network: nn.Module, inputs: List[dict]) -> List[dict]:
-        return [{"instances": i} for i in network.inference(inputs, do_postprocess=False)]
-
-    model.eval()
-    with _quietly(), uncompiled(model), torch.no_grad():
-        adapter = TracingAdapter(model, [{"image": image}], inference)
-        traced = torch.jit.trace(adapter, (image,), check_trace=False)
-        torch.jit.save(traced, str(path))
-    return traced, adapter.outputs_schema
-
-
-def example_image(detector: nn.Module, size: Tuple[int, int] = (160, 224)) -> torch.Tensor:
-    """Some image on the detector's device; no output depends on it."""
-    return torch.full((3, *size), 127.0, device=detector.pixel_mean.device)
-
-
-def _parameters(function: Any) -> List[str]:
-    import inspect
-
-    return list(inspect.signature(function).parameters)
-
-
-def _need(package: str) -> None:
+def _write_openvino(graph: InferenceGraph, path: Union[str, Path], opset: int, text: str) -> None:
+    openvino = need("openvino", "openvino")
+    aside = f"{path}.onnx"
     try:
-        __import__(package)
+        _write_onnx(graph, aside, opset, text)
+        model = openvino.convert_model(aside)
+        model.set_rt_info(text, [ABOUT])
+        openvino.save_model(model, str(path), compress_to_fp16=False)
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(aside)
+
+
+def _write_program(
+    graph: InferenceGraph, path: Union[str, Path], size: Tuple[int, int], text: str
+) -> None:
+    if graph.with_nms:
+        raise ValueError(
+            "A torch.export program has no NMS, whose result has no fixed size; add --no-nms, or "
+            "use --format torchscript."
+        )
+    if graph.prepare.inputs == "pixels":
+        raise ValueError("A torch.export program takes images, not pixels; leave out --pixels.")
+    program = torch.export.export(graph, (example_images(graph, size)[:1],), strict=False)
+    torch.export.save(program, str(path), extra_files={ABOUT: text})
+
+
+def need(package: str, extra: str) -> Any:
+    """An optional package, or a sentence that says how to get it."""
+    import importlib
+
+    try:
+        return importlib.import_module(package)
     except ImportError as error:
-        raise RuntimeError(
-            f"This export needs the package {package}; run \"pip install 'd2ext[export]'\"."
+        raise RunError(
+            f"This needs the package {package}; run \"pip install 'd2ext[{extra}]'\"."
         ) from error
 
 

@@ -5,6 +5,8 @@ from model_kit import WIDE, build, small_cfg
 
 from d2ext.model_zoo import get_config_file
 
+# A map of one cell has group norms over two numbers, in which rounding decides; so above 128.
+SIZES = ((160, 224), (193, 151), (135, 258))
 DENSE = {
     "ExtRetinaNet": "Base-RetinaNet",
     "ExtFCOS": "Base-FCOS",

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounter
 
 from d2ext.engine import Trainer
 from d2ext.engine.hooks import ModelEMA
-from d2ext.export import export_torchscript
+from d2ext.export import export
 from d2ext.modeling.compile import (
     compilable_parts,
     compile_from_config,
@@ -80,9 +80,9 @@ def test_checkpoints_averages_and_exports_do_not_notice(tmp_path):
     with ema.applied():
         assert not torch.equal(model.state_dict()["head.cls_score.bias"],
                                plain.state_dict()["head.cls_score.bias"])  # fmt: skip
-    export_torchscript(model, tmp_path / "model.ts", with_nms=False)
-    image = torch.full((3, 96, 128), 90.0)
-    export_torchscript(plain, tmp_path / "plain.ts", with_nms=False)
+    export(model, tmp_path / "model.ts", with_nms=False)
+    image = torch.full((1, 3, 96, 128), 90.0)
+    export(plain, tmp_path / "plain.ts", with_nms=False)
     results = [torch.jit.load(str(tmp_path / f"{n}.ts"))(image) for n in ("model", "plain")]
     assert all(torch.equal(a, b) for a, b in zip(*results))
     assert model.backbone._compiled_call_impl is not None  # compiled again afterwards

@@ -1,0 +1,44 @@
+"""What an exported detector says of itself."""
+
+import hashlib
+import os
+from typing import Any, Dict
+
+__all__ = ["describe"]
+
+
+def describe(predictor: Any, weights: str = "") -> Dict[str, Any]:
+    """Class names, config, thresholds and where a detector comes from.
+
+    Args:
+        predictor: a :class:`~d2ext.predictor.Predictor`.
+        weights: the checkpoint that it loaded.
+
+    Returns:
+        ``class_names``, ``detector``, ``config`` (YAML), ``version``, and where they are known
+        ``checkpoint_sha256`` and ``thresholds`` (the lowest score worth showing, of each class).
+    """
+    from d2ext import __version__
+    from d2ext._files import RunError
+    from d2ext.engine.description import describe_run
+    from d2ext.evaluation.thresholds import Thresholds, find_thresholds
+
+    about: Dict[str, Any] = {
+        "version": __version__,
+        "detector": predictor.cfg.MODEL.META_ARCHITECTURE,
+        "class_names": list(predictor.class_names),
+        "config": describe_run(predictor.cfg)["config"],
+    }
+    if not weights or not os.path.isfile(weights):
+        return about
+    with open(weights, "rb") as stream:
+        digest = hashlib.sha256()
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    about["checkpoint_sha256"] = digest.hexdigest()
+    try:
+        found = Thresholds.load(find_thresholds(weights))
+    except (RunError, OSError, ValueError):
+        return about  # nobody has chosen any
+    about["thresholds"] = found.of(about["class_names"])
+    return about

@@ -1,0 +1,187 @@
+"""Exported files in the place of checkpoints, and without d2ext."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from export_kit import DENSE, spread_detector
+from model_kit import build, small_cfg
+from PIL import Image
+
+from d2ext import Predictor, export
+from d2ext.cli import main
+from d2ext.engine import Trainer
+from d2ext.evaluation.thresholds import Thresholds
+from d2ext.model_zoo import get_config_file
+
+pytestmark = pytest.mark.export
+
+SCRIPT = Path(__file__).parents[2] / "docs" / "examples" / "deploy" / "detect.py"
+# What docs/operators.md of onnx/onnx-tensorrt lists as supported for TensorRT 8.4, of those in use.
+TENSORRT = {
+    *("Add", "And", "Cast", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "Div"),
+    *(
+        "Equal",
+        "Exp",
+        "Expand",
+        "Flatten",
+        "Floor",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Greater",
+    ),
+    *(
+        "Identity",
+        "InstanceNormalization",
+        "Less",
+        "LessOrEqual",
+        "MatMul",
+        "Max",
+        "MaxPool",
+        "Min",
+        "Mul",
+        "Neg",
+    ),
+    *("NonMaxSuppression", "Not", "Or", "Pad", "Pow", "Range", "ReduceMax", "ReduceMean"),
+    *("ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Resize", "Round"),
+    *("ScatterElements", "ScatterND", "Shape", "Sigmoid", "Slice", "Split", "Sqrt", "Squeeze"),
+    *(
+        "Flatten",
+        "GreaterOrEqual",
+        "LessOrEqual",
+        "Sub",
+        "Tile",
+        "TopK",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A checkpoint with thresholds beside it, and what was exported from it."""
+    folder = tmp_path_factory.mktemp("deploy")
+    overrides = ["DATASETS.TRAIN", ("d2ext_shapes_train",), "MODEL.FCOS.SCORE_THRESH_TEST", 0.0]
+    overrides += ["INPUT.MIN_SIZE_TEST", 160, "INPUT.MAX_SIZE_TEST", 224]
+    cfg = small_cfg(get_config_file("Base-FCOS"), overrides, num_classes=20)
+    model = build(cfg)
+    with torch.no_grad():
+        model.head.cls_score.weight.mul_(30)
+    Trainer(
+        model=model,
+        data_loader=[],
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        output_dir=str(folder),
+        config=cfg,
+    ).save_checkpoint("model_final")
+    weights = folder / "model_final.pth"
+    Thresholds(0.02, {}).save(folder / "thresholds.json")
+    made = {"checkpoint": weights}
+    for name, flags in (("images", []), ("pixels", ["--pixels"])):
+        made[name] = folder / f"{name}.onnx"
+        words = ["--weights", str(weights), "--output", str(made[name]), "--no-check", *flags]
+        assert main(["export", *words]) == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    rng = np.random.RandomState(0)
+    pixels = np.kron(rng.randint(0, 256, (24, 30, 3)), np.ones((10, 10, 1))).astype(np.uint8)
+    path = tmp_path_factory.mktemp("pictures") / "noise.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.mark.parametrize("form, box, score", [("images", 2e-3, 1e-5), ("pixels", 0.5, 5e-3)])
+def test_predictor_takes_the_file(files, picture, form, box, score):
+    """A resize of bytes inside differs from the one outside in its rounding."""
+    own = Predictor(None, files["checkpoint"])
+    other = Predictor(None, files[form])
+    assert other.class_names == own.class_names and len(own.class_names) == 20
+    expected, found = (p([str(picture)] * 2)[1]["instances"] for p in (own, other))
+    assert len(found) == len(expected) > 0
+    pairs = export.check.match(*(
+        [x.numpy() for x in (i.pred_boxes.tensor[:20], i.scores[:20], i.pred_classes[:20])]
+        for i in (expected, found)
+    ))  # fmt: skip
+    assert pairs["box"] <= box and pairs["score"] <= score and pairs["missing"] <= 2, pairs
+
+
+def test_the_file_knows_itself(files):
+    about = export.load_exported(files["images"])[1]
+    assert about["thresholds"] == [0.02] * 20
+    assert len(about["checkpoint_sha256"]) == 64 and about["version"]
+    assert about["detector"] == "ExtFCOS" and "SCORE_THRESH_TEST" in about["config"]
+
+
+@pytest.mark.slow
+def test_val_gives_the_same_figures(files, tmp_path, capsys):
+    found = {}
+    for name in ("checkpoint", "images"):
+        words = ["--weights", str(files[name]), "--dataset", "d2ext_shapes_val", "--json"]
+        assert main(["val", *words, "--output", str(tmp_path / name)]) == 0
+        found[name] = json.loads(capsys.readouterr().out)
+    assert abs(found["checkpoint"]["bbox/AP"] - found["images"]["bbox/AP"]) < 0.05
+    assert found["images"]["images_per_second"] > 0
+
+
+def test_predict_takes_the_file(files, picture, tmp_path):
+    words = ["--weights", str(files["images"]), "--output", str(tmp_path), "--threshold", "0.02"]
+    assert main(["predict", str(picture), *words, "--no-pictures"]) == 0
+    data = json.loads((tmp_path / "predictions.json").read_text())
+    assert data["annotations"] and len(data["categories"]) == 20
+
+
+def test_the_script_of_the_docs(files, picture):
+    """In an interpreter that cannot import d2ext."""
+    code = (
+        "import sys; sys.modules['d2ext'] = None; sys.argv = sys.argv[1:]; exec(open(sys.argv[0])"
+    )
+    code += ".read())"
+    command = [sys.executable, "-c", code, str(SCRIPT), str(files["pixels"]), str(picture)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    found = Predictor(None, files["pixels"], score_thresh=0.02)(str(picture))["instances"]
+    assert len(lines) == len(found) > 0
+    name, label, score, *box = lines[0].split()
+    assert name == str(picture) and float(score) == pytest.approx(float(found.scores[0]), abs=1e-3)
+    assert [float(v) for v in box] == pytest.approx(found.pred_boxes.tensor[0].tolist(), abs=0.06)
+
+
+@pytest.mark.parametrize("name", sorted(DENSE))
+def test_operators_are_known_to_tensorrt(name, tmp_path):
+    """But for the refinement of boxes, which needs GridSample."""
+    path = tmp_path / "detector.onnx"
+    words = ["MODEL.DW.REFINE_BOXES", False] if name == "DualWeightingFCOS" else []
+    export.export(spread_detector(name, words), path)
+    used = {node.op_type for node in onnx.load(path).graph.node}
+    assert used <= set(TENSORRT), used - set(TENSORRT)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            return x + 1
+
+    path = tmp_path / "other.ts"
+    torch.jit.save(torch.jit.trace(Net(), torch.zeros(1)), path)
+    with pytest.raises(ValueError, match="was not exported by d2ext"):
+        export.load_exported(path)
+    with pytest.raises(FileNotFoundError, match="There is no exported detector"):
+        export.load_exported(tmp_path / "none.onnx")
+    with pytest.raises(ValueError, match="is no exported detector"):
+        export.load_exported(__file__)
+    all_boxes = tmp_path / "raw.ts"
+    export.export(spread_detector("ExtRetinaNet"), all_boxes, with_nms=False)
+    with pytest.raises(ValueError, match="selects no detections"):
+        export.ExportedModel(all_boxes)
