@@ -31,6 +31,7 @@ from .class_checks import check_classes
 from .errors import mistakes_in_sentences
 from .evaluation import with_average
 from .hooks.class_balance import find_balanced_losses
+from .hooks.logit_norm import FAST_DEV_RUN_IMAGES
 from .lazy_data import build_loader, build_train_loader, dataset_names, validation_batches
 from .lazy_settings import lazy_settings
 from .schedule import FAST_DEV_RUN_STEPS
@@ -140,6 +141,9 @@ def build_lazy_trainer(cfg: Any, model: torch.nn.Module) -> Trainer:
             scheduler=instantiate(cfg.lr_multiplier),
             given=given,
             class_balance=_class_balance(cfg, model, given),
+            collect_logits=hooks.build_collect_logits(
+                settings, model, lambda _: build_loader(cfg, "train")
+            ),
             validation_batches=validation_batches(cfg, settings.TEST.VAL_LOSS.MAX_BATCHES)
             if has_test and settings.TEST.VAL_LOSS.PERIOD > 0
             else None,
@@ -174,6 +178,7 @@ def _apply_fast_dev_run(cfg: Any) -> None:
     cfg.train.max_iter = cfg.train.eval_period = FAST_DEV_RUN_STEPS
     cfg.train.log_period = 1
     cfg.train.prior = {**cfg.train.get("prior", {}), "max_batches": 2}
+    cfg.train.logit_norm = {"num_images": FAST_DEV_RUN_IMAGES}
 
 
 def _require_datasets(cfg: Any, train: bool) -> None:

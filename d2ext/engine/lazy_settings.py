@@ -42,6 +42,7 @@ LAZY_KEYS: Dict[str, str] = {
     "early_stopping.patience": "ENGINE.EARLY_STOPPING.PATIENCE",
     "early_stopping.mode": "ENGINE.EARLY_STOPPING.MODE",
     "early_stopping.min_delta": "ENGINE.EARLY_STOPPING.MIN_DELTA",
+    "logit_norm.num_images": "MODEL.ROI_BOX_HEAD.LOGIT_NORM.NUM_IMAGES",
     "progress_bar": "ENGINE.PROGRESS_BAR",
     "tensorboard": "ENGINE.TENSORBOARD",
     "wandb.enabled": "ENGINE.WANDB.ENABLED",

@@ -202,6 +202,25 @@ def test_a_given_prior_is_not_measured(tmp_path):
     assert float(model.prior) == pytest.approx(1e-4)
 
 
+def test_the_logits_of_logn_are_collected(tmp_path):
+    batch = make_batch((2, 1), size=64)
+    on = ["MODEL.ROI_BOX_HEAD.LOGIT_NORM.ENABLED", True]
+    model = build(small_cfg(config_files("Demo/faster_rcnn_shapes"), on))
+    cfg = small_lazy("retinanet")
+    cfg.train.update(output_dir=str(tmp_path), max_iter=1, device="cpu", init_checkpoint="")
+    cfg.train.update(logit_norm={"num_images": 3})
+    cfg.dataloader = {"train": [batch] * 3}
+    cfg.optimizer.lr = 1e-4
+    build_lazy_trainer(cfg, model).train()
+    sums = model.roi_heads.box_predictor.logit_norm.sums
+    assert sums[0, 0] > 1
+    saved = torch.load(tmp_path / "model_final.pth")["model"]
+    assert torch.equal(saved["roi_heads.box_predictor.logit_norm.sums"], sums)
+    cfg.train.ema = {"enabled": True}
+    with pytest.raises(ValueError, match="logits of the last weights, not of their average"):
+        build_lazy_trainer(cfg, model)
+
+
 SMALL = """
 from d2ext.model_zoo import get_config_file
 from detectron2.config import LazyConfig

@@ -19,6 +19,8 @@ __all__ = ["CollectLogits", "build_collect_logits"]
 
 logger = logging.getLogger(__name__)
 
+FAST_DEV_RUN_IMAGES = 4
+
 
 class CollectLogits(HookBase):
     """After the last step, before it is evaluated and saved, fills the statistics of the logits.
@@ -58,8 +60,8 @@ class CollectLogits(HookBase):
             if bool((var < 1e-6).any()):
                 logger.warning(
                     f"The logits of {int((var < 1e-6).sum())} classes in {name} hardly vary, and "
-                    "normalising would blow them up; train longer, or set "
-                    "MODEL.ROI_BOX_HEAD.LOGIT_NORM.ENABLED to False."
+                    "normalising would blow them up; train longer, or turn LogN off "
+                    "(MODEL.ROI_BOX_HEAD.LOGIT_NORM.ENABLED)."
                 )
         logger.info("Logits of {proposals} proposals in {images} images.".format(**counted))
 
@@ -67,8 +69,21 @@ class CollectLogits(HookBase):
 def build_collect_logits(
     cfg: CfgNode, model: nn.Module, build_loader: Callable[[CfgNode], Iterable[Any]]
 ) -> Optional[CollectLogits]:
-    """The hook, if the model has logits to normalise."""
+    """The hook, if the model has logits to normalise.
+
+    Args:
+        cfg: a config, or the settings of a LazyConfig.
+        model: the model without a wrapper.
+        build_loader: makes a training loader from a config.
+    """
     if not any(isinstance(m, LogitNorm) for m in model.modules()):
         return None
-    number = 4 if cfg.ENGINE.FAST_DEV_RUN else cfg.MODEL.ROI_BOX_HEAD.LOGIT_NORM.NUM_IMAGES
+    if cfg.ENGINE.EMA.ENABLED:
+        raise ValueError(
+            "LogN collects the logits of the last weights, not of their average; leave it out, or "
+            "turn the average off (ENGINE.EMA.ENABLED, in a LazyConfig train.ema.enabled)."
+        )
+    number = cfg.MODEL.ROI_BOX_HEAD.LOGIT_NORM.NUM_IMAGES
+    if cfg.ENGINE.FAST_DEV_RUN:
+        number = FAST_DEV_RUN_IMAGES
     return CollectLogits(model, own_batches(cfg, build_loader), number)
