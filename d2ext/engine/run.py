@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -99,6 +100,34 @@ def main(args: argparse.Namespace) -> Optional[int]:
     return trainer.exit_code
 
 
+def _decide_for_all(args: argparse.Namespace) -> None:
+    """Choose folder and recipe in the first of several processes that are started apart.
+
+    Before they meet, because a step that is measured must wait for nobody. The others wait in
+    ``launch``; what is refused is kept for them, too, so that all end with it.
+    """
+    try:
+        settle_output_folder(args)
+        prepare_own_data(args)
+    except RunError as error:
+        args.refusal = error
+
+
+def _as_the_first(main: Any, args: argparse.Namespace) -> Optional[int]:
+    """Call ``main`` with the config file and the overrides that the first process decided on."""
+    mine = (args.config_file, args.opts, getattr(args, "refusal", None))
+    args.config_file, args.opts, refusal = comm.all_gather(mine)[0]
+    if refusal is not None:
+        raise refusal
+    missing = [file for file in args.config_file if not os.path.isfile(file)]
+    if missing:
+        raise RunError(
+            f"{missing[0]}, which the first process wrote, is not there for process "
+            f"{comm.get_rank()}; give an OUTPUT_DIR that all machines share."
+        )
+    return main(args)
+
+
 def _device_of(args: argparse.Namespace) -> str:
     """The device that a command line asks for, before anything of it is imported or checked."""
     if args.lazy:
@@ -132,12 +161,19 @@ def run(args: argparse.Namespace, main: Any = main) -> Optional[int]:
                 lazy_file(args)
             else:
                 args.opts = [word for pair in override_pairs(args.opts) for word in pair]
-        if args.num_machines == 1 and place_from_environment(os.environ) is None:
+        place = place_from_environment(os.environ)
+        several = args.num_machines > 1 or place is not None
+        first_decides = several and bool(args.data) and not args.config_file
+        is_first = (args.machine_rank if place is None else place.rank) == 0
+        if not several:
             settle_output_folder(args)  # otherwise when all processes have met
         with removed_if_empty(args):
-            prepare_own_data(args)
+            if not first_decides:
+                prepare_own_data(args)
+            elif is_first:
+                _decide_for_all(args)
             return launch(
-                main,
+                functools.partial(_as_the_first, main) if first_decides else main,
                 args.num_gpus,
                 num_machines=args.num_machines,
                 machine_rank=args.machine_rank,

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 
+import own_data_kit
 import pytest
 import torch
 from campaigns.runs import environment_of
@@ -15,6 +16,8 @@ from process_kit import call
 from test_trainer_hooks import line_trainer
 
 from d2ext.cli import main as d2ext
+from d2ext.config import get_cfg
+from d2ext.data.own import register_own_data
 from d2ext.engine import HookBase
 from d2ext.engine.hooks import (
     BestCheckpointer,
@@ -139,6 +142,23 @@ def test_the_best_is_found_and_the_table_goes_on(tmp_path, caplog):
     assert "Best: bbox/AP 3 at step 4." in caplog.text
     summary = json.loads((tmp_path / "parts" / "summary.json").read_text())
     assert (summary["best"], summary["best_step"], summary["steps"]) == (3.0, 4, 6)
+
+
+@pytest.mark.parametrize("watched", ["val", "test"])
+def test_the_end_names_the_test_split_that_was_not_watched(tmp_path, caplog, monkeypatch, watched):
+    monkeypatch.setenv("D2EXT_DATA", str(tmp_path / "cache"))
+    path = tmp_path / "my pets"
+    own_data_kit.write_coco(path)
+    names = register_own_data(str(path)).names
+    trainer = table_trainer(tmp_path / "run", [1.0, 2.0, 3.0])
+    trainer.train()
+    trainer.cfg = get_cfg()
+    trainer.cfg.DATASETS.DATA, trainer.cfg.DATASETS.TEST = str(path), (names[watched],)
+    with caplog.at_level(logging.INFO):
+        tell_results(trainer)
+    weights = tmp_path / "run" / "model_best.pth"
+    command = f"  d2ext val --weights {weights} --data '{path}' --split test"
+    assert (command in caplog.text) == (watched == "val")
 
 
 @pytest.mark.dist

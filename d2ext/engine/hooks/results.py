@@ -5,10 +5,12 @@ import io
 import json
 import logging
 import os
+import shlex
 import time
 from datetime import timedelta
 from typing import Any, Dict, List
 
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from d2ext._files import atomic_write, writing
@@ -104,6 +106,7 @@ class ResultsTable(HookBase):
             "best_step": step,
             "folder": folder,
             "files": {k: path for k, path in there.items() if folder and os.path.isfile(path)},
+            "unwatched": _unwatched(getattr(self.trainer, "cfg", None)),
         }
 
     def state_dict(self) -> Dict[str, Any]:
@@ -138,7 +141,21 @@ def _sentences(summary: Dict[str, Any], seconds: float) -> List[str]:
             f"  d2ext report {folder}",
             f"  d2ext predict --weights {weights} IMAGES",
         ]
+        if summary["unwatched"]:
+            data = shlex.quote(summary["unwatched"])
+            lines.append(f"  d2ext val --weights {weights} --data {data} --split test")
     return lines
+
+
+def _unwatched(cfg: Any) -> str:
+    """The data of one's own whose test split the training has not evaluated on; "": none."""
+    path = cfg.DATASETS.DATA if cfg is not None else ""
+    for name in DatasetCatalog.list() if path else ():
+        about = MetadataCatalog.get(name)
+        is_test = os.path.basename(about.get("json_file") or "") == "test.json"
+        if is_test and about.get("own_data") == path and name not in cfg.DATASETS.TEST:
+            return str(path)
+    return ""
 
 
 def read_summary(folder: str) -> Dict[str, Any]:
