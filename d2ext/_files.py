@@ -5,12 +5,13 @@ import errno
 import functools
 import os
 import stat
-from typing import Any, BinaryIO, Iterator, Optional, Tuple
+from typing import Any, BinaryIO, Iterator, Optional, Tuple, Type
 
 __all__ = [
     "RunError",
     "WriteError",
     "atomic_write",
+    "mistakes_in_sentences",
     "open_image",
     "open_regular",
     "reason_of",
@@ -58,6 +59,43 @@ def sentence_of(error: BaseException) -> str:
     """What an error says; as text a KeyError would have quotes around it."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return text or type(error).__name__
+
+
+# What a wrong name, value or file ends in while a run is set up. Anything else needs its traceback.
+_MISTAKES = (ValueError, KeyError, AssertionError, ImportError, OSError)
+
+
+@contextlib.contextmanager
+def mistakes_in_sentences(config: str = "") -> Iterator[None]:
+    """While a run is set up: an error that is a sentence ends it as a :class:`RunError` does.
+
+    It stays what it was, a ``ValueError`` say, for those who call the same code. An error of a word
+    or two says too little and keeps its traceback, except while a config is read.
+
+    Args:
+        config: name of the config that is read.
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except (*_MISTAKES, TypeError) as error:
+        text = sentence_of(error)
+        is_type_error = isinstance(error, (TypeError, UnicodeDecodeError))  # of bytes, or a list
+        if not is_type_error and len(text.split()) >= 4:
+            cls = next(kind for kind in _MISTAKES if isinstance(error, kind))
+            raise _as_run_error(cls)(text) from error
+        if not config:
+            raise
+        raise RunError(
+            f"{config} cannot be read as a config ({text}); give a YAML file with sections of keys."
+        ) from error
+
+
+@functools.cache
+def _as_run_error(cls: Type[Exception]) -> Type[Exception]:
+    """A class that is both; as text a KeyError would have quotes around it."""
+    return type(f"Run{cls.__name__}", (RunError, cls), {"__str__": BaseException.__str__})
 
 
 def open_regular(path: Any) -> BinaryIO:

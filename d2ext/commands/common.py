@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
 
 from .._arguments import add_import_argument, add_pickle_argument
-from .._files import RunError, sentence_of
+from .._files import mistakes_in_sentences
 from .._text import as_json
 
 __all__ = [
@@ -172,13 +172,12 @@ def load_config(name: str, opts: List[str], check: bool = True) -> Any:
         check: refuse impossible values; if not, the device is left as it is, too.
     """
     from ..config import get_cfg, validate
-    from ..config.refusals import one_sentence
     from ..data.own import use_own_data
     from ..engine import choose_device
     from ..model_zoo import config_files
 
     cfg = get_cfg()
-    with one_sentence(name):
+    with mistakes_in_sentences(name):
         cfg.merge_from_file(config_files(name))
         cfg.merge_from_list(opts)
         use_own_data(cfg, opts)
@@ -193,10 +192,8 @@ def require_data(names: Sequence[str]) -> None:
     """Refuse data sets that are not registered, or whose files are missing, in one sentence."""
     from ..data import require_dataset
 
-    try:
+    with mistakes_in_sentences():
         require_dataset(*names)
-    except (KeyError, FileNotFoundError) as error:
-        raise RunError(sentence_of(error)) from error
 
 
 def write_json(path: Path, values: Any) -> Path:

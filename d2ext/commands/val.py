@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 from .._arguments import add_import_argument, add_pickle_argument
-from .._files import RunError, sentence_of
+from .._files import RunError, mistakes_in_sentences
 from ..run_index import note_in_run
 from .common import (
     Done,
@@ -83,12 +83,10 @@ def _config(args: argparse.Namespace) -> Any:
     from ..config import validate
     from ..predictor import load_config
 
-    try:
+    with mistakes_in_sentences(args.config_file or args.weights):
         cfg = load_config(args.config_file, args.weights)
         cfg.merge_from_list(args.opts)
         validate(cfg)
-    except (KeyError, ValueError, AssertionError, OSError) as error:
-        raise RunError(sentence_of(error)) from error
     return cfg
 
 
@@ -110,24 +108,6 @@ def _data(args: argparse.Namespace, cfg: Any) -> str:
     if split not in data.names:
         raise RunError(f"{path} has no split '{split}'; its splits are {', '.join(data.names)}.")
     return data.names[split]
-
-
-def _check_classes(weights: str, name: str) -> None:
-    """Refuse a data set whose labels mean something else than the checkpoint's."""
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    from ..predictor import describe_weights
-
-    known = describe_weights(weights).get("class_names")
-    if not MetadataCatalog.get(name).get("thing_classes"):
-        DatasetCatalog.get(name)  # some name their classes when they are loaded
-    names = MetadataCatalog.get(name).get("thing_classes")
-    if known and names and list(known) != list(names):
-        raise RunError(
-            f"{weights} was trained on the classes {', '.join(known[:5])} ... ({len(known)}) and "
-            f"'{name}' has {', '.join(names[:5])} ... ({len(names)}); evaluate on data with the "
-            "same list of classes, in its order."
-        )
 
 
 class _Timed:

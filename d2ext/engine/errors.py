@@ -1,13 +1,11 @@
 """Exit codes, and the errors that end a run with one sentence."""
 
-import contextlib
-import functools
 import re
-from typing import Iterator, Optional, Type
+from typing import Optional
 
 from detectron2.utils import comm
 
-from d2ext._files import RunError, WriteError, sentence_of
+from d2ext._files import RunError, WriteError, mistakes_in_sentences
 
 __all__ = [
     "DamagedCheckpointError",
@@ -78,35 +76,6 @@ def expected_error(error: BaseException) -> Optional[RunError]:
         f"ended or does not answer ({_first_line(error)}); look for the error of that one, and "
         "start all of them again with --resume."
     )
-
-
-# What a wrong name, value or file ends in while a run is set up. Anything else needs its traceback.
-_MISTAKES = (ValueError, KeyError, AssertionError, ImportError, OSError)
-
-
-@contextlib.contextmanager
-def mistakes_in_sentences() -> Iterator[None]:
-    """While a run is set up: an error that is a sentence ends it as a :class:`RunError` does.
-
-    It stays what it was, a ``ValueError`` say, for those who call the same code. An error of a word
-    or two says too little and keeps its traceback.
-    """
-    try:
-        yield
-    except RunError:
-        raise
-    except _MISTAKES as error:
-        text = sentence_of(error)
-        if len(text.split()) < 4:
-            raise
-        cls = next(kind for kind in _MISTAKES if isinstance(error, kind))
-        raise _as_run_error(cls)(" ".join(text.split())) from error
-
-
-@functools.cache
-def _as_run_error(cls: Type[Exception]) -> Type[Exception]:
-    """A class that is both; as text a KeyError would have quotes around it."""
-    return type(f"Run{cls.__name__}", (RunError, cls), {"__str__": BaseException.__str__})
 
 
 def is_lost_worker(error: BaseException) -> bool:

@@ -93,20 +93,22 @@ def train_lazy(args: argparse.Namespace) -> Optional[int]:
         record_sets(cfg.train.output_dir, *(dataset_names(cfg, k) for k in ("train", "test")))
     if warning:
         logger.warning(warning)  # there is a log only now
-    model = instantiate(cfg.model).to(cfg.train.device)
-    if args.eval_only:
-        checkpointer = Checkpointer(model, cfg.train.output_dir, allow_pickle=args.allow_pickle)
-        names = dataset_names(cfg, "test")
-        with mistakes_in_sentences():
+    with mistakes_in_sentences():
+        model = instantiate(cfg.model).to(cfg.train.device)
+        if args.eval_only:
+            checkpointer = Checkpointer(model, cfg.train.output_dir, allow_pickle=args.allow_pickle)
+            names = dataset_names(cfg, "test")
             load_weights(checkpointer, cfg.train.init_checkpoint, args.resume, names)
+        else:
+            trainer = build_lazy_trainer(cfg, model)
+            trainer.checkpointer.allow_pickle = args.allow_pickle
+            if args.resume or args.reset_schedule:
+                trainer.resume_or_load(resume=args.resume, new_schedule=args.reset_schedule)
+            else:
+                trainer.checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
+    if args.eval_only:
         _evaluate(cfg, model)
         return 0
-    trainer = build_lazy_trainer(cfg, model)
-    trainer.checkpointer.allow_pickle = args.allow_pickle
-    if args.resume or args.reset_schedule:
-        trainer.resume_or_load(resume=args.resume, new_schedule=args.reset_schedule)
-    else:
-        trainer.checkpointer.load(cfg.train.init_checkpoint, checkpointables=[])
     trainer.train()
     hooks.tell_results(trainer)
     return trainer.exit_code

@@ -18,7 +18,6 @@ from .._files import RunError
 from .._text import printable_lines
 from ..config import CfgNode, get_cfg
 from ..config.node import override_pairs
-from ..config.refusals import one_sentence
 from ..data import require_dataset
 from ..data.own import use_own_data
 from ..run_index import record_sets
@@ -46,7 +45,7 @@ logger = logging.getLogger(__name__)
 def setup(args: argparse.Namespace) -> CfgNode:
     """The config of the command line, frozen, with its log files open."""
     cfg = get_cfg()
-    with one_sentence(", ".join(args.config_file) or "The command line"):
+    with mistakes_in_sentences(", ".join(args.config_file) or "The command line"):
         if args.config_file:
             cfg.merge_from_file(args.config_file)
         cfg.merge_from_list(args.opts)
@@ -62,7 +61,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if cfg.ENGINE.FAST_DEV_RUN and not args.eval_only:
         cfg.OUTPUT_DIR = fast_dev_run_folder(cfg.OUTPUT_DIR)
     cfg.freeze()
-    with one_sentence("DATASETS"):
+    with mistakes_in_sentences():
         require_dataset(*([] if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)
     default_setup(cfg, args)
     if not args.eval_only:
@@ -155,7 +154,7 @@ def run(args: argparse.Namespace, main: Any = main) -> Optional[int]:
         the exit code
     """
     try:
-        with one_sentence(", ".join(args.config_file) or "The command line"):
+        with mistakes_in_sentences(", ".join(args.config_file) or "The command line"):
             args.config_file = model_zoo.config_files(args.config_file)
             if args.lazy:
                 lazy_file(args)

@@ -14,7 +14,7 @@ from d2ext.data import tiny_dataset
 from d2ext.data.class_names import classes_of, require_same_classes
 from d2ext.engine import Trainer, argument_parser
 from d2ext.engine.build_data import _repeat_factors
-from d2ext.engine.run import main
+from d2ext.engine.run import main, run
 from d2ext.model_zoo import get_config_file
 
 SMALL = ["MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", 32, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8,
@@ -99,7 +99,7 @@ def evaluate(cfg, tmp_path, *words):
     return main(argument_parser().parse_args(["--config-file", str(file), "--eval-only", *words]))
 
 
-def test_evaluation_needs_weights_for_the_whole_model(three, tmp_path):
+def test_evaluation_needs_weights_for_the_whole_model(three, tmp_path, capsys):
     out = str(tmp_path / "run")
     cfg = load(
         "fcos", three, "DATASETS.TEST", (three,), "MODEL.FCOS.NUM_CLASSES", 3, "OUTPUT_DIR", out
@@ -115,15 +115,26 @@ def test_evaluation_needs_weights_for_the_whole_model(three, tmp_path):
         torch.save({"model": state, "class_names": names}, path)
         return ["MODEL.WEIGHTS", path]
 
+    def refused(words):
+        """What the command ends with, and no traceback."""
+        words = ["--config-file", str(tmp_path / "config.yaml"), "--eval-only", *words]
+        assert run(argument_parser().parse_args(words)) == 1
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err + said.out
+        return said.err + said.out
+
     assert evaluate(cfg, tmp_path, *saved(state, names)) == 0
     part = {k: v for k, v in state.items() if "cls_score" not in k}
     with pytest.raises(ValueError, match="no weights for head.cls_score"):
         evaluate(cfg, tmp_path, *saved(part, names))
+    assert "no weights for head.cls_score" in refused(["MODEL.WEIGHTS", path])
     with pytest.raises(ValueError, match="weights.pth and .* the same classes in another order"):
         evaluate(cfg, tmp_path, *saved(state, names[::-1]))
+    assert "the same classes in another order" in refused(["MODEL.WEIGHTS", path])
     cfg.MODEL.FCOS.NUM_CLASSES = 5
     with pytest.raises(ValueError, match=r"head.cls_score.weight has the shape \(3, .*and \(5, "):
         evaluate(cfg, tmp_path, *saved(state, names))
+    assert "head.cls_score.weight has the shape (3, " in refused(["MODEL.WEIGHTS", path])
 
 
 def test_a_newer_file_of_another_model_is_not_resumed_from(three, tmp_path):
