@@ -1,7 +1,8 @@
 """``d2ext train``: ``train_net.py`` for those who have the package and no checkout."""
 
 import argparse
-from typing import Any
+import os
+from typing import Any, Dict
 
 from .._arguments import argument_parser
 from .common import Done, new_parser
@@ -26,10 +27,18 @@ def add_train(commands: Any) -> None:
 
 def run_train(args: argparse.Namespace) -> Done:
     from ..engine import run
+
+    code = run(args) or 0
+    summary = _summary(args) if code == 0 and not args.eval_only else {}
+    files = summary.get("files", {}).values() if args.json else ()  # the log has named them
+    return Done({"exit_code": code, **summary}, files=tuple(files), code=code)
+
+
+def _summary(args: argparse.Namespace) -> Dict[str, Any]:
+    """What the run wrote into ``summary.json``."""
     from ..engine.hooks.results import read_summary
     from ..engine.run_folder import output_folder
 
-    code = run(args) or 0
-    summary = read_summary(output_folder(args)) if code == 0 and not args.eval_only else {}
-    files = summary.get("files", {}).values() if args.json else ()  # the log has named them
-    return Done({"exit_code": code, **summary}, files=tuple(files), code=code)
+    folder = output_folder(args)
+    beside = read_summary(os.path.join(folder, "fast_dev_run")) if args.fast_dev_run else {}
+    return beside or read_summary(folder)

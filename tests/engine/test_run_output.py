@@ -16,9 +16,10 @@ from process_kit import call
 from test_trainer_hooks import line_trainer
 
 from d2ext.cli import main as d2ext
+from d2ext.commands.train import run_train as train_command
 from d2ext.config import get_cfg
 from d2ext.data.own import register_own_data
-from d2ext.engine import HookBase
+from d2ext.engine import HookBase, argument_parser
 from d2ext.engine.hooks import (
     BestCheckpointer,
     Evaluate,
@@ -105,6 +106,17 @@ def test_json_and_quiet(tiny, tmp_path):
     (tmp_path / "taken" / ".lock").symlink_to(tmp_path)
     done = run_train(tiny, tmp_path, *STEPS, "OUTPUT_DIR", "taken", flags=["--quiet"])
     assert done.returncode == 1 and "is a link or no regular file" in done.stderr
+
+
+def test_json_of_a_fast_run_is_not_that_of_the_run_beside_it(tmp_path, monkeypatch):
+    parser = argument_parser()
+    args = parser.parse_args(["--fast-dev-run", "OUTPUT_DIR", str(tmp_path)])
+    args.json = True
+    monkeypatch.setattr("d2ext.engine.run", lambda args: 0)  # it has run
+    for folder, steps in ((tmp_path, 500), (tmp_path / "fast_dev_run", 4)):
+        folder.mkdir(exist_ok=True)
+        (folder / "summary.json").write_text(json.dumps({"steps": steps, "files": {}}))
+    assert train_command(args).values == {"exit_code": 0, "steps": 4, "files": {}}
 
 
 def table_trainer(folder, figures, steps=6):
