@@ -48,6 +48,12 @@ SECTIONS = [
             listing(COUNT),
             "lengths of the longest side, one drawn for each image; []: MIN_SIZE_TRAIN",
         ),
+        Key(
+            "MIN_BOX_SIZE",
+            0.0,
+            number(0),
+            "objects of which a side is not longer, in pixels of the file, are not learnt from",
+        ),
         # 0: what AUGMENTATION says.
         Key("MOSAIC", 0.0, SHARE, "probability of a mosaic of four images and a random affine map"),
         Key("MIXUP", 0.0, SHARE, "probability that a mosaic is mixed with a fifth image"),

@@ -25,6 +25,7 @@ from d2ext.config.classes import class_count_key, class_count_keys
 from d2ext.data import FastMapper, require_dataset, why_not_fast
 from d2ext.data.augment import AugmentingMapper, augmentation_of
 from d2ext.data.checks import check_sample, checked_datasets
+from d2ext.data.checks.dicts import without_small
 from d2ext.data.class_names import classes_of, require_same_classes
 from d2ext.data.fast_mapper import read_image
 from d2ext.data.image_cache import ImageCache
@@ -57,6 +58,9 @@ def build_train_loader(
     dataset_dicts, source_sizes = _load_dataset_dicts(cfg)
     factors = _repeat_factors(cfg, dataset_dicts, source_sizes)
     epoch_size = _epoch_size(cfg, len(dataset_dicts), factors)
+    if cfg.INPUT.MIN_BOX_SIZE > 0:
+        # Behind the factors: small objects say how often an image comes, as the others.
+        dataset_dicts = without_small(dataset_dicts, cfg.INPUT.MIN_BOX_SIZE)
     if mapper is None:
         mapper = build_mapper(cfg, is_train=True, epoch_size=epoch_size)
     if type(mapper) in (FastMapper, AugmentingMapper):

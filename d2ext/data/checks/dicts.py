@@ -14,7 +14,7 @@ from detectron2.structures import BoxMode
 from .boxes import BOX_KINDS, are_relative, box_codes, show_box, stack_boxes
 from .kinds import KINDS, Problem
 
-__all__ = ["DictFindings", "check_annotations", "check_images", "without"]
+__all__ = ["DictFindings", "check_annotations", "check_images", "without", "without_small"]
 
 
 _MODES = {BoxMode.XYXY_ABS, BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS}
@@ -85,6 +85,22 @@ def without(dicts: Sequence[Dict[str, Any]], drop: Sequence[Tuple[int, int]]) ->
         kept = [t for k, t in enumerate(dicts[image]["annotations"]) if k not in numbers_]
         dicts[image] = {**dicts[image], "annotations": kept}
     return dicts
+
+
+def without_small(dicts: Sequence[Dict[str, Any]], side: float) -> List[Dict]:
+    """The dicts without objects of which a side is ``side`` or less, in pixels of the file.
+
+    An image that has no other object stays, as one without objects.
+    """
+    drop = []
+    for image, item in enumerate(dicts):
+        for number, thing in enumerate(item.get("annotations", ())):
+            x, y, width, height = thing["bbox"][:4]
+            if thing["bbox_mode"] == BoxMode.XYXY_ABS:
+                width, height = width - x, height - y
+            if min(width, height) <= side:
+                drop.append((image, number))
+    return without(dicts, drop)
 
 
 class _Objects:
