@@ -108,3 +108,15 @@ def test_citation_has_the_version():
     assert citation["version"] == d2ext.__version__
     assert f"[{d2ext.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
     assert (ROOT / "d2ext" / "py.typed").exists()
+
+
+@pytest.mark.parametrize("name", ["recipes.md", "sampling_free.md"])
+def test_configs_of_the_authors_rows_exist(name):
+    """Whole names in the tables of rows, or names in the folder of the method."""
+    page = (ROOT / "docs" / name).read_text()
+    found = re.findall(r"`([A-Z]\w*/\w+)`", page) + [
+        f"SamplingFree/{file}" for file in re.findall(r"`(\w+)\.yaml` \|", page)
+    ]
+    assert len(found) >= 8
+    for config in found:
+        assert (ROOT / "configs" / f"{config}.yaml").is_file(), config
