@@ -199,7 +199,7 @@ def data_problems(name: str) -> List[Problem]:
     """All that is wrong with a registered data set, from its own files where they are known."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    from d2ext.data.checks import checked_datasets
+    from d2ext.data.checks import load_checked
     from d2ext.data.checks.json_file import read_json
     from d2ext.data.checks.voc_files import check_voc, split_file
 
@@ -209,8 +209,7 @@ def data_problems(name: str) -> List[Problem]:
     source = split_file(metadata.dirname, metadata.split) if is_voc else file
     classes = metadata.get("thing_classes")
     if not os.path.isfile(source):  # the built-in sets are drawn when they are read
-        with checked_datasets([name], training=False):
-            dicts = DatasetCatalog.get(name)
+        dicts = load_checked(name, training=False)
     if is_voc:
         found = check_voc(metadata.dirname, metadata.split, classes)
         # Detectron2 cannot load what is refused.

@@ -2,13 +2,12 @@
 
 import functools
 import os
-from typing import Dict, List
+from typing import Callable, Dict, List
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets.coco import load_coco_json
-from detectron2.data.datasets.lvis import load_lvis_json
 from detectron2.data.datasets.pascal_voc import load_voc_instances
 
+from .checks.json_sets import JsonSet
 from .shapes import ShapesSpec, common_classes, long_tail_classes, write_dataset
 from .store import dataset_folder, publish
 
@@ -77,19 +76,25 @@ def register_shapes(spec: ShapesSpec, split: str, name: str, folder: str) -> Non
             metadata["class_image_count"] = [
                 {"id": i + 1, "image_count": count} for i, count in enumerate(counts)
             ]
-    DatasetCatalog.register(name, functools.partial(_load, spec, split, name, folder))
+    draw = functools.partial(publish, folder, spec.stamp(), functools.partial(write_dataset, spec))
+    if spec.form == "voc":
+        load = functools.partial(_load_voc, draw, folder, split, name)
+    else:
+        # LVIS without a name: with one, Detectron2 would look for the classes of LVIS itself.
+        load = JsonSet(
+            metadata["json_file"],
+            metadata["image_root"],
+            spec.form,
+            name if spec.form == "coco" else None,
+            prepare=draw,
+        )
+    DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(**metadata)
 
 
-def _load(spec: ShapesSpec, split: str, name: str, folder: str) -> List[dict]:
-    publish(folder, spec.stamp(), functools.partial(write_dataset, spec))
-    metadata = MetadataCatalog.get(name)
-    if spec.form == "voc":
-        return load_voc_instances(folder, split, metadata.thing_classes)
-    if spec.form == "coco":
-        return load_coco_json(metadata.json_file, metadata.image_root, name)
-    # Without a name: with one, Detectron2 would look for the classes of LVIS itself.
-    return load_lvis_json(metadata.json_file, metadata.image_root)
+def _load_voc(draw: Callable[[], None], folder: str, split: str, name: str) -> List[dict]:
+    draw()
+    return load_voc_instances(folder, split, MetadataCatalog.get(name).thing_classes)
 
 
 def register_builtin_shapes() -> None:

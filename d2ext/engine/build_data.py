@@ -9,8 +9,13 @@ from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
     DatasetMapper,
+    MetadataCatalog,
     build_detection_test_loader,
-    get_detection_dataset_dicts,
+)
+from detectron2.data.build import (
+    filter_images_with_few_keypoints,
+    filter_images_with_only_crowd_annotations,
+    print_instances_class_histogram,
 )
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
@@ -18,13 +23,13 @@ from detectron2.data.samplers import (
     TrainingSampler,
 )
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from d2ext.config import validate
 from d2ext.config.classes import class_count_key, class_count_keys
 from d2ext.data import FastMapper, require_dataset, why_not_fast
 from d2ext.data.augment import AugmentingMapper, augmentation_of
-from d2ext.data.checks import check_sample, checked_datasets
+from d2ext.data.checks import BadDataError, check_sample, load_checked
 from d2ext.data.checks.dicts import without_small
 from d2ext.data.class_names import classes_of, require_same_classes
 from d2ext.data.fast_mapper import read_image
@@ -151,11 +156,10 @@ def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
     # A tiled model cuts and resizes by itself.
     plain: Optional[List[Any]] = [] if cfg.DATASETS.TILES else None
     mapper = NamedErrors(build_mapper(cfg, is_train=False, augmentations=plain), check_sample)
-    if not cfg.MODEL.LOAD_PROPOSALS:
-        with checked_datasets([name], training=False):
-            return build_detection_test_loader(cfg, name, mapper=mapper)
-    file = cfg.DATASETS.PROPOSAL_FILES_TEST[list(cfg.DATASETS.TEST).index(name)]
-    (dicts,) = load_dicts([name], [file], training=False)
+    files = None
+    if cfg.MODEL.LOAD_PROPOSALS:
+        files = [cfg.DATASETS.PROPOSAL_FILES_TEST[list(cfg.DATASETS.TEST).index(name)]]
+    (dicts,) = load_dicts([name], files, training=False)
     return build_detection_test_loader(
         dataset=dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )
@@ -167,6 +171,7 @@ def load_dicts(
     *,
     filter_empty: bool = False,
     min_keypoints: int = 0,
+    same_classes: bool = True,
     **checks: Any,
 ) -> List[List[Dict]]:
     """The checked dataset dicts of each data set, with its proposals.
@@ -175,21 +180,40 @@ def load_dicts(
         names: registered data sets; those with annotations have the same classes.
         proposal_files: one a data set; None for none.
         filter_empty, min_keypoints: as in ``detectron2.data.get_detection_dataset_dicts``.
-        checks: further arguments of :func:`~d2ext.data.checks.checked_datasets`.
+        same_classes: refuse data sets in which a label means different things.
+        checks: further arguments of :func:`~d2ext.data.checks.load_checked`.
     """
     parts: List[List[Dict]] = []
     for k, name in enumerate(names):
-        with checked_datasets([name], filter_empty=filter_empty, **checks):
-            part = get_detection_dataset_dicts(
-                [name], filter_empty=filter_empty, min_keypoints=min_keypoints
-            )
+        part = load_checked(name, filter_empty=filter_empty, **checks)
+        if not isinstance(part, Dataset):
+            part = _select(name, list(part), filter_empty, min_keypoints)
         if proposal_files is not None:
             add_proposals(part, proposal_files[k])
         parts.append(part)
     # A data set of the user's own kind is no list.
     labelled = [n for n, p in zip(names, parts) if isinstance(p, list) and "annotations" in p[0]]
-    _require_same_classes(labelled)
+    if same_classes:
+        _require_same_classes(labelled)
     return parts
+
+
+def _select(name: str, dicts: List[Dict], filter_empty: bool, min_keypoints: int) -> List[Dict]:
+    """What ``get_detection_dataset_dicts`` makes of the dicts of one data set."""
+    labelled = bool(dicts) and "annotations" in dicts[0]
+    if filter_empty and labelled:
+        dicts = filter_images_with_only_crowd_annotations(dicts)
+    if min_keypoints > 0 and labelled:
+        dicts = filter_images_with_few_keypoints(dicts, min_keypoints)
+    if not dicts:
+        raise BadDataError(
+            f"No valid data found in {name}: every image lacks objects or has less than "
+            f"{min_keypoints} key points; annotate some."
+        )
+    classes = MetadataCatalog.get(name).get("thing_classes")
+    if labelled and classes:
+        print_instances_class_histogram(dicts, classes)
+    return dicts
 
 
 def _require_same_classes(names: Sequence[str]) -> None:

@@ -4,26 +4,36 @@ import contextlib
 import copy
 import functools
 import logging
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from detectron2.config import instantiate
-from detectron2.data import DatasetMapper, build_detection_train_loader
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigTypeError
-from torch.utils.data import Sampler
+from torch.utils.data import ConcatDataset, Sampler
 
 from d2ext.data import FastMapper
-from d2ext.data.checks import check_sample, checked_datasets
+from d2ext.data.checks import check_sample
 
-from .build_data import share_of_rank
+from .build_data import load_dicts, share_of_rank
 from .data_loader import ResumableLoader
 from .validation_data import ValidationBatches
 
-__all__ = ["build_loader", "build_train_loader", "dataset_names", "validation_batches"]
+__all__ = [
+    "build_loader",
+    "build_train_loader",
+    "dataset_names",
+    "load_dataset",
+    "validation_batches",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +55,56 @@ def dataset_names(cfg: Any, key: str) -> List[str]:
 
 def build_loader(cfg: Any, key: str) -> Any:
     """``dataloader.train`` or ``dataloader.test``, whose data sets are checked as they load."""
-    with checked_datasets(dataset_names(cfg, key), training=key == "train"):
-        return instantiate(cfg.dataloader[key])
+    return instantiate(_with_checks(cfg, key).dataloader[key])
+
+
+def _with_checks(cfg: Any, key: str, training: Optional[bool] = None) -> Any:
+    """The config, with ``load_dataset`` instead of Detectron2's function in one of its loaders.
+
+    Samplers may refer to the data set of their loader: they get the checked one, too.
+    """
+    names = dataset_names(cfg, key)
+    if not names:
+        return cfg
+    cfg = copy.deepcopy(cfg)
+    node = cfg.dataloader[key].dataset
+    if _located(node.get("_target_")) is not get_detection_dataset_dicts:
+        logger.warning(
+            f"Unchecked: dataloader.{key}.dataset is not made by get_detection_dataset_dicts."
+        )
+        return cfg
+    OmegaConf.set_struct(node, False)
+    node["_target_"] = f"{__name__}.{load_dataset.__name__}"
+    node["training"] = key == "train" if training is None else training
+    return cfg
+
+
+def load_dataset(
+    names: Union[str, Sequence[str]],
+    filter_empty: bool = True,
+    min_keypoints: int = 0,
+    proposal_files: Optional[Sequence[str]] = None,
+    check_consistency: bool = True,
+    *,
+    training: bool = True,
+) -> Any:
+    """``detectron2.data.get_detection_dataset_dicts`` with data sets that are checked.
+
+    Args:
+        names, filter_empty, min_keypoints, proposal_files, check_consistency: as there.
+        training: whether the annotations are trained on.
+    """
+    parts = load_dicts(
+        [names] if isinstance(names, str) else names,
+        proposal_files,
+        filter_empty=filter_empty,
+        min_keypoints=min_keypoints,
+        same_classes=check_consistency,
+        training=training,
+    )
+    if isinstance(parts[0], list):
+        return [item for part in parts for item in part]
+    return parts[0] if len(parts) == 1 else ConcatDataset(parts)
 
 
 def build_train_loader(cfg: Any, accumulate: int = 1, seed: int = -1) -> Any:
@@ -57,14 +115,13 @@ def build_train_loader(cfg: Any, accumulate: int = 1, seed: int = -1) -> Any:
         accumulate: micro-steps that share ``total_batch_size``.
         seed: of order and augmentation; below 0: a random one.
     """
-    node = cfg.dataloader.train
-    if not _can_resume(node):
+    if not _can_resume(cfg.dataloader.train):
         return build_loader(cfg, "train")
+    node = _with_checks(cfg, "train").dataloader.train
     images = node.total_batch_size
     batch_size = share_of_rank(images, accumulate, "dataloader.train.total_batch_size")
-    with checked_datasets(dataset_names(cfg, "train")):
-        dataset, mapper = instantiate(node.dataset), instantiate(node.mapper)
-        indices = _Indices(node.get("sampler"), len(dataset))
+    dataset, mapper = instantiate(node.dataset), instantiate(node.mapper)
+    indices = _Indices(node.get("sampler"), len(dataset))
     reads = type(mapper) in (DatasetMapper, FastMapper)
     return ResumableLoader(
         dataset,
@@ -118,8 +175,8 @@ def validation_batches(cfg: Any, max_batches: int) -> Callable[[], Iterator[Tupl
     node = cfg.dataloader.test
 
     def load() -> List[Dict[str, Any]]:
-        with checked_datasets(dataset_names(cfg, "test")):
-            return list(instantiate(node.dataset))
+        # With ground truth, so that it is checked as a training's is.
+        return list(instantiate(_with_checks(cfg, "test", training=True).dataloader.test.dataset))
 
     def build_mapper() -> Callable[[Dict], Any]:
         # An evaluation's mapper leaves the ground truth out.

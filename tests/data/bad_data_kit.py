@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import uuid
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -108,9 +109,9 @@ class DataSet:
             meta.set(json_file=str(self.file), image_root=images, evaluator_type=self.form)
             if self.form == "lvis":
                 meta.set(thing_classes=CLASSES)
-                load = lambda: load_lvis_json(str(self.file), images)  # noqa: E731
+                load = partial(load_lvis_json, str(self.file), images)
             else:
-                load = lambda: load_coco_json(str(self.file), images, name)  # noqa: E731
+                load = partial(load_coco_json, str(self.file), images, name)
         DatasetCatalog.register(name, load)
         try:
             yield name

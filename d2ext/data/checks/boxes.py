@@ -6,11 +6,19 @@ Shapes: G boxes.
 import numbers
 import sys
 from itertools import chain
-from typing import Any, List, Sequence, Tuple
+from typing import Any, Callable, List, Sequence, Tuple
 
 import numpy as np
 
-__all__ = ["BOX_KINDS", "are_relative", "box_codes", "is_area", "show_box", "stack_boxes"]
+__all__ = [
+    "BOX_KINDS",
+    "are_relative",
+    "box_codes",
+    "box_faults",
+    "is_area",
+    "show_box",
+    "stack_boxes",
+]
 
 #: Meaning of :func:`box_codes`; 0 is a good box.
 BOX_KINDS = ("", "not finite", "zero area", "outside", "far outside", "partly outside")
@@ -83,6 +91,35 @@ def box_codes(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def is_area(value: Any) -> bool:
     """Whether an annotation's area is a number that can be one."""
     return _is_number_type(type(value)) and 0 <= value <= sys.float_info.max
+
+
+def box_faults(
+    given: Sequence[Any],
+    sizes: np.ndarray,
+    to_corners: Callable[[np.ndarray], np.ndarray],
+    length: int = 4,
+    *,
+    whole: str = "",
+) -> List[Tuple[str, int, str]]:
+    """Boxes that break a rule: kind, index and what was seen.
+
+    Args:
+        given: boxes as they were written, each of ``length`` numbers if it is good.
+        sizes: (G, 2) width and height of each box's image; NaN where unknown.
+        to_corners: turns (G, length) into (G, 4) XYXY in pixels.
+        whole: what the boxes are all of, for a message.
+    """
+    rows, malformed = stack_boxes(given, length)
+    found = [("malformed box", k, f"box {given[k]!r}") for k in malformed]
+    with np.errstate(invalid="ignore"):
+        boxes = to_corners(rows)
+    if are_relative(boxes, sizes):
+        detail = f"no coordinate{whole} is above 1; " + show_box(boxes[0], sizes[0])
+        return [*found, ("relative box", 0, detail)]
+    codes = box_codes(boxes, sizes)
+    codes[malformed] = 0
+    bad = np.flatnonzero(codes).tolist()
+    return found + [(BOX_KINDS[codes[k]], k, show_box(boxes[k], sizes[k])) for k in bad]
 
 
 def are_relative(boxes: np.ndarray, sizes: np.ndarray) -> bool:

@@ -1,19 +1,19 @@
 """Registered data sets that are checked while they are loaded."""
 
-import contextlib
 import logging
-from functools import partial
-from typing import Any, Callable, Dict, Iterable, Iterator, List
+from typing import Any, Callable, Dict, List
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
 
-from .dicts import DictFindings, check_annotations, check_images, without
+from .dicts import DictFindings, check_annotations, check_images, check_known, without
 from .images import find_missing
 from .json_file import check_json, leave_out, read_json
+from .json_sets import JsonSet
 from .kinds import BAD_ANNOTATIONS, KINDS, BadDataError, Problem, settle
 from .voc_files import check_voc
 
-__all__ = ["checked_datasets"]
+__all__ = ["load_checked"]
 
 logger = logging.getLogger(__name__)
 
@@ -21,20 +21,22 @@ _LEFT_OUT = "left out (DATALOADER.BAD_ANNOTATIONS: skip)"
 _KEPT = "kept, as evaluation counts them"
 
 
-@contextlib.contextmanager
-def checked_datasets(
-    names: Iterable[str],
+def load_checked(
+    name: str,
     *,
     training: bool = True,
     bad_annotations: str = "skip",
     filter_empty: bool = False,
     masks: bool = False,
-) -> Iterator[None]:
-    """While it lasts, Detectron2's catalog checks what it loads.
+) -> Any:
+    """What ``DatasetCatalog.get(name)`` gives, checked.
+
+    Of a set that Detectron2's functions for COCO's and LVIS' JSON files registered, the file is
+    checked before dicts are made of it; other functions are called, and their dicts are checked.
 
     Args:
-        names: registered data sets.
-        training: whether their annotations are trained on. They are left as they are otherwise:
+        name: a registered data set.
+        training: whether its annotations are trained on. They are left as they are otherwise:
             evaluation takes the annotation file as it is, and so do the figures of others.
         bad_annotations: what to do with objects that cannot be learnt: "skip" leaves them out and
             says so once, "refuse" is an error.
@@ -46,31 +48,24 @@ def checked_datasets(
             f"DATALOADER.BAD_ANNOTATIONS is {bad_annotations!r}; choose "
             f"{' or '.join(BAD_ANNOTATIONS)}."
         )
-    loader = _Loader(training, bad_annotations, filter_empty, masks)
-    originals = {n: DatasetCatalog[n] for n in names if n in DatasetCatalog}
-    for name, original in originals.items():
-        DatasetCatalog[name] = partial(loader.load, name, original)
-    try:
-        yield
-    finally:
-        DatasetCatalog.update(originals)
+    if name not in DatasetCatalog:
+        return DatasetCatalog.get(name)  # says what is registered
+    return _Loader(training, bad_annotations, filter_empty, masks).load(name, DatasetCatalog[name])
 
 
 class _Loader:
-    """Loads one data set after the other, with every check that fits its form."""
+    """Loads a data set, with every check that fits its form."""
 
     def __init__(self, training: bool, bad_annotations: str, filter_empty: bool, masks: bool):
         self.training, self.filter_empty, self.masks = training, filter_empty, masks
         self.policy = bad_annotations if training else "skip"
         self.done = _LEFT_OUT if training else _KEPT
-        self._noted = False
 
-    def load(self, name: str, original: Callable[[], Any]) -> Any:
+    def load(self, name: str, function: Callable[[], Any]) -> Any:
         self._check_voc(name)  # first: Detectron2's reader of XML expands entities
         try:
-            self._noted = False
-            with _checked_readers(self._clean_json):
-                dicts = original()
+            source = JsonSet.of(function)
+            dicts = function() if source is None else self._load_json(source)
         except (BadDataError, OSError):  # they name their file
             raise
         except Exception as error:
@@ -81,11 +76,12 @@ class _Loader:
             return dicts
         if not dicts:
             raise BadDataError(f"The data set '{name}' has no image; add some.")
-        problems = check_images(dicts)
-        self._settle(problems, name)
+        if source is None:
+            self._settle(check_images(dicts), name)
         self._settle(find_missing(str(item["file_name"]) for item in dicts), name)
         classes = MetadataCatalog.get(name).get("thing_classes")
-        findings = check_annotations(
+        check = check_annotations if source is None else check_known
+        findings = check(
             dicts, len(classes) if classes else None, masks=self.masks and self.training
         )
         if self.training:
@@ -95,9 +91,7 @@ class _Loader:
         return dicts
 
     def _clean_dicts(self, dicts: List[Dict], findings: DictFindings, name: str) -> List[Dict]:
-        # What an annotation file gave rise to say is not said a second time.
-        news = [p for p in findings.problems if not self._noted or KINDS[p.kind].level != "note"]
-        self._settle(news, name)
+        self._settle(findings.problems, name)
         count = sum(len(item.get("annotations", ())) for item in dicts)
         if len(findings.drop) > count // 2:
             skipped = [p for p in findings.problems if KINDS[p.kind].level == "skip"]
@@ -125,8 +119,11 @@ class _Loader:
             problems = [p for p in problems if KINDS[p.kind].level == "refuse"]
         self._settle(problems, name)
 
-    def _clean_json(self, path: str, form: str) -> Any:
-        """The content of an annotation file, without what cannot be learnt."""
+    def _load_json(self, source: JsonSet) -> List[Dict]:
+        """The dicts of an annotation file, without what cannot be learnt."""
+        if source.prepare is not None:
+            source.prepare()
+        path, form = PathManager.get_local_path(source.json_file), source.form
         data = read_json(path)
         findings = check_json(data, path, form)
         problems = findings.problems
@@ -134,48 +131,10 @@ class _Loader:
             # COCO 2014's minival files repeat ids of annotations; Detectron2 lets them pass, too.
             problems = [p for p in problems if p.kind != "duplicate id"]
         self._settle(problems, path)
-        self._noted = True
         # Detectron2 refuses LVIS' short polygons where it only needs the images, too.
         if self.training or form == "lvis":
             leave_out(data, findings, path)
-        return data
+        return source.dicts(data)
 
     def _settle(self, problems: List[Problem], source: str) -> None:
         settle(problems, source, bad_annotations=self.policy, done=self.done)
-
-
-@contextlib.contextmanager
-def _checked_readers(read: Callable[[str, str], Any]) -> Iterator[None]:
-    """While it lasts, pycocotools' and lvis' classes read files through ``read(path, form)``.
-
-    Detectron2's loaders look the classes up when they are called, and drop or overwrite entries
-    with what these classes return: later it could not be told what was in the file.
-    """
-    import pycocotools.coco
-
-    class CheckedCOCO(pycocotools.coco.COCO):
-        def __init__(self, annotation_file=None):
-            super().__init__()
-            if annotation_file is not None:
-                self.dataset = read(str(annotation_file), "coco")
-                self.createIndex()
-
-    places = [(pycocotools.coco, "COCO", CheckedCOCO)]
-    try:
-        import lvis
-
-        class CheckedLVIS(lvis.LVIS):
-            def _load_json(self, path):
-                return read(str(path), "lvis")
-
-        places.append((lvis, "LVIS", CheckedLVIS))
-    except ImportError:  # then nothing reads LVIS' files
-        pass
-    originals = [(place, key, getattr(place, key)) for place, key, _ in places]
-    for place, key, checked in places:
-        setattr(place, key, checked)
-    try:
-        yield
-    finally:
-        for place, key, original in originals:
-            setattr(place, key, original)

@@ -4,6 +4,7 @@ Shapes: N images, G objects.
 """
 
 import numbers
+from functools import partial
 from itertools import chain
 from operator import itemgetter
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -11,10 +12,18 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 from detectron2.structures import BoxMode
 
-from .boxes import BOX_KINDS, are_relative, box_codes, show_box, stack_boxes
+from .boxes import box_faults
 from .kinds import KINDS, Problem
+from .masks import size_fault
 
-__all__ = ["DictFindings", "check_annotations", "check_images", "without", "without_small"]
+__all__ = [
+    "DictFindings",
+    "check_annotations",
+    "check_images",
+    "check_known",
+    "without",
+    "without_small",
+]
 
 
 _MODES = {BoxMode.XYXY_ABS, BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS}
@@ -75,6 +84,15 @@ def check_annotations(
     return DictFindings(problems, objects.drop)
 
 
+def check_known(
+    dicts: Sequence[Dict[str, Any]], num_classes: Optional[int] = None, *, masks: bool = False
+) -> DictFindings:
+    """What is left to check of dicts from a file that was checked; arguments as above."""
+    objects = _Objects(dicts)
+    problems = objects.find_unknown(num_classes) + (objects.find_unmasked() if masks else [])
+    return DictFindings(problems, objects.drop)
+
+
 def without(dicts: Sequence[Dict[str, Any]], drop: Sequence[Tuple[int, int]]) -> List[Dict]:
     """The dicts without some of their objects; no dict or list is changed."""
     by_image: Dict[int, set] = {}
@@ -101,6 +119,11 @@ def without_small(dicts: Sequence[Dict[str, Any]], side: float) -> List[Dict]:
             if min(width, height) <= side:
                 drop.append((image, number))
     return without(dicts, drop)
+
+
+def _around_zero(rotated: np.ndarray) -> np.ndarray:
+    """Corners of rotated boxes (G, 5) as if they were upright at the origin."""
+    return np.concatenate([-rotated[:, 2:4] / 2, rotated[:, 2:4] / 2], 1)
 
 
 class _Objects:
@@ -170,41 +193,25 @@ class _Objects:
             of_mode = np.flatnonzero(modes == mode)
             given = [self.things[k]["bbox"] for k in of_mode.tolist()]
             rotated = mode == BoxMode.XYWHA_ABS
-            boxes, malformed = stack_boxes(given, 5 if rotated else 4)
-            for k in malformed:
-                found.append(self.problem("malformed box", of_mode[k], f"box {given[k]!r}"))
             if rotated:  # center, sides, angle: how far it reaches is not asked
-                boxes = np.concatenate([-boxes[:, 2:4] / 2, boxes[:, 2:4] / 2], 1)
-                sizes = np.full((len(boxes), 2), np.nan)
+                convert, sizes = _around_zero, np.full((len(given), 2), np.nan)
             else:
-                boxes = BoxMode.convert(boxes, BoxMode(int(mode)), BoxMode.XYXY_ABS)
+                convert = partial(
+                    BoxMode.convert, from_mode=BoxMode(int(mode)), to_mode=BoxMode.XYXY_ABS
+                )
                 sizes = self.sizes[of_mode]
-            found += self._find_boxes(boxes, sizes, of_mode, malformed)
+            faults = box_faults(given, sizes, convert, 5 if rotated else 4)
+            found += [self.problem(kind, of_mode[k], detail) for kind, k, detail in faults]
         return found
-
-    def _find_boxes(
-        self, boxes: np.ndarray, sizes: np.ndarray, of_mode: np.ndarray, malformed: List[int]
-    ) -> List[Problem]:
-        codes = box_codes(boxes, sizes)
-        codes[malformed] = 0
-        if are_relative(boxes, sizes):
-            detail = "no coordinate is above 1; " + show_box(boxes[0], sizes[0])
-            return [self.problem("relative box", of_mode[0], detail)]
-        return [
-            self.problem(BOX_KINDS[codes[k]], of_mode[k], show_box(boxes[k], sizes[k]))
-            for k in np.flatnonzero(codes)
-        ]
 
     def find_masks(self) -> List[Problem]:
         """Run-length encoded masks of another size than their image's."""
         found = []
         masks = [thing.get("segmentation") for thing in self.things]
         for k, mask in enumerate(masks):
-            if isinstance(mask, dict) and not np.isnan(self.sizes[k]).any():
-                width, height = self.sizes[k]
-                if list(mask.get("size", ())) != [height, width]:
-                    detail = f"mask {mask.get('size')}, image [{height:g}, {width:g}]"
-                    found.append(self.problem("wrong mask size", k, detail))
+            fault = size_fault(mask, *self.sizes[k]) if isinstance(mask, dict) else ""
+            if fault:
+                found.append(self.problem("wrong mask size", k, fault))
         return found
 
     def find_unmasked(self) -> List[Problem]:

@@ -14,9 +14,9 @@ import numpy as np
 from d2ext._files import open_regular
 from d2ext._text import printable
 
-from .boxes import BOX_KINDS, are_relative, box_codes, is_area, show_box, stack_boxes
+from .boxes import box_faults, is_area
 from .kinds import KINDS, BadDataError, Problem, settle
-from .masks import is_short, polygon_fault, reach, rle_fault
+from .masks import is_short, polygon_fault, reach, rle_fault, size_fault
 
 __all__ = [
     "Findings",
@@ -338,6 +338,11 @@ def _look_up(rank: Dict[Any, int], key: str, things: List[Any]) -> np.ndarray:
         return np.fromiter((rank.get(t[key], -1) for t in things), np.int64, len(things))
 
 
+def _corners(boxes: np.ndarray) -> np.ndarray:
+    """XYXY of boxes (G, 4) in XYWH."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+
+
 class _Table:
     """Annotations as columns, and which of them to drop."""
 
@@ -378,19 +383,8 @@ class _Table:
     def find_boxes(self) -> List[Problem]:
         """Boxes that break a rule."""
         given = list(map(itemgetter("bbox"), self.things))
-        boxes, malformed = stack_boxes(given)
-        found = [self.problem("malformed box", k, f"box {given[k]!r}") for k in malformed]
-        with np.errstate(invalid="ignore"):
-            boxes[:, 2:] += boxes[:, :2]
-        codes = box_codes(boxes, self.sizes)
-        codes[malformed] = 0
-        if are_relative(boxes, self.sizes):
-            detail = "no coordinate of the file is above 1; " + show_box(boxes[0], self.sizes[0])
-            return [*found, self.problem("relative box", 0, detail)]
-        for k in np.flatnonzero(codes):
-            detail = show_box(boxes[k], self.sizes[k])
-            found.append(self.problem(BOX_KINDS[codes[k]], k, detail))
-        return found
+        faults = box_faults(given, self.sizes, _corners, whole=" of the file")
+        return [self.problem(*fault) for fault in faults]
 
     def find_areas(self) -> List[Problem]:
         """Areas that are no numbers of pixels; one that is missing is the box's."""
@@ -441,11 +435,8 @@ class _Table:
                 continue
             # Lists of runs are encoded when the file is loaded, strings when masks are used.
             fault = rle_fault(mask) if deep or not isinstance(mask.get("counts"), str) else ""
-            size = mask.get("size")
             if fault:
                 found.append(self.problem("broken mask", k, fault))
-            elif np.isfinite(self.sizes[k]).all() and list(size or ()) != list(self.sizes[k, ::-1]):
-                width, height = self.sizes[k]
-                detail = f"mask {size}, image [{height:g}, {width:g}]"
-                found.append(self.problem("wrong mask size", k, detail))
+            elif fault := size_fault(mask, *self.sizes[k]):
+                found.append(self.problem("wrong mask size", k, fault))
         return found

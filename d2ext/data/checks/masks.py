@@ -6,7 +6,7 @@ pycocotools decodes a damaged run-length string without an error, into whatever 
 import math
 from typing import Any, Optional, Sequence
 
-__all__ = ["annotation_mask_fault", "is_short", "polygon_fault", "reach", "rle_fault"]
+__all__ = ["annotation_mask_fault", "is_short", "polygon_fault", "reach", "rle_fault", "size_fault"]
 
 # How many times the longer side of its image a polygon may reach from the corner, and the side of
 # an image that does not say its size. pycocotools crashes on what is far beyond.
@@ -54,6 +54,14 @@ def rle_fault(mask: Any) -> str:
     if total != size[0] * size[1]:
         return f"its runs cover {total} of {size[0] * size[1]} pixels"
     return ""
+
+
+def size_fault(mask: Any, width: float, height: float) -> str:
+    """How a run-length encoded mask's size differs from its image's, where that is known, or ""."""
+    size = mask.get("size")
+    if not (math.isfinite(width) and math.isfinite(height)) or list(size or ()) == [height, width]:
+        return ""
+    return f"mask {size}, image [{height:g}, {width:g}]"
 
 
 def annotation_mask_fault(annotation: Any, *sides: Any) -> str:

@@ -1,0 +1,132 @@
+"""Dataset dicts of a checked file are those of Detectron2's loaders, and nothing is patched."""
+
+import copy
+from functools import partial
+
+import lvis
+import pycocotools.coco
+import pytest
+from bad_data_kit import DataSet
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets.coco import load_coco_json
+from detectron2.data.datasets.lvis import load_lvis_json, register_lvis_instances
+
+from d2ext.data.checks import load_checked
+from d2ext.data.checks.json_sets import JsonSet
+
+POINTS = [3, 4, 2, 0, 0, 0, 20, 15.5, 1]
+RUNS = {"size": [30, 40], "counts": [100, 50, 1050]}
+
+
+def coco_file(tmp_path):
+    """Masks of each kind, key points, crowds, unsorted ids and entries of no consequence."""
+    data_set = DataSet(tmp_path, "coco")
+    data = data_set.data
+    things = data["annotations"]
+    things[0].update(keypoints=POINTS, num_keypoints=2)
+    things[1].update(segmentation=RUNS, iscrowd=1, keypoints=[])
+    things[2].update(segmentation={**RUNS, "counts": "d3Q1"})
+    things[3].update(segmentation=[])
+    del things[4]["segmentation"], things[4]["iscrowd"]
+    things[5]["segmentation"].append([1, 2, 3, 4])  # one piece is too short
+    things[6]["segmentation"] = [[1, 2, 3]]  # nothing of it is left
+    things[7]["image_id"] = 99  # an image that is not there
+    for row in data["categories"]:
+        row["id"] *= 7
+    for thing in things:
+        thing["category_id"] *= 7
+    data["categories"].reverse()
+    data["images"].reverse()
+    data_set.write()
+    return data_set
+
+
+def metadata(name):
+    return MetadataCatalog.get(name).as_dict()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_coco_is_detectron2s(tmp_path, named):
+    data_set = coco_file(tmp_path)
+    names = ("json_theirs", "json_ours") if named else (None, None)
+    root = str(tmp_path / "train")
+    try:
+        theirs = load_coco_json(str(data_set.file), root, names[0])
+        ours = JsonSet(str(data_set.file), root, "coco", names[1])
+        content = copy.deepcopy(data_set.data)
+        assert ours.dicts(content) == theirs
+        assert content == data_set.data  # key points are not overwritten
+        assert [[*item] for item in theirs] == [[*item] for item in ours.dicts(content)]
+        assert sum(len(item["annotations"]) for item in theirs) == 6
+        if named:
+            assert {**metadata("json_ours"), "name": ""} == {**metadata("json_theirs"), "name": ""}
+    finally:
+        for name in filter(None, names):
+            MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("classes", [None, "lvis_v0.5", "lvis_v1", "lvis_cocofied"])
+def test_lvis_is_detectron2s(tmp_path, classes):
+    names = (classes and f"{classes}_theirs", classes and f"{classes}_ours")
+    data_set = DataSet(tmp_path, "lvis")
+    data_set.data["images"][1].update(neg_category_ids=[2], not_exhaustive_category_ids=[1])
+    data_set.data["images"].reverse()
+    data_set.write()
+    root = f"{tmp_path}/"
+    try:
+        theirs = load_lvis_json(str(data_set.file), root, names[0])
+        assert JsonSet(str(data_set.file), root, "lvis", names[1]).dicts(data_set.data) == theirs
+        if classes:
+            assert {**metadata(names[1]), "name": ""} == {**metadata(names[0]), "name": ""}
+    finally:
+        for name in filter(None, names):
+            MetadataCatalog.remove(name)
+
+
+def test_a_file_without_annotations(tmp_path):
+    data_set = DataSet(tmp_path, "coco")
+    del data_set.data["annotations"]
+    data_set.write()
+    assert JsonSet(str(data_set.file), "x", "coco").dicts(data_set.data) == load_coco_json(
+        str(data_set.file), "x"
+    )
+
+
+@pytest.mark.parametrize("form", ["coco", "lvis"])
+def test_what_detectron2_registers_is_known(form):
+    register = {"coco": register_coco_instances, "lvis": register_lvis_instances}[form]
+    load = {"coco": load_coco_json, "lvis": load_lvis_json}[form]
+    expected = JsonSet("file.json", "images/", form, "json_known")
+    try:
+        register("json_known", {}, "file.json", "images/")
+        assert JsonSet.of(DatasetCatalog["json_known"]) == expected
+    finally:
+        DatasetCatalog.remove("json_known")
+        MetadataCatalog.remove("json_known")
+    assert JsonSet.of(expected) == expected
+    assert JsonSet.of(partial(load, "file.json", image_root="images/")) == expected._replace(
+        name=None
+    )
+    # With more than the file says, or done by a function of the user's, it is called.
+    assert JsonSet.of(partial(load, "a", "b", "c", ["area"])) is None
+    assert JsonSet.of(lambda: load("a", "b")) is None and JsonSet.of(dict) is None
+
+
+def test_nothing_is_patched_while_a_set_loads(tmp_path):
+    """A function that loads another set and a file meets what is always there."""
+    data_set, seen = DataSet(tmp_path, "coco"), []
+    with data_set.registered() as name:
+        other = DatasetCatalog[name]
+        before = (pycocotools.coco.COCO, lvis.LVIS, other)
+
+        def load():
+            seen.append((pycocotools.coco.COCO, lvis.LVIS, DatasetCatalog[name]))
+            return DatasetCatalog.get(name)
+
+        DatasetCatalog.register("json_other", load)
+        try:
+            assert load_checked("json_other") == load_checked(name) == other()
+        finally:
+            DatasetCatalog.remove("json_other")
+    assert seen == [before]
