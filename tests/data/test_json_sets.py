@@ -1,19 +1,30 @@
 """Dataset dicts of a checked file are those of Detectron2's loaders, and nothing is patched."""
 
 import copy
+import logging
 from functools import partial
 
 import lvis
 import pycocotools.coco
 import pytest
-from bad_data_kit import DataSet
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from bad_data_kit import DataSet, logged
+from detectron2.config import LazyCall
+from detectron2.data import (
+    DatasetCatalog,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets.coco import load_coco_json
 from detectron2.data.datasets.lvis import load_lvis_json, register_lvis_instances
+from detectron2.data.samplers import RepeatFactorTrainingSampler
+from omegaconf import OmegaConf
 
-from d2ext.data.checks import load_checked
+from d2ext.data.checks import BadDataError, load_checked
 from d2ext.data.checks.json_sets import JsonSet
+from d2ext.engine import lazy_data
 
 POINTS = [3, 4, 2, 0, 0, 0, 20, 15.5, 1]
 RUNS = {"size": [30, 40], "counts": [100, 50, 1050]}
@@ -130,3 +141,88 @@ def test_nothing_is_patched_while_a_set_loads(tmp_path):
         finally:
             DatasetCatalog.remove("json_other")
     assert seen == [before]
+
+
+def test_a_function_of_ones_own_is_called_and_its_dicts_are_checked(tmp_path):
+    data_set = DataSet(tmp_path, "coco")
+    data_set.data["annotations"][0]["bbox"] = [3, 3, 0, 5]
+    with data_set.registered() as name:
+        load = DatasetCatalog[name]
+        DatasetCatalog[name] = lambda: load()
+        with logged() as lines:
+            dicts = load_checked(name)
+        assert [len(item["annotations"]) for item in dicts] == [1, 2, 2, 2]
+        (line,) = lines
+        assert "1 x zero area" in line and "object 1" in line
+        with pytest.raises(BadDataError, match="1 x zero area"):
+            load_checked(name, bad_annotations="refuse")
+
+
+def list_of(names):
+    return DatasetCatalog.get(names)
+
+
+def copy_of():
+    """A mapper that changes nothing."""
+    return dict
+
+
+def lazy_config(name):
+    """Loaders as those of Detectron2's LazyConfigs; the sampler refers to the data set."""
+    dataset = LazyCall(get_detection_dataset_dicts)(names=name)
+    counts = LazyCall(RepeatFactorTrainingSampler.repeat_factors_from_category_frequency)(
+        dataset_dicts="${dataloader.train.dataset}", repeat_thresh=0.5
+    )
+    loaders = {
+        "train": LazyCall(build_detection_train_loader)(
+            dataset=dataset,
+            mapper=LazyCall(copy_of)(),
+            sampler=LazyCall(RepeatFactorTrainingSampler)(repeat_factors=counts),
+            total_batch_size=2,
+        ),
+        "test": LazyCall(build_detection_test_loader)(
+            dataset=LazyCall(get_detection_dataset_dicts)(names=name, filter_empty=False),
+            mapper=LazyCall(copy_of)(),
+        ),
+    }
+    return OmegaConf.create(
+        {"dataloader": loaders, "train": {"device": "cpu"}}, flags={"allow_objects": True}
+    )
+
+
+def test_loaders_of_a_lazy_config(tmp_path):
+    data_set = DataSet(tmp_path, "coco")
+    things = data_set.data["annotations"]
+    for thing in things[2:4]:
+        thing["bbox"] = [3, 3, 0, 5]  # all of the second image
+    with data_set.registered() as name:
+        cfg = lazy_config(name)
+        before = copy.deepcopy(cfg)
+        with logged() as lines:
+            train = lazy_data.build_train_loader(cfg, seed=1)
+            test = lazy_data.build_loader(cfg, "test")
+            assert len(lazy_data.load_dataset(name)) == 3
+        assert cfg == before
+        assert len(lines) == 2 and "left out" in lines[0] and "kept" in lines[1]
+        assert [item["image_id"] for item in train.dataset] == [1, 3, 4]
+        assert len(train.make_indices(1)._int_part) == 3  # the sampler's, too
+        assert [len(item["annotations"]) for item in test.dataset] == [2, 2, 2, 2]
+        things[0]["bbox"] = [1, 2]
+        data_set.file.unlink()
+        data_set.write()
+        for build in (lazy_data.build_train_loader, partial(lazy_data.build_loader, key="test")):
+            with pytest.raises(BadDataError, match="malformed box"):
+                build(cfg)
+
+
+def test_a_lazy_config_says_what_it_does_not_check(tmp_path, caplog):
+    with DataSet(tmp_path, "coco").registered() as name:
+        cfg = lazy_config(name)
+        cfg.dataloader.test.dataset = LazyCall(list_of)(names=name)
+        logger = logging.getLogger("d2ext.engine.lazy_data")
+        logger.addHandler(caplog.handler)
+        try:
+            assert len(lazy_data.build_loader(cfg, "test").dataset) == 4
+        finally:
+            logger.removeHandler(caplog.handler)
+    assert "Unchecked: dataloader.test.dataset is not made by" in caplog.text

@@ -78,6 +78,8 @@ class _Loader:
             raise BadDataError(f"The data set '{name}' has no image; add some.")
         if source is None:
             self._settle(check_images(dicts), name)
+            if MetadataCatalog.get(name).get("json_file"):
+                logger.info(f"The data set '{name}' is checked as its function returns it.")
         self._settle(find_missing(str(item["file_name"]) for item in dicts), name)
         classes = MetadataCatalog.get(name).get("thing_classes")
         check = check_annotations if source is None else check_known
