@@ -42,7 +42,7 @@ def check_config(cfg: CfgNode, base: type, trainer: type) -> None:
 
 
 def check_evaluators(cfg: CfgNode, base: type, trainer: type) -> None:
-    """Refuse a data set that nobody can evaluate now, and not at the first evaluation."""
+    """Refuse a data set without an evaluator now, not at the first evaluation."""
     methods = ("build_evaluator", "test", "evaluate", "build_hooks")
     if any(_differs(base, trainer, method) for method in methods):
         return

@@ -35,14 +35,14 @@ logger = logging.getLogger(__name__)
 # What training changes; beside it stand descriptions and figures, which may be NaN.
 _OF_TRAINING = ("model", "trainer", "optimizer", "ranks")
 _NUMBERED = re.compile(r"^model_(\d{7,})\.pth$")
-# Of this trainer's own files; those of others may be under way.
+# Only this trainer's own files: others may still be being written.
 _LEFTOVER = re.compile(r"^(.+\.pth|last_checkpoint|metrics\.json)\.\d+\.part$")
 
 
 class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer with safe writing, safe reading and a limit on their number.
 
-    * A file is written aside, flushed to the disk and renamed: a name ``*.pth`` never stands for
+    * A file is written aside, flushed to the disk and renamed: a file ``*.pth`` is never
       half a checkpoint, and a failed write leaves the one before in place.
     * Files hold tensors and plain values only and are read with ``weights_only=True``; of a
       ``.pkl`` file of the model zoo only arrays are read. Others are refused.

@@ -240,7 +240,7 @@ class ResumableLoader:
 
         The trainer says so before its first step. So a mapper with ``takes_context`` is told the
         step of the schedule: also in a new schedule for an old run, where the order of the data
-        goes on and steps are counted anew, and with another batch size than before.
+        goes on and steps are counted from 0, and with another batch size than before.
         """
         self._begin = (step, self.batches_consumed)
 
@@ -306,7 +306,7 @@ class ResumableLoader:
 
 
 def check_batch_size(loader: Any, images_per_step: int, accumulate: int) -> None:
-    """Refuse a loader of somebody else's that does not share a step's images among micro-steps.
+    """Refuse a foreign loader that does not share a step's images among micro-steps.
 
     Detectron2's gives a rank its whole share in each of them.
     """

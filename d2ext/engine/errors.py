@@ -42,7 +42,7 @@ class LostProcessError(RunError):
     """Another process of the run, or a data worker, has ended or does not answer."""
 
 
-# Gloo and NCCL have no error type of their own.
+# Gloo and NCCL have no error types.
 _LOST = re.compile(
     r"gloo|NCCL|(connection|socket).*(closed|reset|refused)|broken pipe|timed out waiting"
     r"|failed to (recv|send|read|write)",

@@ -174,7 +174,7 @@ def _run(
 
 def _join(place: Place, timeout: timedelta, backend: str) -> None:
     """Join the group of processes, or end this one with a sentence."""
-    # Against a server that is none of ours torch's own time-out does not always help.
+    # Torch's own time-out does not always work if the server is not one of ours.
     seconds = timeout.total_seconds() + _PATIENCE
     watchdog = threading.Timer(seconds, lambda: os._exit(_cannot_join(place, "no answer")))
     watchdog.daemon = True
@@ -242,7 +242,7 @@ def _call(main: Callable, args: Tuple) -> Optional[int]:
 
 
 def _is_silenced(args: Tuple) -> bool:
-    """Whether nobody reads what is logged: ``d2ext train --quiet`` or ``--json``."""
+    """Whether the log goes unread: ``d2ext train --quiet`` or ``--json``."""
     return any(getattr(a, "quiet", False) or getattr(a, "json", False) for a in args)
 
 
@@ -308,8 +308,8 @@ def _spawn(
 
 
 def free_port() -> int:
-    """A free port below those the system hands out itself, one of which somebody else could get
-    before our processes have started. Seeds do not reach it: two runs must not meet."""
+    """A free port below those the system hands out itself: another program could get one of
+    those before our processes have started. Seeds do not change it, as two runs must not meet."""
     ports = random.SystemRandom()
     for _ in range(100):
         port = ports.randrange(20000, 32000)

@@ -46,7 +46,7 @@ _ARGUMENTS = {
 
 
 def dataset_names(cfg: Any, key: str) -> List[str]:
-    """The registered data sets of a loader; none where it is of another make."""
+    """The registered data sets of a loader; empty for other kinds of loaders."""
     names = None
     with contextlib.suppress(ConfigTypeError):  # a list of batches, say
         names = OmegaConf.select(cfg, f"dataloader.{key}.dataset.names")

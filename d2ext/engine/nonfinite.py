@@ -52,7 +52,7 @@ class NonFiniteGuard:
         policy: "stop" or "skip".
         max_skips: steps that may be left out in a run.
         output_dir: where batches are saved, as ``nonfinite_{step}_rank{r}.pth``.
-        period: steps between two looks at gradients whose norm nobody needs.
+        period: steps between two looks at gradients whose norm is not needed.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class NonFiniteGuard:
         return self.policy == "skip"
 
     def looks_at_gradients(self, trainer: Any) -> bool:
-        """Whether the gradients of this step are looked at although nobody needs their norm."""
+        """Whether the gradients of this step are looked at although their norm is not needed."""
         return self.skipping or trainer.is_due(self.period)
 
     def begin_step(self, iteration: int, lr: float, model: nn.Module) -> None:

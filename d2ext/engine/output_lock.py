@@ -82,7 +82,7 @@ class OutputLock:
             return self
         with writing(self.path):
             os.makedirs(self.folder, exist_ok=True)
-        # With the process: a fork has the table of its parent, but none of its locks.
+        # With the process: a fork has the table of its parent, but not its locks.
         key = (os.getpid(), os.path.realpath(self.folder))
         held = self._held.get(key)
         if held is None:

@@ -102,8 +102,8 @@ def main(args: argparse.Namespace) -> Optional[int]:
 def _decide_for_all(args: argparse.Namespace) -> None:
     """Choose folder and recipe in the first of several processes that are started apart.
 
-    Before they meet, because a step that is measured must wait for nobody. The others wait in
-    ``launch``; what is refused is kept for them, too, so that all end with it.
+    Before they meet, because a step that is measured must not wait for others. These wait in
+    ``launch``. A refusal is kept for them, too, so that all end with it.
     """
     try:
         settle_output_folder(args)

@@ -1,4 +1,4 @@
-"""Where a run writes if nobody says so: a folder of its own, ``output/train``, ``train-2``, ..."""
+"""Where a run writes by default: a folder of its own, ``output/train``, ``train-2``, ..."""
 
 import argparse
 import contextlib
@@ -20,7 +20,7 @@ __all__ = [
     "settle_output_folder",
 ]
 
-#: Below it lie the folders of runs whose OUTPUT_DIR nobody gave; Detectron2's default.
+#: The folder of the runs without an OUTPUT_DIR; Detectron2's default.
 ROOT = "output"
 
 
@@ -65,7 +65,7 @@ def latest_folder(name: str, root: str = ROOT) -> Optional[str]:
 def settle_output_folder(args: argparse.Namespace) -> None:
     """Give a command line an OUTPUT_DIR, in place, if neither it nor its config file has one.
 
-    Once for all ranks: a process that has no group yet stands for those that it will start.
+    Once for all ranks: a process that has no group yet decides for those that it will start.
     """
     if _is_given(args):
         return
@@ -103,9 +103,7 @@ def _is_given(args: argparse.Namespace) -> bool:
     if "OUTPUT_DIR" in args.opts[::2]:
         return True
     for file in args.config_file:
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # whoever reads it for good says what is wrong
+        with contextlib.suppress(OSError, ValueError):  # the later, real read says what is wrong
             if "OUTPUT_DIR" in CfgNode.load_yaml_with_base(file):
                 return True
     return False

@@ -54,14 +54,14 @@ def import_modules(names: list) -> None:
 
 
 def missing_gpu(key: str, device: str) -> str:
-    """What to say of a config that asks for a GPU, the value of ``key``, where there is none."""
+    """What to say of a config that asks, by ``key``, for a GPU on a machine without one."""
     if not device.startswith("cuda") or torch.cuda.is_available():
         return ""
     return f"{key} is {device}, but there is no GPU: using the CPU."
 
 
 def choose_device(cfg: CfgNode) -> None:
-    """Fall back to the CPU, in place, where the config asks for CUDA and there is none."""
+    """Fall back to the CPU, in place, if the config asks for CUDA on a machine without a GPU."""
     warning = missing_gpu("MODEL.DEVICE", cfg.MODEL.DEVICE)
     if warning:
         logger.warning(warning)

@@ -28,7 +28,7 @@ __all__ = ["RunState"]
 
 logger = logging.getLogger(__name__)
 
-# A new schedule starts these anew.
+# A new schedule resets these.
 _SCHEDULE_HOOKS = (
     "LRScheduler", "PeriodicWriter", "IterationTimer", "EarlyStopping", "Evaluate",
     "ValidationLoss", "ResultsTable",
@@ -187,7 +187,7 @@ class RunState:
 
         * ``resume``: everything goes on as if it had not stopped.
         * ``new_schedule``: model, optimiser, hooks and the order of the data are restored, but the
-          count of steps and the learning rate start anew, as the config has them.
+          count of steps and the learning rate start over, as the config has them.
         * neither, or no checkpoint there: only the weights of MODEL.WEIGHTS are loaded.
         """
         path = self.trainer.checkpointer.get_checkpoint_file() if resume or new_schedule else ""
@@ -216,7 +216,7 @@ class RunState:
         self.restarted = wanted_resume
         if wanted_resume:
             logger.warning(
-                f"No checkpoint to resume from in '{self.trainer.output_dir}'; starting anew."
+                f"No checkpoint to resume from in '{self.trainer.output_dir}'; starting over."
             )
         elif self.trainer.checkpointer.has_checkpoint():
             logger.warning(
@@ -249,7 +249,7 @@ class RunState:
             elif key in state or hasattr(part, "load_state_dict"):
                 self._missing.append(key)
         if not hasattr(self.trainer.data_loader, "load_state_dict"):
-            logger.warning("The data loader has no state: the order of the data starts anew.")
+            logger.warning("The data loader has no state: the order of the data starts over.")
         self._compare_schedules(state.get("schedule"))
 
     def _load_optimizer(self, state: Dict[str, Any]) -> None:

@@ -134,7 +134,7 @@ class TrainingStep:
         try:
             return next(self._data_iterator)
         except StopIteration:
-            # A finite loader, given explicitly, begins anew.
+            # A finite loader, given explicitly, starts over.
             self._data_iterator = iterator = iter(self.trainer.data_loader)
             return next(iterator)
 

@@ -76,7 +76,7 @@ class StopVotes:
         return {"stopped_early": self.reason if self.early else ""}
 
     def resume(self, interrupted: bool) -> None:
-        """A run that had ended early stays so if a hook still wants it, as EarlyStopping does.
+        """A run that ended early does not go on if a hook, such as EarlyStopping, still says so.
 
         Args:
             interrupted: the last run was killed in its final evaluation, which comes first.

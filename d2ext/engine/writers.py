@@ -88,7 +88,7 @@ class MetricsWriter(JSONWriter):
             os.fsync(self._file_handle.fileno())
 
     def close(self) -> None:
-        # After a write that failed, closing tries it again. Nobody misses these lines: they are
+        # After a write that failed, closing tries it again. These lines are not needed: they are
         # newer than the checkpoint that the next run resumes from.
         with contextlib.suppress(OSError):
             self._file_handle.close()

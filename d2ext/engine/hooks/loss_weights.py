@@ -246,7 +246,7 @@ class LossWeights(HookBase):
             if group.name not in saved:
                 logger.warning(
                     f"The checkpoint has no loss weights for group '{group.name}' (it has "
-                    f"{', '.join(saved) or 'none'}); they start anew."
+                    f"{', '.join(saved) or 'none'}); they start over."
                 )
                 continue
             state = saved[group.name]
@@ -255,13 +255,13 @@ class LossWeights(HookBase):
                 before = " / ".join(" + ".join(side) for side in state["losses"])
                 logger.warning(
                     f"The group '{group.name}' of the checkpoint weighs other losses ({before}). "
-                    "The weight is kept and the window starts anew."
+                    "The weight is kept and the window starts over."
                 )
                 state = {**state, "window_cls": [], "window_box": []}
             try:
                 machine.load_state_dict(state)
             except ValueError as error:
-                logger.warning(f"{error} The window starts anew.")
+                logger.warning(f"{error} The window starts over.")
                 if state.get("kind") == type(machine).__name__:
                     machine.load_state_dict(state, strict=False)
         self._saved = None

@@ -43,7 +43,7 @@ class MeasurePrior(HookBase):
 
     A part whose layer came with the loaded weights keeps it; only its buffers ``prior`` and
     ``fg_ratio``, which the threshold at inference needs, are filled if they did not come too. A
-    guide that freezes warms up anew. A resumed run does none of this.
+    guide that freezes warms up again. A resumed run skips all of this.
 
     All ranks measure together and set the same value in place. Random states, the training
     loader and the optimiser are left as they were.

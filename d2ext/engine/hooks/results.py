@@ -148,7 +148,7 @@ def _sentences(summary: Dict[str, Any], seconds: float) -> List[str]:
 
 
 def _unwatched(cfg: Any) -> str:
-    """The data of one's own whose test split the training has not evaluated on; "": none."""
+    """The user's data whose test split the training has not evaluated on; "": none."""
     path = cfg.DATASETS.DATA if cfg is not None else ""
     for name in DatasetCatalog.list() if path else ():
         about = MetadataCatalog.get(name)
