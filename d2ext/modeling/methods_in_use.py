@@ -1,8 +1,8 @@
 """Refuses a method that is switched on where no part of the model would use it.
 
-Each place of our detectors reads its own keys, so a key of another place, or of ours on a detector
-of somebody else, would be passed over without a word, and the training would be called by a
-method's name without having it.
+Each place of our detectors reads its own keys, so a key of another place, or of ours on a foreign
+detector, would be ignored silently, and the training would be called by the name of a method that
+it does not use.
 """
 
 from typing import Any, Set

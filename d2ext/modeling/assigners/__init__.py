@@ -1,8 +1,8 @@
 """Who is responsible for which object: one file an assigner.
 
 An assigner is a callable ``assigner(priors, targets, num_classes) -> Assignment``; one that says
-``needs_predictions = True`` is given the predictions, too. None of them loops over images or
-objects, none builds an (objects x priors x 4) tensor, and only those that see predictions need a
+``needs_predictions = True`` is given the predictions, too. They do not loop over images or
+objects, do not build an (objects x priors x 4) tensor, and only those that see predictions need a
 host-device sync, one.
 """
 

@@ -55,8 +55,8 @@ def build_ext_resnet_backbone(cfg: Any, input_shape: ShapeSpec) -> Backbone:
         )
     if any(deform) and node.DEPTH < 50:
         raise ValueError(
-            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE needs bottlenecks, which a ResNet-{node.DEPTH} "
-            "has not; set MODEL.RESNETS.DEPTH to 50 or more."
+            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE needs bottlenecks, and a ResNet-{node.DEPTH} "
+            "has none; set MODEL.RESNETS.DEPTH to 50 or more."
         )
     eval_bn = node.NORM == "EvalBN"
     plain = cfg.clone()

@@ -261,7 +261,7 @@ _TOP_BLOCKS: Dict[str, Callable[[int, int, str, str], Optional[nn.Module]]] = {
 
 
 def _top_of_detector(cfg: Any, last: str) -> str:
-    """The top block whose levels the detector reads; a level that nobody reads is not made."""
+    """The top block whose levels the detector reads; a level that is not read is not made."""
     names = [*cfg.MODEL.RPN.IN_FEATURES, *cfg.MODEL.ROI_HEADS.IN_FEATURES]
     detector, top = cfg.MODEL.META_ARCHITECTURE, "pool"
     sections = {"RetinaNet": "RETINANET", "DualWeighting": "DW"}

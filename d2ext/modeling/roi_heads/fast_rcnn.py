@@ -213,7 +213,7 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
         if len(proposals):
             priors = cat([p.proposal_boxes.tensor for p in proposals], dim=0)
             # An image without objects has no gt_boxes; its proposals are all negative, and their
-            # own boxes stand in for what nobody reads.
+            # own boxes fill the place, which is not read.
             boxes = cat(
                 [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
             )

@@ -42,7 +42,7 @@ class LogitNorm(nn.Module):
         count, total, squares = self.sums
         mean = total / count.clamp(min=1)
         var = (squares - total * mean) / (count - 1).clamp(min=1)
-        # Not asked on the host, which inference would wait for.
+        # Decided on the device: a host-device sync would delay inference.
         return torch.where(count[0] > 1, normalize_logits(logits, mean, var), logits.float())
 
 

@@ -45,7 +45,7 @@ def hard_proposals(
     """The proposals of largest loss in each image, without near duplicates: their rows, ascending.
 
     Proposals that overlap have nearly the same loss, which would be counted many times; so of
-    those that overlap more than ``nms_thresh`` the one of largest loss stands for all.
+    those that overlap more than ``nms_thresh`` only the one of largest loss is kept.
 
     Args:
         loss: (R,) of all images, image after image.
