@@ -89,7 +89,7 @@ class ClsLoss(nn.Module):
             power: what the counts are to be raised to; see
                 :func:`d2ext.ops.class_weights.inverse_frequency_weights`.
         """
-        # 0 stands for "not counted" in a checkpoint too: no counts give it to all classes.
+        # 0 means "not counted" in a checkpoint too: no counts give it to all classes.
         self.weigh_classes(torch.zeros(num_classes), from_data=True)
         self.uncounted_power = power
 

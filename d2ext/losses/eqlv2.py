@@ -76,7 +76,7 @@ class EQLv2Loss(GradientBalancedLoss):
         pos, neg = equalization_v2_weights(self._columns(ratio), **self._factors())
         z = full_precision(logits)
         width = z.shape[1]
-        # One column more than there are, for the rows that are positive in none of them.
+        # One extra column, for the rows without a positive class.
         target = F.one_hot(labels.clamp(min=0), self.num_classes + 1)[:, :width].to(z.dtype)
         loss = F.binary_cross_entropy_with_logits(z, target, reduction="none")
         loss = loss * (pos * target + neg * (1 - target))

@@ -64,7 +64,7 @@ class GHMCLoss(CountedLoss):
         if momentum:
             # float64: a region has 1e7 terms and more, which float32 cannot count one by one.
             self.register_buffer("count", torch.zeros(bins, dtype=torch.float64))
-        # The weight of a term in each region, and 0 for those in none, in the last counted pass:
+        # The weight of a term in each region, 0 for terms in no region, in the last counted pass:
         # what a repetition of that pass must see.
         weight = torch.zeros(bins + 1, dtype=torch.float64)
         self.register_buffer("_weight_read", weight, persistent=False)
@@ -97,7 +97,7 @@ class GHMCLoss(CountedLoss):
     ) -> torch.Tensor:
         """(M, C) region of each term; B for those that do not count."""
         size = (logits.sigmoid() - target).abs_().mul_(self.bins).clamp_(max=self.bins - 1)
-        # Ignored samples and NaN, which no integer stands for, go to a region that nobody reads.
+        # Ignored samples and NaN, which no integer can express, go to a region that is not read.
         region = size.nan_to_num_(nan=self.bins).long()
         return region.masked_fill_((labels < 0)[:, None], self.bins)
 

@@ -17,8 +17,8 @@ __all__ = ["Positives"]
 class Positives:
     """Predicted and true boxes of the positive samples.
 
-    Decoded boxes and IoUs are made when first asked for: with smooth L1 and no coupling nobody
-    asks, and a plain detector pays nothing for the possibility.
+    Decoded boxes and IoUs are made when first asked for: with smooth L1 and no coupling they
+    are never made, so a plain detector pays nothing.
 
     Args:
         index: (K,) rows of the head's logits that are positive, ascending.
@@ -66,7 +66,7 @@ class Positives:
     def quality(self) -> torch.Tensor:
         """(K,) what a class loss that wants a quality aims at, without graph.
 
-        It is the IoU, unless whoever assigned the samples has set another target.
+        It is the IoU, unless the assigner has set another target.
         """
         return self.iou.detach()
 

@@ -1,4 +1,4 @@
-"""Numbers that a part keeps for whoever logs them."""
+"""Numbers that a part keeps for logging."""
 
 from typing import Dict
 
@@ -10,7 +10,7 @@ __all__ = ["Recording"]
 class Recording:
     """Mixin of a module that keeps, when it is asked to, what is worth logging of its last call.
 
-    Nothing is read from the device here: that is a host-device sync, which whoever logs can do now
+    Nothing is read from the device here: that is a host-device sync, which the caller can do now
     and then.
 
     Attributes:

@@ -133,7 +133,7 @@ def wise_iou_loss(
 def wise_iou_mean(
     boxes1: torch.Tensor, boxes2: torch.Tensor, mean: torch.Tensor, *, momentum: float
 ) -> torch.Tensor:
-    """The running mean of ``1 - IoU`` with K more rows; as it was if there are none."""
+    """The running mean of ``1 - IoU`` with K more rows; unchanged if K is 0."""
     if len(boxes1) == 0:
         return mean
     now = iou_loss(boxes1, boxes2).mean().to(mean)

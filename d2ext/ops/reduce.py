@@ -44,7 +44,7 @@ def reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
 def reduce_later(tensor: torch.Tensor, take_in: Callable[[torch.Tensor], None]) -> None:
     """Call ``take_in`` with the sum of a tensor over all ranks: at the end of this step, or now.
 
-    Now, if there is one rank, if nobody promised to send it (see :func:`deferring`), or if the
+    Now, if there is one rank, if no :func:`deferring` will send it, or if the
     message, which is in float32, would round it. Every rank must call it.
     """
     if world_size() == 1 or _waiting is None or tensor.dtype != torch.float32:
@@ -55,7 +55,7 @@ def reduce_later(tensor: torch.Tensor, take_in: Callable[[torch.Tensor], None]) 
 
 @contextlib.contextmanager
 def deferring(collected: Deferred, *, enabled: bool = True) -> Iterator[None]:
-    """Collect what is reduced later; whoever opens this must reduce it and call each ``take_in``.
+    """Collect what is reduced later; the caller must reduce it and call each ``take_in``.
 
     Args:
         collected: gets pairs of a tensor and its ``take_in``.

@@ -229,7 +229,7 @@ class _FusedSigmoidLoss(torch.autograd.Function):
             if not host.asking_is_free(grad_output) or grad_output.item() != 1.0:
                 grad = grad.mul_(grad_output) if freed else grad * grad_output
             elif not freed and grad.dtype == ctx.dtype:
-                # Who gets it may scale it in place, and another backward pass wants it as it is.
+                # The receiver may scale it in place, and another backward pass needs it unchanged.
                 grad = grad.clone()
             grad = grad.to(ctx.dtype)
         return (grad,) + (None,) * 8

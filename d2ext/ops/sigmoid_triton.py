@@ -38,7 +38,7 @@ def _log1p(x):
 
 @triton.jit
 def _halves(z):
-    """sigmoid(z), sigmoid(-z) and log(1 + e^-|z|), none of them by a difference from 1."""
+    """sigmoid(z), sigmoid(-z) and log(1 + e^-|z|), without a difference from 1."""
     decay = tl.exp2(-1.4426950408889634 * tl.abs(z))
     larger = 1.0 / (1.0 + decay)
     smaller = decay * larger
