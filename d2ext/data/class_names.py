@@ -15,7 +15,7 @@ __all__ = ["classes_of", "require_same_classes"]
 
 
 def classes_of(name: str) -> Optional[List[str]]:
-    """The classes of a registered data set, in the order of their labels; None if nobody knows.
+    """The classes of a registered data set, in the order of their labels; None if unknown.
 
     Detectron2 learns the classes of a COCO file when it loads the images; this reads them before.
     """

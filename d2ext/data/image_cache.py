@@ -29,7 +29,7 @@ class _Place(NamedTuple):
 
 
 class ImageCache:
-    """Reads each image once; whoever reads it later, in whichever worker, gets the same bytes.
+    """Reads each image once; later reads, in any worker, give the same bytes.
 
     The memory is reserved at once, but the system gives it out as images are filled in. An image
     whose size is not the one in the data set (turned by its EXIF tag, say) is read afresh.

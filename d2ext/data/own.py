@@ -1,4 +1,4 @@
-"""Data of one's own under Detectron2's catalogs: read once, kept as COCO files, registered."""
+"""The user's own data in Detectron2's catalogs: read once, kept as COCO files, registered."""
 
 import hashlib
 import json
@@ -170,7 +170,7 @@ def _slug(path: str) -> str:
     name = os.path.basename(path)
     if os.path.isfile(path):
         stem = os.path.splitext(name)[0]
-        # A file of the usual name says nothing; its folder does.
+        # A common file name says nothing; its folder's name does.
         name = os.path.basename(os.path.dirname(path)) if stem in ("data", "dataset") else stem
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "data"
 

@@ -56,7 +56,7 @@ def publish(folder: str, stamp: str, build: Callable[[str], None]) -> None:
     """Make sure that a folder holds a data set, building it if need be.
 
     It is built in a folder beside the final one, under a lock, and renamed when complete. So
-    whoever looks at ``folder`` finds all of it or nothing; of several processes that need it at
+    a reader of ``folder`` finds all of it or nothing; of several processes that need it at
     once, one builds it and the others wait.
 
     Args:

@@ -25,7 +25,7 @@ __all__ = ["PRESETS", "AugmentingMapper", "Mixing", "augmentation_of"]
 
 
 class Preset(NamedTuple):
-    """What a word of INPUT.AUGMENTATION stands for.
+    """What a word of INPUT.AUGMENTATION means.
 
     Attributes:
         hsv: strength of the changes of hue, saturation and value.

@@ -20,7 +20,7 @@ _ROTATION, _SHEAR = 10.0, 2.0  # degrees
 _SCALE, _SHIFT = (0.1, 2.0), (0.4, 0.6)
 _MIXUP_SCALE = (0.8, 1.6)
 _MIN_SHARE = 0.2
-# An object of which less than this is to be seen behind pasted ones is left out.
+# An object is left out if less of it than this is visible behind pasted ones.
 _MIN_VISIBLE = 0.3
 
 
@@ -141,7 +141,7 @@ def copy_paste(picture: Picture, partner: Picture) -> Picture:
 
 
 def _behind(item: Dict[str, Any], covered: np.ndarray) -> Any:
-    """An object behind what was pasted; None if too little of it is to be seen."""
+    """An object behind what was pasted; None if too little of it is visible."""
     height, width = covered.shape
     region = _region(item, height, width)
     seen = region & ~covered

@@ -36,7 +36,7 @@ class Kind(NamedTuple):
 
 
 # "skip" has what well-known data sets do contain (COCO has boxes of zero height); "refuse" has
-# what tells of a broken file or converter, where other entries cannot be trusted either.
+# signs of a broken file or converter, where other entries cannot be trusted either.
 #: Kind of problem -> what is known of it, the worst first.
 KINDS: Dict[str, Kind] = {
     "broken entry": Kind("refuse", "loading fails, or a value is misread", "mend the entry"),

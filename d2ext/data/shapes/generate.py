@@ -27,7 +27,7 @@ __all__ = ["ShapesSpec", "write_dataset"]
 
 logger = logging.getLogger(__name__)
 
-# Raise it whenever the pictures or files change: data sets on disk are then drawn anew.
+# Raise it whenever the pictures or files change: data sets on disk are then drawn again.
 GENERATOR_VERSION = 1
 
 

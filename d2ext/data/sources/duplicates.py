@@ -36,7 +36,7 @@ def fingerprints(files: Sequence[str]) -> Tuple[np.ndarray, np.ndarray]:
                 small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
                 thumb = grey.resize((_SIDE, _SIDE), Image.Resampling.BOX)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            continue  # the checks of image files tell of it
+            continue  # the checks of image files report it
         hashes[k] = (weights * (small[:, 1:] > small[:, :-1]).ravel()).sum()
         pixels = np.asarray(thumb, dtype=np.float32).ravel()
         pixels = pixels - pixels.mean()
