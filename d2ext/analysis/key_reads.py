@@ -1,4 +1,4 @@
-"""Which config keys are read, and which are changed though nobody reads them."""
+"""Which config keys are read, and which are changed but never read."""
 
 import copy
 from typing import Any, Dict, List, Optional, Set
@@ -26,7 +26,7 @@ class RecordingNode(CfgNode):
         return [self[key] for key in dict.keys(self)]
 
     def __deepcopy__(self, memo: Any) -> "RecordingNode":
-        """A copy (``clone``) reads every value and means none of them."""
+        """A copy (``clone``) reads every value without using it."""
         copied = RecordingNode(new_allowed=self.is_new_allowed())
         for key in dict.keys(self):
             dict.__setitem__(copied, key, copy.deepcopy(dict.__getitem__(self, key), memo))

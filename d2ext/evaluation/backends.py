@@ -325,8 +325,8 @@ class _NumpyWithFloat:
 def lvis_eval() -> type:
     """``LVISEval`` of lvis 0.5.3, the newest release, which wants the name ``np.float``.
 
-    It comes from a second copy of the module ``lvis.eval``, which is known to nobody else: the
-    module that others import stays as it is.
+    It comes from a second copy of the module ``lvis.eval``, which only this file knows: the
+    module that others import is unchanged.
     """
     spec = importlib.util.find_spec("lvis.eval")
     module = importlib.util.module_from_spec(spec)

@@ -210,7 +210,7 @@ def assign_greedily(
     """One object a detection: the first detection takes the object of largest value, the next one
     the best of what is left, and so on; of equal values the last object, as in COCO's matching.
 
-    Nobody waits for his turn: all propose at once, an object keeps the earliest proposer, and the
+    All propose at once, an object keeps the earliest proposer, and the
     others go on to their next object. As all objects rank the detections alike, this ends with the
     same pairs.
 

@@ -31,7 +31,7 @@ def truth_of(data: Dict[str, Any]) -> GroundTruth:
     """The annotations of a data set in COCO's or LVIS' form.
 
     A file cut down to some of its images often keeps the annotations of the others. They are left
-    out, as by pycocotools and lvis; counted, they would be objects that nobody can find.
+    out, as by pycocotools and lvis; counted, they would be objects that cannot be found.
     """
     return GroundTruth.from_dict(data)
 
@@ -111,7 +111,7 @@ def class_aps(result: PrecisionRecall, area: int = 0) -> List[Optional[float]]:
 def strangers(
     results: Sequence[Dict[str, Any]], data: Dict[str, Any]
 ) -> Tuple[Optional[Any], Optional[Any]]:
-    """The first image id and the first category id of detections that a data set has not."""
+    """The first image id and the first category id of detections that are not in a data set."""
     images = {image["id"] for image in data["images"]}
     categories = {category["id"] for category in data["categories"]}
     other_image = next((r["image_id"] for r in results if r["image_id"] not in images), None)
@@ -143,7 +143,7 @@ def coco_form(dicts: List[Dict[str, Any]], names: List[str]) -> Dict[str, Any]:
 def rank_predictions(
     predictions: Predictions, truth: GroundTruth, category_ids: np.ndarray
 ) -> Tuple[np.ndarray, np.ndarray]:
-    """(M,) ranks of images and categories of predictions; -1 for those the annotations have not.
+    """(M,) ranks of images and categories of predictions; -1 for those not in the annotations.
 
     Args:
         predictions: the predictions.

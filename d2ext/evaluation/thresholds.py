@@ -121,7 +121,7 @@ class Thresholds:
         if not good:
             raise RunError(
                 f"{path} holds no thresholds: 'overall' is a score and 'classes' has one for each "
-                "class name; write it anew with d2ext val or d2ext analyze."
+                "class name; write it again with d2ext val or d2ext analyze."
             )
         return cls(
             float(overall), dict(classes), values.get("figures") or {}, values.get("source") or ""
