@@ -107,7 +107,7 @@ def _from_bytes(data: Any, kind: Any, shape: Any, order: str) -> np.ndarray:
     return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
 
 
-# What stands for NumPy's functions. They are instances of classes, because those, unlike functions
+# Stand-ins for NumPy's functions. They are instances of classes, because those, unlike functions
 # and classes, have no attribute that a pickle could set.
 
 
@@ -210,7 +210,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _finish(value: Any, done: Dict[int, Any]) -> Any:
-    """``value`` with arrays where something stands for them, in containers as well.
+    """``value`` with arrays in place of their stand-ins, in containers as well.
 
     Args:
         value: what was read.

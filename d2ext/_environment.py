@@ -44,7 +44,7 @@ def remedy(name: str) -> str:
 
 
 def requirement_problem() -> Optional[str]:
-    """One sentence on the first requirement that is missing, with the command that mends it."""
+    """One sentence on the first requirement that is missing, with the command that fixes it."""
     for name in REQUIRED:
         if find_module(name) is None:
             return f"d2ext needs {name}, which is not installed; run '{remedy(name)}' first."

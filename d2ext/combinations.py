@@ -325,7 +325,7 @@ class Choice(NamedTuple):
 
     @property
     def default(self) -> Any:
-        """What it is where nobody chose."""
+        """Its value by default."""
         section, _, name = self.key.rpartition(".")
         declared = [key for s in all_sections() if s.name == section for key in s.keys]
         return next(key.default for key in declared if key.name == name)

@@ -242,7 +242,7 @@ def _tuple(shape: Sequence[int]) -> Tuple[int, ...]:
 
 
 def _numbers(model: torch.nn.Module) -> List[str]:
-    """Names for the classes of a model that nobody named."""
+    """Names for the classes of a model without class names."""
     heads = getattr(model, "roi_heads", None)
     count = getattr(model, "num_classes", None) or getattr(heads, "num_classes", 0)
     return [f"class {k}" for k in range(count)]

@@ -7,7 +7,7 @@
     python tools/benchmark.py --json docs/benchmarks.json --page docs/benchmarks.md
 
 With --json, what was not measured this time keeps what the file says of it. With --page, the tables
-between the markers of that page are written anew from the figures.
+between the markers of that page are rewritten from the figures.
 """
 
 import argparse

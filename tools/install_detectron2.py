@@ -102,7 +102,7 @@ def check_import():
     if done.returncode != 0:
         raise InstallError(
             f"Detectron2 is installed but cannot be imported ({_last_line(done)}); remove it with "
-            "'pip uninstall detectron2' and run this again, or build it anew for this PyTorch."
+            "'pip uninstall detectron2' and run this again, or rebuild it for this PyTorch."
         )
 
 

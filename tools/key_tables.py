@@ -2,7 +2,7 @@
 """Write the tables of config keys into the documentation, from their declarations.
 
 A page has ``<!-- keys: MODEL.EFL MODEL.EQLV2 -->``, a table and ``<!-- end of keys -->``; what
-stands between the two comments is written anew. ``--check`` changes nothing, and fails if a page
+stands between the two comments is written again. ``--check`` changes nothing, and fails if a page
 says something else than the declarations.
 """
 

@@ -197,7 +197,7 @@ def require_data(names: Sequence[str]) -> None:
 
 
 def write_json(path: Path, values: Any) -> Path:
-    """Write a JSON file; NaN and infinity, which JSON has not, become null."""
+    """Write a JSON file; NaN and infinity, which JSON lacks, become null."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(as_json(values), indent=1) + "\n")
@@ -205,7 +205,7 @@ def write_json(path: Path, values: Any) -> Path:
 
 
 def progress(args: argparse.Namespace) -> Callable[[str], None]:
-    """What prints how far a command is, where nobody reads its result; nothing with --quiet."""
+    """A printer of a command's progress, to stderr; it prints nothing with --quiet."""
     return (lambda line: None) if args.quiet else (lambda line: print(line, file=sys.stderr))
 
 

@@ -60,7 +60,7 @@ def run_convert(args: argparse.Namespace) -> Done:
     except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise RunError(sentence_of(error)) from error
     print(f"{report.renamed} tensors of {report.model}")
-    # What is never in a checkpoint of somebody else is not worth a line.
+    # What is never in a foreign checkpoint is not worth a line.
     kept = [name for name in report.kept if not name.endswith("num_batches_tracked")]
     for names, what in ((report.dropped, "not used"), (kept, "not in the file, left as they are")):
         if names:

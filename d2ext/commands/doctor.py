@@ -114,7 +114,7 @@ def _examine(args: argparse.Namespace) -> List[Any]:
 
 
 def _has_classes(name: str) -> bool:
-    """Whether a data set's classes can be known, be it that its files are missing."""
+    """Whether a data set's classes can be known, even if its files are missing."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     from ..data import require_dataset

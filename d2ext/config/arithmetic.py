@@ -31,7 +31,7 @@ def evaluate_literal(text: str) -> Union[int, float, List[Any], tuple]:
     """The value of an arithmetic expression, such as ``"[x * 2 for x in [1, 2]]"``.
 
     Raises:
-        ValueError: it is none, or too large
+        ValueError: it is not arithmetic, or too large
     """
     if not isinstance(text, str) or len(text) > _LONGEST:
         raise ValueError(f"an expression is a text of at most {_LONGEST} letters")

@@ -22,7 +22,7 @@ def class_count_keys(cfg: Any) -> Dict[str, int]:
     """Every key that holds the number of a detector's classes, and its value.
 
     ``MODEL.RETINANET.NUM_CLASSES``, ``MODEL.ROI_HEADS.NUM_CLASSES`` and so on; a detector that
-    somebody adds in the same way is known, too.
+    a user adds in the same way is known, too.
     """
     return {
         f"MODEL.{name}.NUM_CLASSES": node["NUM_CLASSES"]
@@ -34,7 +34,7 @@ def class_count_keys(cfg: Any) -> Dict[str, int]:
 def class_count_key(cfg: Any) -> str:
     """The key that sets the number of classes of the detector that the config has, or "".
 
-    A detector of somebody's own is known if its section has its name (``MODEL.MYNET`` of MyNet).
+    A user's detector is known if its section has its name (``MODEL.MYNET`` of MyNet).
     """
     name = cfg.MODEL.META_ARCHITECTURE
     own = {"GeneralizedRCNN": "ROI_HEADS", **DENSE_SECTIONS}.get(name, str(name).upper())

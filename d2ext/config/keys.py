@@ -55,7 +55,7 @@ class Key(NamedTuple):
     Attributes:
         name: below its section. With a dot it is in a section of its own; a last word ``*`` stands
             for any name, in a section that is empty by default.
-        default: its value where nobody sets it.
+        default: its value unless it is set.
         rule: what it may be.
         meaning: one line, for the documentation.
         argument: the constructor argument that it feeds. None: the name in lower case, with an

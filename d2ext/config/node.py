@@ -204,7 +204,7 @@ def _set_free_form(cfg: _YacsCfgNode, key: str, value: Any) -> bool:
 
 
 def _value_of(cfg: _YacsCfgNode, path: str) -> Any:
-    """The value of a key, or None where there is none: yacs knows keys that were renamed."""
+    """The value of a key, or None if it has none: yacs knows keys that were renamed."""
     for word in path.split("."):
         cfg = cfg.get(word) if isinstance(cfg, _YacsCfgNode) else None
     return cfg

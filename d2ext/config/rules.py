@@ -83,7 +83,7 @@ def _is_number(value: Any) -> bool:
 
 
 def integer(low: Optional[int] = None, high: Optional[int] = None) -> Rule:
-    """An integer within limits; True and False are none."""
+    """An integer within limits; True and False do not count."""
     if low is not None and high is not None:
         allowed = f"an integer from {low} to {high}"
     elif low is not None:

@@ -108,7 +108,7 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[Tuple[str, Any]]:
 
 
 def _storable(value: Any) -> bool:
-    """Whether YAML holds it: a checkpoint has the config inside, also what nobody reads."""
+    """Whether YAML holds it: a checkpoint holds the config, unread keys included."""
     if isinstance(value, (list, tuple)):
         return type(value) in (list, tuple) and all(_storable(item) for item in value)
     if type(value) is int:
@@ -138,7 +138,7 @@ def _single(cfg: Any, key: str, rule: Rule) -> List[str]:
 
 
 def _value(cfg: Any, key: str) -> Tuple[str, Any]:
-    """The key and its value, or the section above it that is none, or a mark that it is missing."""
+    """The key and its value, or the section above it that is no section, or a mark if missing."""
     node, words = cfg, key.split(".")
     for depth, word in enumerate(words):
         if not isinstance(node, _YacsCfgNode):

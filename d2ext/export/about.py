@@ -39,6 +39,6 @@ def describe(predictor: Any, weights: str = "") -> Dict[str, Any]:
     try:
         found = Thresholds.load(find_thresholds(weights))
     except (RunError, OSError, ValueError):
-        return about  # nobody has chosen any
+        return about  # none were chosen
     about["thresholds"] = found.of(about["class_names"])
     return about

@@ -201,7 +201,7 @@ class TwoStageGraph(InferenceGraph):
     def propose(
         self, maps: Dict[str, torch.Tensor], prepared: Prepared
     ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Proposals (N, P, 4), and which of them are none but padding (N, P)."""
+        """Proposals (N, P, 4), and which of them are only padding (N, P)."""
         rpn = self.rpn
         features = [maps[name] for name in rpn.in_features]
         logits, deltas = rpn.rpn_head(features)

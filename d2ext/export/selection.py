@@ -87,7 +87,7 @@ class _ClasswiseNMS(torch.autograd.Function):
 def _kept(
     boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, num_classes: int, iou: float
 ) -> torch.Tensor:
-    """What the ONNX operator gives, where there is none: boxes of two classes or images never
+    """What the ONNX operator gives, without that operator: boxes of two classes or images never
     touch if each has a place of its own. In float64 the place takes no digit of a box."""
     num_images = scores.shape[0]
     images = torch.arange(num_images, device=boxes.device)[:, None]

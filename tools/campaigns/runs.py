@@ -71,7 +71,7 @@ def forget_logs() -> None:
 
 
 def forget_log_files() -> None:
-    """Detectron2 sets up a folder's log once; afterwards it does so anew."""
+    """Detectron2 sets up a folder's log once; afterwards it does so again."""
     upstream_logger.setup_logger.cache_clear()
     upstream_logger._cached_log_stream.cache_clear()
 
