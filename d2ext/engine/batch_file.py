@@ -46,7 +46,7 @@ def save_batch(path: str, batch: List[Dict[str, Any]], **extra: Any) -> None:
 
 
 def load_batch(path: str) -> Dict[str, Any]:
-    """What :func:`save_batch` wrote; ``["batch"]`` can be given to the model as it is."""
+    """What :func:`save_batch` wrote; ``["batch"]`` can be given to the model directly."""
     data = load_tensors(path)
     data["batch"] = [
         {key: _decode(value) for key, value in sample.items()}

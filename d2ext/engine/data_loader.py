@@ -45,7 +45,7 @@ class NamedErrors:
     Args:
         mapper: turns a dataset dict into the model's input.
         check: called with each dataset dict before the mapper; it raises for what the mapper would
-            take without a word and get wrong.
+            silently accept and get wrong.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class _BatchSampler(Sampler):
 def ignore_stop_signals(worker_id: int = 0) -> None:
     """A data worker outlives the signals that tell the trainer to stop.
 
-    Ctrl-C, Slurm and torchrun signal the whole process group; the step under way still needs its
+    Ctrl-C, Slurm and torchrun signal the whole process group; the current step still needs its
     batch. The trainer itself ends its workers with SIGTERM, too, so the sender decides.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)

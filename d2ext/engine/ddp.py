@@ -1,4 +1,4 @@
-"""DistributedDataParallel, and the one thing of its state that no state dict holds."""
+"""DistributedDataParallel, and the one part of its state that is in no state dict."""
 
 import contextlib
 import logging

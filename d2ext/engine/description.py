@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: the config it was trained with and the names of its classes."""
+"""What a checkpoint says about itself: the config of its training and the names of its classes."""
 
 import os
 from typing import Any, Dict, List, Optional

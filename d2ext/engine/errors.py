@@ -25,7 +25,7 @@ EXIT_PREEMPTED = 75
 the system's own word for "temporary failure, try again".)"""
 
 EXIT_NONFINITE = 76
-"""A loss became infinite or NaN; starting again as it is would meet it again."""
+"""A loss became infinite or NaN; starting again unchanged would end the same way."""
 
 
 class NonFiniteLossError(RunError, FloatingPointError):
@@ -50,7 +50,7 @@ _LOST = re.compile(
 )
 
 
-# What fvcore says of a name that nothing is registered by.
+# What fvcore says about a name that is not registered.
 _UNREGISTERED = re.compile(r"No object named '.*' found in '.*' registry!$")
 
 

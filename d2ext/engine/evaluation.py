@@ -1,4 +1,4 @@
-"""Evaluating a model on data sets: as it is, augmented, and its moving average beside it."""
+"""Evaluating a model on data sets: plainly, augmented, and its moving average beside it."""
 
 import logging
 from collections import OrderedDict

@@ -184,7 +184,7 @@ def _apply_fast_dev_run(cfg: Any) -> None:
 
 
 def _require_datasets(cfg: Any, train: bool) -> None:
-    """Refuse a data set that is not there before anything is built."""
+    """Refuse a missing data set before anything is built."""
     for key in ("train", "test") if train else ("test",):
         require_dataset(*dataset_names(cfg, key))
 

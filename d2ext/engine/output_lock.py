@@ -58,7 +58,7 @@ class OutputLock:
             ...
 
     Args:
-        folder: the folder; it is made if it is not there.
+        folder: the folder; it is made if it is missing.
     """
 
     name = ".lock"
@@ -111,7 +111,7 @@ class OutputLock:
         return "" if held is None else held.problem()
 
     def make_again(self) -> bool:
-        """Make a folder that is gone once more, and lock it; False: another has its name."""
+        """Make a deleted folder again, and lock it; False: another has its name."""
         return self._held[self._key].make_again()
 
     def __enter__(self) -> "OutputLock":

@@ -117,7 +117,7 @@ def measure_step(cfg: CfgNode, steps: int = _TRIALS) -> Tuple[float, float]:
     taken = min(times[1:])
     if cfg.MODEL.DEVICE.startswith("cuda"):
         return taken, taken
-    # Where others run, too, the time of the processor says what would be left without them.
+    # If other programs run, too, the CPU time says how long it would take without them.
     return min(taken, _SLACK * min(busy[1:]) / torch.get_num_threads()), taken
 
 

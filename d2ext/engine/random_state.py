@@ -92,7 +92,7 @@ def seed_cpu(seed: int) -> None:
 
 
 def set_deterministic(enabled: bool) -> None:
-    """Prefer deterministic algorithms; torch warns where it has none."""
+    """Prefer deterministic algorithms; torch warns where it lacks one."""
     if not enabled:
         return
     import os

@@ -1,7 +1,7 @@
 """Which detector, image size, batch, rate and schedule suit some data, a machine and a time.
 
 The rules are plain functions of figures, so that the same figures always give the same recipe; they
-are told with the reason beside each, and written down in docs/own_data.md. Only the number of
+are printed with their reasons, and documented in docs/own_data.md. Only the number of
 steps depends on the clock.
 """
 

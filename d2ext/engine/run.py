@@ -135,7 +135,7 @@ def _device_of(args: argparse.Namespace) -> str:
     device = get_cfg().MODEL.DEVICE
     with contextlib.suppress(
         OSError, ValueError, TypeError
-    ):  # main says what is wrong with the file
+    ):  # main reports what is wrong with the file
         for file in args.config_file:
             model = CfgNode.load_yaml_with_base(file).get("MODEL")
             device = model.get("DEVICE", device) if isinstance(model, dict) else device

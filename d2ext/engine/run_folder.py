@@ -25,7 +25,7 @@ ROOT = "output"
 
 
 def new_folder(name: str, root: str = ROOT) -> str:
-    """Make ``root/name``, or the first of ``name-2``, ``name-3``, ... that is not there."""
+    """Make ``root/name``, or the first of ``name-2``, ``name-3``, ... that does not exist."""
     os.makedirs(root, exist_ok=True)
     number = 1
     while True:

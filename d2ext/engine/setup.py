@@ -110,7 +110,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
 def set_up_output(cfg: Any, args: argparse.Namespace, folder: str) -> None:
     """Log files, ``config.yaml`` and seed of a run, in a folder that it has for itself.
 
-    As Detectron2's ``default_setup``, but the terminal is not told all that is in the file.
+    As Detectron2's ``default_setup``, but the terminal does not show all that is in the file.
     """
     if not args.eval_only:
         # Before anything is written: the log of the other run must not get our lines.

@@ -385,7 +385,7 @@ class RunState:
 
     def save_new_schedule(self) -> None:
         """Before the first step of a new schedule: a run that is resumed before the first regular
-        checkpoint must go on with it, and not with the schedule that had come to its end."""
+        checkpoint must go on with it, and not with the schedule that had ended."""
         if self.schedule_is_new and self.trainer.start_iter == 0:
             self.trainer.save_checkpoint("model_0000000")
 

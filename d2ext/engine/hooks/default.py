@@ -46,7 +46,7 @@ def default_hooks(
     """All hooks of a run. Every rank has the same ones.
 
     Args:
-        cfg: its ENGINE section, periods and TEST.VAL_LOSS are read, and nothing of the model.
+        cfg: its ENGINE section, periods and TEST.VAL_LOSS are read, but no key of the model.
         model: the model without a wrapper.
         writers: where figures go; none on ranks but the first.
         ema: see :func:`build_ema`.

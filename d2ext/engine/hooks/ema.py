@@ -68,7 +68,7 @@ class ModelEMA(HookBase):
             decay = min(decay, (1 + self.updates) / (self.warmup + self.updates))
         self.updates += 1
         averages, sources, copies = self._tensors()
-        # lerp leaves a constant exactly as it is, which e * d + x * (1 - d) does not.
+        # lerp leaves a constant exactly unchanged, which e * d + x * (1 - d) does not.
         if averages:
             torch._foreach_lerp_(averages, [s.to(a) for a, s in zip(averages, sources)], 1 - decay)
         for average, source in copies:

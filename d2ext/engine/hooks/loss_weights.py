@@ -1,6 +1,6 @@
 """The hook that weighs the losses: static weights by name, and weights that follow the losses.
 
-It sees a dictionary of named losses between forward and backward and nothing of the model, so any
+It sees a dictionary of named losses between forward and backward and does not see the model, so any
 model that Detectron2 can train is good for it.
 
 Shapes: S observed losses (a classification and a box entry for each group), W recorded steps.
