@@ -36,7 +36,7 @@ def check_methods_in_use(cfg: Any, model: nn.Module) -> None:
                 f"{choice.key} is {value_of(cfg, choice.key)!r}, but {name} has no {readers} that "
                 f"reads it; {other}, or leave {choice.key} at {choice.default!r}."
             )
-    # A head of your own may train without sampling and have no criterion of ours.
+    # A user's head may train without sampling and have none of d2ext's criteria.
     own_sampling = any(hasattr(module, "sampling_free") for module in model.modules())
     for section in SECTIONS:
         if section != "MODEL.SAMPLING_FREE" or places or not own_sampling:

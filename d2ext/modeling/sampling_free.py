@@ -57,7 +57,7 @@ class SamplingFreeOptions(NamedTuple):
 
     @classmethod
     def from_cfg(cls, cfg: Any, place: str) -> Optional["SamplingFreeOptions"]:
-        """What ``MODEL.SAMPLING_FREE`` says of a place, or None if it is off there."""
+        """What ``MODEL.SAMPLING_FREE`` says about a place, or None if it is off there."""
         if not sampling_free_on(cfg, place):
             return None
         validate(cfg, "MODEL.SAMPLING_FREE")
@@ -286,7 +286,7 @@ def measure_priors(
 ) -> Dict[str, PriorMeasurement]:
     """Measure the share of foreground samples with a model's own anchors and matching.
 
-    Nothing of the model is changed. Every rank must call it, with as many batches.
+    The model is not changed. Every rank must call it, with as many batches.
 
     Args:
         model: with a ``backbone``, and parts that are :class:`OptimalBias`.

@@ -120,7 +120,7 @@ class Priors(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What a head says of every prior of a batch, without gradient.
+    """A head's predictions for every prior of a batch, without gradient.
 
     Attributes:
         logits: (N, R, C) of the classes.

@@ -72,7 +72,7 @@ class PredictionAssigner(Assigner):
 
 
 def _probabilities(predictions: Predictions) -> torch.Tensor:
-    """(N, R, C); where there is an objectness the geometric mean with it, as in YOLOX."""
+    """(N, R, C); with an objectness, the geometric mean of both, as in YOLOX."""
     scores = predictions.logits.float().sigmoid()
     if predictions.objectness is None:
         return scores

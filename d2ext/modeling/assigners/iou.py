@@ -148,6 +148,6 @@ def _pairwise_iou(
 
 def _is_best_of_any(block: ObjectBlock, iou: torch.Tensor, spare: torch.Tensor) -> torch.Tensor:
     """(n, R), 1 where a prior has the highest IoU of all priors with some object, else 0."""
-    # No IoU equals 2, so that no prior is the best of an object that is not there.
+    # No IoU equals 2, so that no prior is the best of a padded object.
     highest = iou.amax(dim=2).masked_fill_(~block.valid, 2.0)
     return torch.eq(iou, highest.unsqueeze(2), out=spare).amax(dim=1)

@@ -187,7 +187,7 @@ def _create(
 
 
 def _try_options(timm: Any, name: str, options: Dict[str, Any]) -> nn.Module:
-    """Make the network for images of any size: transformers want to be told, others refuse it."""
+    """Make the network for images of any size: transformers need an argument, others refuse it."""
     for more in ({"dynamic_img_size": True}, {"strict_img_size": False}, {}):
         try:
             return timm.create_model(name, pretrained=False, **options, **more)

@@ -16,7 +16,7 @@ def from_config(cls: type, cfg: Any, **head: Any) -> nn.Module:
 
     Args:
         cls: the loss. A class of yours defines ``from_config(cfg, **head)``, which returns its
-            constructor's arguments, or inherits what is said below of one of ours.
+            constructor's arguments, or inherits from one of d2ext's.
         cfg: the config.
         head: parameters of the head that the loss is for: ``num_classes``, ``alpha`` and ``gamma``
             for a class loss, ``smooth_l1_beta`` for a box loss.
@@ -47,7 +47,7 @@ def _quality_focal(cls, cfg, *, num_classes, alpha, gamma):
 
 
 def _of_section(section: str) -> Callable[..., nn.Module]:
-    """Builder of a loss that takes the arguments of a section and nothing of the head."""
+    """Builder of a loss that takes the arguments of a section and not the head's."""
 
     def build(cls, cfg, **head):
         return construct(cls, cfg, section)

@@ -244,7 +244,7 @@ class ExtDenseMixin(OptimalBias):
             pred_logits, pred_anchor_deltas, pred_quality: predictions of each level,
                 (N, R_l, C), (N, R_l, 4) and, if the head has a third branch, (N, R_l, 1).
             gt_labels, gt_boxes: (N, R) and (N, R, 4).
-            soft: what the assigner says beyond that.
+            soft: what the assigner adds to that.
             image_sizes: (height, width) of N images, if the box loss wants them.
 
         Returns:
