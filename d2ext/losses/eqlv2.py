@@ -101,7 +101,7 @@ class EQLv2Loss(GradientBalancedLoss):
         return {"gamma": self.gamma, "mu": self.mu, "alpha": self.alpha}
 
     def _columns(self, values: torch.Tensor, objectness: float = math.inf) -> torch.Tensor:
-        """A value of every column; an infinite ratio leaves the objectness as it is."""
+        """A value of every column; an infinite ratio leaves the objectness unchanged."""
         if not self.objectness:
             return values
         return torch.cat([values, values.new_full((1,), objectness)])

@@ -26,7 +26,7 @@ class EqualizedFocalLoss(GradientBalancedLoss):
     loss; one that collects next to none (g_j = 0) has the exponent ``gamma_b + scale``, and its
     loss is weighted by ``(gamma_b + scale) / gamma_b``.
 
-    What is collected, and when, is told in :class:`GradientBalancedLoss`. The derivative through g
+    For what is collected, and when, see :class:`GradientBalancedLoss`. The derivative through g
     is deliberately not taken: g is a constant of the iteration.
 
     Args:

@@ -56,7 +56,7 @@ class HarmonicIoULoss(BoxLoss):
 
 
 class HarmonicCoupling(Recording, nn.Module):
-    """The coupling of a :class:`Criterion`, in three parts that can be had one by one.
+    """The coupling of a :class:`Criterion`, in three parts that can be used separately.
 
     * the harmonic loss: ``(1 + beta_r) CE + (1 + beta_c) L``, ``beta_r = exp(-L)`` and
       ``beta_c = exp(-CE)``, on positives; negatives keep CE;

@@ -23,7 +23,7 @@ def divisor_and_mean(
 ) -> Tuple[Union[float, torch.Tensor], torch.Tensor]:
     """The divisor for ``count`` positives, and the mean of another number over ranks.
 
-    Both in one message, if the normaliser is one of ours.
+    Both in one message, if the normaliser is one of d2ext's.
     """
     if isinstance(normalizer, Normalizer):
         return normalizer.divisor_and_mean(count, like, total)

@@ -82,7 +82,7 @@ class LossWeighting:
 
     @property
     def stuck(self) -> bool:
-        """Whether a weight has collapsed early and is not going to recover by itself."""
+        """Whether a weight has collapsed early and will not recover by itself."""
         return False
 
     def observe(self, raw_cls: float, raw_box: float) -> float:

@@ -185,7 +185,7 @@ def frozen_ratio(
     """One step of the ratio that follows the losses for ``warmup_iters`` steps and then stays.
 
     It keeps the last warm-up step's value, not an average over the steps. A step whose ratio is 0
-    (a batch without objects, a loss that is not finite) is counted but leaves the ratio as it is:
+    (a batch without objects, a loss that is not finite) is counted but leaves the ratio unchanged:
     were it the last one of the warm-up, there would be no class loss in the whole training. In the
     authors' code there is none then.
 

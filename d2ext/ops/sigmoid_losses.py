@@ -9,7 +9,7 @@ and w_j = gamma_j / gamma_b, where g_j in [0, 1] is the balance of the class's g
 
 Shapes: M rows (samples), C classes. Labels are 0..C-1, C for background and -1 for ignored rows,
 which contribute nothing, whatever they hold; a label above C counts as background. All losses are
-sums; half precision is computed in float32. How they are computed in one pass is told in
+sums; half precision is computed in float32. How they are computed in one pass is described in
 :mod:`d2ext.ops.sigmoid_kernel`.
 
 ``class_weights`` (C,) multiply the columns of a loss, positives and negatives alike; constants, see
@@ -257,7 +257,7 @@ def equalization_v2_loss(
         logits: (M, C).
         labels: (M,) class of each row; C is background, -1 ignored.
         grad_ratio: (C,) g_j, accumulated positive over negative gradient; infinity for a class that
-            is left as it is. A constant.
+            is left unchanged. A constant.
         gamma, mu, alpha: those of the formulas.
         class_weights: (C,) weight of each class; None: 1.
 
