@@ -51,7 +51,7 @@ def require_same_classes(
 
     Args:
         first, second: what has them, as at the start of a sentence.
-        expected, found: their classes; None: not known, which nothing is said of.
+        expected, found: their classes; None: not known, which is accepted.
     """
     if not expected or not found or list(expected) == list(found):
         return

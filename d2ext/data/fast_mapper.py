@@ -27,7 +27,7 @@ from .tiles import cut
 
 __all__ = ["FastMapper", "read_image", "why_not_fast"]
 
-# Augmentations that look at nothing but the size of an image, and lead to a transform of
+# Augmentations that look only at the size of an image, and lead to a transform of
 # _Picture. Subclasses do not count: they may look at pixels.
 _RESIZES = (T.ResizeShortestEdge, T.Resize, T.ResizeScale)
 _AUGMENTATIONS = (*_RESIZES, T.RandomFlip, T.RandomCrop)

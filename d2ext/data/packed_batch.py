@@ -58,7 +58,7 @@ class PackedBatch(list):
         """Copy the tensors of samples into a new block.
 
         Tensors are found in dicts, lists and tuples, in ``Instances``, and in boxes, bit masks and
-        keypoints. Everything else stays as it is.
+        keypoints. Everything else stays unchanged.
         """
         tensors: List[torch.Tensor] = []
         places: List[_Place] = []
@@ -97,7 +97,7 @@ class PackedBatch(list):
 
 
 def batch_on(batch: Any, device: torch.device) -> Any:
-    """A batch as a model on a device is to get it: a packed one there, any other as it is."""
+    """A batch as a model on a device is to get it: a packed one there, any other unchanged."""
     if isinstance(batch, PackedBatch) and device.type != "cpu":
         return batch.to(device)
     return batch

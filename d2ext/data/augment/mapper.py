@@ -68,7 +68,7 @@ class Mixing(NamedTuple):
 
 
 def augmentation_of(cfg: Any, max_iter: int) -> Optional[Dict[str, Any]]:
-    """Arguments of :class:`AugmentingMapper` from a config; None if it asks for nothing of it.
+    """Arguments of :class:`AugmentingMapper` from a config; None if it asks for none of this.
 
     Args:
         cfg: the config.

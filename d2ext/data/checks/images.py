@@ -18,7 +18,7 @@ _JPEG = b"\xff\xd8\xff"
 
 
 def find_missing(files: Iterable[str]) -> List[Problem]:
-    """Files that are not there; each folder is listed once, which is quick on network disks too.
+    """Missing files; each folder is listed once, which is quick on network disks too.
 
     Addresses such as "s3://..." are not looked at.
     """
@@ -83,7 +83,7 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def check_sample(element: Dict[str, Any], *, images: bool = True, masks: bool = False) -> None:
-    """Check what a mapper would take without a word and get wrong, before it reads the image.
+    """Check what a mapper would silently accept and get wrong, before it reads the image.
 
     Args:
         element: a dataset dict.

@@ -106,7 +106,7 @@ def check_json(
         path: the file, for messages.
         form: "coco" or "lvis".
         deep: read run-length strings to their end as well, which takes some time.
-        loading: whether what Detectron2's loader needs of each entry has to be there, too: file
+        loading: whether each entry must also have what Detectron2's loader needs: file
             names, sizes, LVIS' masks. Evaluation does without.
 
     Raises:
@@ -373,7 +373,7 @@ class _Table:
         return Problem(kind, name, f"{text}: {detail}" if detail else text)
 
     def find_unknown(self) -> List[Problem]:
-        """Annotations of images or categories that are not there."""
+        """Annotations of missing images or categories."""
         found = [self.problem("no such image", k) for k in np.flatnonzero(self.image < 0)]
         for k in np.flatnonzero(self.category < 0):
             detail = f"category id {self.things[k]['category_id']!r}"

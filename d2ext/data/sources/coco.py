@@ -17,7 +17,7 @@ _SPLIT_WORD = re.compile(r"[A-Za-z]+")
 
 
 def find_coco(tree: Tree) -> List[str]:
-    """JSON files with images and categories, told from others by how they begin and end."""
+    """JSON files with images and categories, recognised by how they begin and end."""
     found = []
     for file in tree.having(".json"):
         path = tree.path(file)

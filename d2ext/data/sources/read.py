@@ -78,7 +78,7 @@ def parse_shares(text: Optional[str]) -> Tuple[float, ...]:
 
 
 def read_source(path: str) -> Source:
-    """Read a folder, a ``data.yaml`` or a COCO JSON file as it is, without splitting it."""
+    """Read a folder, a ``data.yaml`` or a COCO JSON file, without splitting it."""
     path = os.path.abspath(os.path.expanduser(path))
     if not os.path.exists(path):
         raise BadDataError(f"{path} does not exist; give a folder, a data.yaml or a COCO JSON.")
@@ -221,7 +221,7 @@ def _read_one(folder: str, name: str, reader: Callable[[Tree, List[str]], Source
 
 
 def _settle_sizes(photos: List[Photo]) -> List[Problem]:
-    """The size of each image as it is read, turned as its EXIF tag says."""
+    """The size of each image as read, after its EXIF rotation."""
     found = []
     for photo in photos:
         try:

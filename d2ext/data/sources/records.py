@@ -5,7 +5,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 __all__ = ["SPLITS", "Photo", "Source", "Thing", "split_named"]
 
-#: The splits of a data set, in the order in which they are told.
+#: The splits of a data set, in the order in which they are printed.
 SPLITS = ("train", "val", "test")
 
 _SPLIT_NAMES = {

@@ -136,7 +136,7 @@ def read_pixel_boxes(tree: Tree, files: List[str]) -> Source:
     source = Source("pixel boxes", [])
     lost, used = [], set()
     folders = {os.path.dirname(file) for file in files}
-    # A file that is empty or broken cannot be told by its first line, but by where it lies.
+    # An empty or broken file is recognised by its place, not by its first line.
     beside = [
         file
         for file in tree.having(".txt")
