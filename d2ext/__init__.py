@@ -1,6 +1,6 @@
 """Five ideas for training detectors, each a part that works on any Detectron2 model.
 
-Importing this needs nothing but Python, and `d2ext.ops` and `d2ext.losses` need only torch. The
+Importing this needs only Python, and `d2ext.ops` and `d2ext.losses` need only torch. The
 other parts come with Detectron2, and register with it when they are first asked for.
 """
 

@@ -1,6 +1,6 @@
 """Pickles of arrays, read without letting the file choose an address, a size or a call.
 
-NumPy trusts what a pickle says of an array: one whose type has objects takes bytes of the file for
+NumPy trusts a pickle of an array: one whose type has objects takes bytes of the file for
 pointers and follows them. So NumPy's own ``ndarray`` and ``dtype`` are not what is called here. A
 type is kept as its name and byte order, and an array is made of bytes whose number fits its shape,
 or of a list of objects that the same reader has read.
@@ -201,7 +201,7 @@ _ADMITTED: Dict[Tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Finds nothing but what arrays are made of, whatever a pickle names."""
+    """Finds only what arrays are made of, whatever a pickle names."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ADMITTED:

@@ -1,4 +1,4 @@
-"""Import this before anything of Detectron2: it says what is missing, and imports it quietly."""
+"""Import this before any part of Detectron2: it says what is missing, and imports it quietly."""
 
 import warnings
 

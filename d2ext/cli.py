@@ -100,7 +100,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # Whoever read the output, such as head, has gone. What is still buffered goes nowhere.
+        # The reader of the output, such as head, has exited. What is still buffered is dropped.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     # A wrong name on the command line, or what one sentence says all about: no traceback helps.

@@ -40,7 +40,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: Where detectors have losses of ours, as messages name it.
+#: Where detectors have d2ext's losses, as messages name it.
 PLACES = {"dense": "dense head", "rpn": "RPN", "roi": "ROI head"}
 
 #: The keys that choose the class loss of a place.
@@ -56,7 +56,7 @@ BOX_LOSS_KEYS = {
 
 
 class Rule(NamedTuple):
-    """What is to be said of facts that come together.
+    """What to say about facts that come together.
 
     Attributes:
         facts: the rule holds where all of these do.
@@ -306,7 +306,7 @@ RULES: Tuple[Rule, ...] = (
     ),
 )
 
-#: What is said of a part at a detector without a place that could take it.
+#: What to say about a part at a detector without a place for it.
 UNREAD = Rule((), "none of its parts reads the key")
 
 
@@ -359,7 +359,7 @@ class Detector(NamedTuple):
     """A kind of detector.
 
     Attributes:
-        places: where it has losses of ours.
+        places: where it has d2ext's losses.
         facts: its properties.
     """
 
@@ -539,7 +539,7 @@ def notes(cfg: Any = None, parts: Iterable[str] = ()) -> List[Rule]:
 
     Args:
         cfg: a config, for the notes on what it chooses; or
-        parts: names in `PARTS`, for all that is said of them.
+        parts: names in `PARTS`, for all notes on them.
     """
     levels = ("note", "warn") if cfg is None else ("note",)
     names = parts if cfg is None else [name for name in PARTS if _is_on(cfg, PARTS[name])]

@@ -80,7 +80,7 @@ def list_configs(pattern: Optional[str] = None, *, include_base: bool = False) -
 
 
 def list_fragments() -> List[str]:
-    """Names of the configs that are no detector but say something of any, sorted.
+    """Names of the configs that are no detector but can be added to any, sorted.
 
     They are added to a config: ``--config-file COCO/fcos_R_50_FPN_1x --config-file
     ALWA/Base-ALWA-2``, or in `get_config`.

@@ -59,7 +59,7 @@ def load_config(
 
 
 def describe_weights(weights: str) -> Dict[str, Any]:
-    """What a checkpoint or an exported detector says of itself; empty if it says nothing."""
+    """What a checkpoint or an exported detector says about itself; empty if nothing."""
     from .engine.description import read_description
     from .export.runtime import is_exported, load_exported
 

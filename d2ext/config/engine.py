@@ -93,7 +93,7 @@ _SOLVER = Section(
     Key("WARMUP_EPOCHS", 0.0, number(0), "warm-up in epochs; 0: SOLVER.WARMUP_ITERS", ""),
     Key("CHECKPOINT_EPOCHS", 0.0, number(0),
         "epochs between checkpoints; 0: SOLVER.CHECKPOINT_PERIOD", ""),
-    # It warns and names the operation where torch has none.
+    # It warns and names operations for which torch has no deterministic algorithm.
     Key("DETERMINISTIC", False, BOOLEAN, "deterministic algorithms where torch has them", ""),
 )  # fmt: skip
 

@@ -41,7 +41,7 @@ class ConvertReport(NamedTuple):
         model: whose detector it is.
         renamed: old to new names are not kept one by one; how many tensors were taken over.
         dropped: names of the checkpoint that the model has no use for.
-        kept: names of the model that the checkpoint says nothing of and may leave as they are.
+        kept: names of the model that are not in the checkpoint and keep their values.
     """
 
     source: str
@@ -159,7 +159,7 @@ def _check(
 
 
 def _advice(name: str) -> str:
-    """Which keys most likely differ, judged by a name of ours."""
+    """Which keys most likely differ, judged by one of our names."""
     for pattern, advice in (
         (r"cls_score|class_counts|mask_head\.predictor", "the same number of classes and anchors"),
         (r"bottom_up\.res\d|bottom_up\.stage", "the same depth and width of the backbone"),

@@ -86,7 +86,7 @@ class GroundTruth:
         """
         data = read_json(file)
         findings = check_json(data, file, form, deep=True, loading=False)
-        # Objects are numbered afresh, so that repeated ids of theirs do no harm here.
+        # Objects are renumbered, so that repeated ids do no harm here.
         problems = [p for p in findings.problems if p.kind != "duplicate id"]
         settle(problems, file, done="kept, as the reference implementation does")
         return cls.from_dict(data)
@@ -186,7 +186,7 @@ class GroundTruth:
 def unique_names(names: Sequence[str], ids: Sequence[int]) -> List[str]:
     """Names of classes, with the id behind those that several classes share.
 
-    Figures go by name: of two classes of one name, one would lose its figure without a word.
+    Figures go by name: of two classes of one name, one would silently lose its figure.
     """
     count = Counter(names)
     return [name if count[name] == 1 else f"{name} (id {key})" for name, key in zip(names, ids)]

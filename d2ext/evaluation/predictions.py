@@ -212,7 +212,7 @@ def _concatenate(arrays, empty_shape, dtype):
 
 
 def _plain_id(image_id) -> ImageId:
-    """An image id as JSON can write it: an int from a tensor or NumPy scalar, else as it is."""
+    """An image id as JSON can write it: an int from a tensor or NumPy scalar, else unchanged."""
     return image_id.item() if hasattr(image_id, "item") else image_id
 
 

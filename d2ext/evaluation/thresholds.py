@@ -92,7 +92,7 @@ class Thresholds:
     source: str = ""
 
     def of(self, names: Sequence[str]) -> List[float]:
-        """One threshold a class, ``overall`` for those that have none."""
+        """One threshold a class, ``overall`` for classes without their own."""
         found = (self.classes.get(name) for name in names)
         return [self.overall if value is None else value for value in found]
 

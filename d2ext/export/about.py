@@ -1,4 +1,4 @@
-"""What an exported detector says of itself."""
+"""What an exported detector says about itself."""
 
 import hashlib
 import os

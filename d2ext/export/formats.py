@@ -20,7 +20,7 @@ __all__ = ["SUFFIXES", "example_images", "export", "format_of", "need"]
 #: What a format's files end with.
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "program": ".pt2", "openvino": ".xml"}
 
-#: The entry of a file's metadata that holds what d2ext says of it, as JSON.
+#: The entry of a file's metadata that holds d2ext's description, as JSON.
 ABOUT = "d2ext"
 
 OPSET = 17  # grid_sample, which box refinement needs, came with 16
@@ -54,7 +54,7 @@ def export(
         sizes: shortest and longest side to resize "pixels" to.
         opset: ONNX operator set.
         size: height and width of the images of a program, which takes one size only.
-        about: what the file is to say of itself, see :func:`~d2ext.export.about.describe`.
+        about: the description that goes into the file, see :func:`~d2ext.export.about.describe`.
 
     Returns:
         The module whose graph was written.

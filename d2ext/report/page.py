@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 ASSETS = Path(__file__).parent / "assets"
 _BOX_FIGURES = ("AP", "AP50", "AP75", "APr", "APc", "APf")
 _FIRST_FIGURES = ("AP", "mIoU", "PQ")
-# Keys that differ between runs and change nothing of what they compute.
+# Keys that differ between runs without changing what they compute.
 _IDLE_KEYS = {"OUTPUT_DIR", "VERSION", "VIS_PERIOD"}
 _CONFIG_KEYS = ("MODEL.META_ARCHITECTURE", "MODEL.WEIGHTS", "DATASETS.TRAIN", "DATASETS.TEST",
                 "SOLVER.OPTIMIZER", "SOLVER.BASE_LR", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER",
@@ -345,7 +345,7 @@ def _set_tables(name: str, row: Sequence[Optional[Evaluation]]) -> Dict[str, Any
 
 
 def _logged_classes(runs: Sequence[Run]) -> Optional[Dict[str, Any]]:
-    """AP of each class as logged, where the detections are not there any more."""
+    """AP of each class as logged, where the detections no longer exist."""
     tables = [run.class_ap() for run in runs]
     names = list(dict.fromkeys(name for table in tables for name in table))
     if not names:

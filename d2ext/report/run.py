@@ -113,7 +113,7 @@ class Run:
         }
 
     def raw_loss(self, name: str) -> Optional[np.ndarray]:
-        """A loss before its adaptive weight: (T,) as :meth:`series`; None if it has none.
+        """A loss before its adaptive weight: (T,) as :meth:`series`; None if it has no such weight.
 
         The losses of ``metrics.json`` are the weighted ones; the weight is the last one logged.
         """
@@ -165,7 +165,7 @@ def _is_number(value: Any) -> bool:
 
 
 def load_run(folder: Path, name: str = "") -> Run:
-    """Read an output folder, in which any file but one may be missing or damaged.
+    """Read an output folder, in which all files but one may be missing or damaged.
 
     Args:
         folder: it has to hold ``metrics.json``; ``config.yaml`` and checkpoints are optional.
