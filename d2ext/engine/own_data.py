@@ -188,6 +188,7 @@ def _text(recipe: Recipe, args: argparse.Namespace) -> str:
     lines += [f"#   {what}: {why}" for what, why in recipe.reasons]
     tree = _difference(cfg, default)
     tree.pop("OUTPUT_DIR", None)
+    tree["VERSION"] = cfg.VERSION  # without one Detectron2 warns, each time that it is read
     return "\n".join(lines) + "\n" + yaml.safe_dump(tree, sort_keys=False, width=100)
 
 

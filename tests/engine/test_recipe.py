@@ -108,7 +108,8 @@ def test_the_written_recipe_gives_the_same_config(tmp_path, monkeypatch):
     assert cfg.MODEL.DW.NUM_CLASSES == 3 and str(tmp_path / "pets") == cfg.DATASETS.DATA
     text = (tmp_path / "out" / own_data.RECIPE).read_text()
     assert text.startswith("# Chosen by d2ext train --data. The reasons:\n#   method dw: ")
-    assert "_BASE_" not in yaml.safe_load(text)
+    written = yaml.safe_load(text)
+    assert "_BASE_" not in written and written["VERSION"] == cfg.VERSION
     again = _args(tmp_path, "SOLVER.WEIGHT_DECAY", "0.01")
     again.resume = True
     own_data.prepare_own_data(again)
