@@ -7,6 +7,7 @@ from functools import partial
 import lvis
 import pycocotools.coco
 import pytest
+import torch
 from bad_data_kit import DataSet, logged
 from detectron2.config import LazyCall
 from detectron2.data import (
@@ -156,6 +157,39 @@ def test_a_function_of_ones_own_is_called_and_its_dicts_are_checked(tmp_path):
         assert "1 x zero area" in line and "object 1" in line
         with pytest.raises(BadDataError, match="1 x zero area"):
             load_checked(name, bad_annotations="refuse")
+
+
+@pytest.mark.parametrize("filter_empty, min_keypoints, left", [(False, 0, 4), (True, 0, 3),
+                                                               (True, 2, 1)])  # fmt: skip
+def test_images_are_chosen_as_detectron2_does(tmp_path, filter_empty, min_keypoints, left):
+    data_set = DataSet(tmp_path, "coco")
+    things = data_set.data["annotations"]
+    things[0]["keypoints"], things[4]["keypoints"] = POINTS, [3, 4, 2, 0, 0, 0, 0, 0, 0]
+    del things[2:4]  # all of the second image
+    options = {"filter_empty": filter_empty, "min_keypoints": min_keypoints}
+    with data_set.registered() as name:
+        dicts = lazy_data.load_dataset([name, name], **options)
+        assert dicts == get_detection_dataset_dicts([name, name], **options)
+        assert len(dicts) == 2 * left
+        with pytest.raises(BadDataError, match=f"No valid data found in {name}: .* 3 key points"):
+            lazy_data.load_dataset(name, min_keypoints=3)
+
+
+def test_a_data_set_of_another_kind_stays_what_it_is():
+    class Numbers(torch.utils.data.Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return index
+
+    made = Numbers()
+    DatasetCatalog.register("json_numbers", lambda: made)
+    try:
+        assert lazy_data.load_dataset("json_numbers") is made
+        assert list(lazy_data.load_dataset(["json_numbers"] * 2)) == [0, 1, 2, 0, 1, 2]
+    finally:
+        DatasetCatalog.remove("json_numbers")
 
 
 def list_of(names):
