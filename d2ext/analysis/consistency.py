@@ -44,7 +44,7 @@ def score_iou_consistency(
     Args:
         results: detections in COCO's results format, or the JSON file that holds them.
         annotations: a COCO or LVIS data set with ``images`` and ``annotations``, or its JSON file.
-            Crowd regions are no objects; a detection that hits none but lies in one is left out.
+            Crowd regions are not objects; a detection that hits only a crowd is left out.
         min_score: detections below it are left out: a detector emits any number of them.
         min_iou: from which IoU on a detection hits something.
 

@@ -118,7 +118,7 @@ def suggest_rate(found: Dict[str, np.ndarray]) -> Dict[str, Optional[float]]:
     curve = centred(loss)
     end = int(np.argmin(curve)) + 1
     # The noise of a value is that of a mean over some 3.5 widths of the smoothing. What explodes
-    # behind the lowest loss is no noise. The lowest of a few such means, against the first, which
+    # after the lowest loss is not noise. The lowest of a few such means, against the first, which
     # has half of the window, differs by some 3 noises where there is no fall at all.
     noise = np.std(loss[:end] - curve[:end]) / np.sqrt(max(3.5 * len(lr) / 15, 1))
     if end < 2 or curve[0] - curve[end - 1] <= 5 * noise:
@@ -130,7 +130,7 @@ def suggest_rate(found: Dict[str, np.ndarray]) -> Dict[str, Optional[float]]:
 
 
 def _begin_of_fall(lr: np.ndarray, curve: np.ndarray, noise: float) -> int:
-    """Where the fall to the lowest loss begins: behind the last plateau before it.
+    """Where the fall to the lowest loss begins: after the last plateau before it.
 
     In the first steps the loss falls at any rate, while layers and losses gather statistics. That
     drop ends in a plateau, of half a decade at least; what the rate does goes on at higher rates.

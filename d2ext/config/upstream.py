@@ -1,8 +1,8 @@
 """Rules of those of Detectron2's keys that would fail silently or late.
 
 A wrong name, a wrong number of channels or levels, an impossible rate: Detectron2, PyTorch and the
-parts of d2ext refuse those at once when they are built, and need no rules here. What is
-here would train a worse model, end in an error without words, or come up at the first evaluation,
+parts of d2ext refuse those at once when they are built, and need no rules here. What is here would
+train a worse model, end in an error without a message, or come up at the first evaluation,
 at the first checkpoint, or as a complaint about an image.
 
 A section is looked at only where it is used: a backbone or head of your own may give these keys

@@ -20,7 +20,7 @@ from .store import dataset_folder, publish
 
 __all__ = ["RegisteredData", "register_own_data", "use_own_data", "write_own_data"]
 
-# Of what is kept; another one has it read afresh.
+# Version of what is kept; another one is read again.
 _VERSION = "1"
 _ABOUT = "about.json"
 

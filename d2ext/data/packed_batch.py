@@ -1,4 +1,4 @@
-"""A batch whose tensors lie in one block of memory.
+"""A batch whose tensors are in one block of memory.
 
 Image, boxes, classes and masks of a sample are tensors of their own. Left so, each of them crosses
 from a worker process on its own (an open file each), is pinned on its own, and is copied to the GPU
@@ -22,7 +22,7 @@ _STRUCTURES = (Boxes, RotatedBoxes, BitMasks, Keypoints)  # each holds one tenso
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor lies in the block, in bytes."""
+    """Where a tensor is in the block, in bytes."""
 
     start: int
     stop: int

@@ -164,7 +164,7 @@ class Checkpointer(DetectionCheckpointer):
         self._numbered = [n for n in map(str, data.get("checkpoints", [])) if _NUMBERED.match(n)]
 
     def remove_leftovers(self) -> None:
-        """Remove what killed runs left half written; this run must have the folder for itself."""
+        """Remove what killed runs left half written; no other run may use the folder."""
         with contextlib.suppress(OSError):
             for name in filter(_LEFTOVER.match, os.listdir(self.save_dir)):
                 os.remove(os.path.join(self.save_dir, name))

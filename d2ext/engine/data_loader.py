@@ -292,7 +292,7 @@ class ResumableLoader:
             )
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
-        """Go on behind the saved batches; the next ``iter`` begins there."""
+        """Go on after the saved batches; the next ``iter`` begins there."""
         self.seed = int(state["seed"])
         self._compare_mappers(state.get("mapper"))
         images = state["batches"] * state["batch_size"] * state["world_size"]

@@ -80,11 +80,11 @@ def expected_error(error: BaseException) -> Optional[RunError]:
 
 def is_lost_worker(error: BaseException) -> bool:
     """Whether torch says that a data worker has died. It does so by an exception out of a signal
-    handler, which may come up anywhere in the trainer."""
+    handler, which may appear anywhere in the trainer."""
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 
 def _first_line(error: BaseException) -> str:
-    """What a library says, without the place in its source and the addresses behind it."""
+    """What a library says, without the place in its source and the addresses after it."""
     line = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip().splitlines()[0])
     return line.split(". ")[0].split(" [")[0].rstrip(".")

@@ -24,7 +24,7 @@ __all__ = ["Place", "launch", "place_from_environment"]
 logger = logging.getLogger(__name__)
 
 _TIMEOUT = timedelta(minutes=30)
-_PATIENCE = 5.0  # seconds behind a time-out
+_PATIENCE = 5.0  # seconds after a time-out
 # Each says which GPUs a process may see.
 _GPU_LISTS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 

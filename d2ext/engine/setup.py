@@ -108,7 +108,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def set_up_output(cfg: Any, args: argparse.Namespace, folder: str) -> None:
-    """Log files, ``config.yaml`` and seed of a run, in a folder that it has for itself.
+    """Log files, ``config.yaml`` and seed of a run, in a folder that no other run uses.
 
     As Detectron2's ``default_setup``, but the terminal does not show all that is in the file.
     """

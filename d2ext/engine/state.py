@@ -70,7 +70,7 @@ class RunState:
     # --------------------------------------------------------------- saving
 
     def hook_keys(self) -> Dict[str, UpstreamHookBase]:
-        """Hooks by the key of their state: the class's name, "#1" behind it for the second."""
+        """Hooks by the key of their state: the class's name, followed by "#1" for the second."""
         keys: Dict[str, UpstreamHookBase] = {}
         for hook in self.trainer.all_hooks:
             name = getattr(hook, "name", None) or type(hook).__qualname__
@@ -169,7 +169,7 @@ class RunState:
     def save_before(self, hook: UpstreamHookBase) -> None:
         """Called by a slow hook: if this step ends with a checkpoint, write one now as well.
 
-        A run resumed from it begins with ``after_step`` of this hook and of those behind it.
+        A run resumed from it begins with ``after_step`` of this hook and of those after it.
         """
         names = [h.name_if_due() for h in self.trainer.all_hooks if hasattr(h, "name_if_due")]
         for name in filter(None, names):
@@ -230,7 +230,7 @@ class RunState:
         state = {**state_dict.get("_trainer", {}), **state_dict}
         if not self.schedule_is_new:
             self.trainer.completed_steps = int(state["iteration"]) + 1
-            # As in Detectron2, whose scripts go on at the step behind it.
+            # As in Detectron2, whose scripts go on with the step after it.
             self.trainer.iter = int(state["iteration"])
             self._storage_state = state.get("storage")
             self._interrupted_at_load = state.get("interrupted_at", "")

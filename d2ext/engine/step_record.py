@@ -185,7 +185,7 @@ class StepRecorder:
 
 
 def _start_copy(step: _Pending) -> None:
-    """Move a step's numbers to page-locked memory behind the work queued on the GPU."""
+    """Move a step's numbers to page-locked memory, after the work queued on the GPU."""
 
     def copy(tensor: torch.Tensor) -> torch.Tensor:
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

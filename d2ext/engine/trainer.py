@@ -142,7 +142,7 @@ class Trainer(TrainerBase):
     # ---------------------------------------------------------------- hooks
 
     def register_hooks(self, hooks: List[Optional[UpstreamHookBase]]) -> None:
-        """Add hooks behind those there are; hooks marked ``runs_last`` stay behind all others."""
+        """Add hooks after the existing ones; hooks marked ``runs_last`` stay last."""
         super().register_hooks(hooks)
         self._hooks.sort(key=lambda hook: bool(getattr(hook, "runs_last", False)))
         self._last_hooks = [h for h in self._hooks if getattr(h, "runs_last", False)]
@@ -469,7 +469,7 @@ class Trainer(TrainerBase):
         return results
 
     def _test_into(self, folder: str) -> Dict[str, Any]:
-        """:meth:`test`, whose files lie in a folder below OUTPUT_DIR."""
+        """:meth:`test`, whose files go into a folder below OUTPUT_DIR."""
         cfg = self.cfg
         if folder:
             cfg = cfg.clone()

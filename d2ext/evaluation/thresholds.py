@@ -21,7 +21,7 @@ FILE_NAME = "thresholds.json"
 
 @dataclasses.dataclass
 class ScoreCurves:
-    """Figures of the detections that score at least so much, of each class and of all together.
+    """Figures of the detections above each score, of each class and of all together.
 
     Attributes:
         scores: (S,), ascending.

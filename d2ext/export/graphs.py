@@ -84,7 +84,7 @@ class DenseGraph(InferenceGraph):
         self.num_classes = model.num_classes
         self.has_quality = not isinstance(model, ExtRetinaNet)
         self.square_root = getattr(model, "score_power", 1.0) == 0.5
-        # Dual weighting clips boxes before NMS, the others behind it unless a key says so.
+        # Dual weighting clips boxes before NMS, the others after it unless a key says otherwise.
         self.clip_first = getattr(model, "clip_before_nms", isinstance(model, DualWeightingFCOS))
         self.drop_empty = getattr(model, "drop_empty", False)
         self.cap_by_anchors = getattr(model, "cap_by_anchors", False)

@@ -41,7 +41,7 @@ class AdaptiveLossWeight(LossWeighting):
     at a small value for the whole training, and a window without variation in the box loss sets it
     to 0 for ever. With ``stats_on="raw"`` and ``min_weight=0.1`` it is Y / X of the last window in
     which X exceeded Y, within limits. Where X never does so again after an early transient, only a
-    ``start_iter`` behind the transient helps: no rule raises a weight while ``X <= Y``.
+    a ``start_iter`` after the transient helps: no rule raises a weight while ``X <= Y``.
 
     Args:
         variant: 1 or 2.

@@ -133,7 +133,7 @@ class BestObject:
         shape = (len(blocks.starts), blocks.num_priors)
         self.blocks = blocks
         self.score = boxes.new_full(shape, floor)
-        # An image without objects may start behind the last one.
+        # An image without objects may start after the last one.
         self.index = blocks.starts.clamp(max=len(boxes) - 1).expand(shape).contiguous()
 
     def update(self, block: ObjectBlock, score: torch.Tensor, spare: torch.Tensor) -> None:

@@ -1,6 +1,6 @@
 """One self-contained HTML page about one or several trainings.
 
-Charts are drawn by uPlot, which lies beside this file: 51 kB of plain JavaScript that draws lines
+Charts are drawn by uPlot, which is beside this file: 51 kB of plain JavaScript that draws lines
 with hover, zoom and a legend that switches them, where ECharts takes a megabyte and Observable
 Plot brings D3. Tables are in the HTML itself, so that they print and can be read without scripts.
 

@@ -99,7 +99,7 @@ class Run:
         return list(filter(is_evaluated, self.names()))
 
     def class_ap(self) -> Dict[str, float]:
-        """The last AP of each class by name; with the data set behind it if there are several."""
+        """The last AP of each class by name; followed by the data set if there are several."""
         found = []
         for name in self.names():
             task, figure = evaluated_figure(name) or ("", "")

@@ -159,7 +159,7 @@ def leave_out(data: Dict[str, Any], findings: Findings, path: str) -> None:
 
 
 def check_shape(data: Any, path: str, form: str) -> None:
-    """Refuse what is no annotation file at all."""
+    """Refuse what is not an annotation file at all."""
     if not isinstance(data, dict):
         kind = "a list, as results are" if isinstance(data, list) else f"a {type(data).__name__}"
         raise BadDataError(
@@ -387,7 +387,7 @@ class _Table:
         return [self.problem(*fault) for fault in faults]
 
     def find_areas(self) -> List[Problem]:
-        """Areas that are no numbers of pixels; one that is missing is the box's."""
+        """Areas that are not numbers of pixels; a missing one is the box's."""
         given = [thing.get("area", 0) for thing in self.things]
         if set(map(type, given)) <= {int, float}:
             with contextlib.suppress(OverflowError):  # an integer beyond all floats

@@ -27,7 +27,7 @@ class DrawnImage(NamedTuple):
 
 
 def image_path(form: str, split: str, number: int) -> str:
-    """Where an image lies inside the data set's folder."""
+    """Where an image is inside the data set's folder."""
     if form == "voc":
         return f"JPEGImages/{_voc_id(split, number)}.jpg"
     return f"{split}/{number:06d}.jpg"

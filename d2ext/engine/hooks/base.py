@@ -51,7 +51,7 @@ class MeasuringHook(HookBase):
 
     Attributes:
         last_figures: what it measured last, by name; part of the state, so that a run that was
-            killed behind it still has them in the step that it finishes.
+            killed after it still has them in the step that it finishes.
         measured_at: the iteration of that.
     """
 

@@ -92,7 +92,7 @@ class ClassBalance(HookBase):
 def dataset_of(loader: Any) -> Optional[Iterable[Dict]]:
     """The elements of a loader before its mapper, or None."""
     dataset = getattr(loader, "dataset", None)
-    # In Detectron2's loaders they lie below others, which would load images if they were read.
+    # In Detectron2's loaders they are wrapped in others, which would load images.
     while isinstance(dataset, (DataLoader, ToIterableDataset, MapDataset)):
         dataset = dataset._dataset if isinstance(dataset, MapDataset) else dataset.dataset
     # One without a length may have no end.

@@ -74,7 +74,7 @@ def default_hooks(
         terms = (stopping.METRIC, stopping.PATIENCE, stopping.MODE, stopping.MIN_DELTA)
         measured.append(EarlyStopping(*terms))
     return [
-        # First: they change the model that hooks behind them may copy.
+        # First: they change the model that later hooks may copy.
         measure_prior,
         build_class_weights(model),
         upstream.IterationTimer(),

@@ -211,7 +211,7 @@ class LossWeights(HookBase):
                 f"The weight of {' + '.join(group.cls)} is {machine.weights[0]:.3g} and unlikely "
                 "to rise again: since an early transient its statistics have stayed far below "
                 "those of the box loss. SOLVER.ALWA.STATS_ON raw with MIN_WEIGHT 0.1 helps, and a "
-                "START_ITER behind the transient."
+                "START_ITER after the transient."
             )
 
     def state_dict(self) -> Dict[str, Any]:

@@ -65,7 +65,7 @@ class ATSS(ExtDenseMixin, FCOS):
             box_loss_weight: constant weight of the box loss.
             l1_loss_weight: weight of the mean L1 of the positives' deltas, over this rank; 0: none.
             score: "sqrt" (geometric mean of class score and quality) or "product".
-            clip_before_nms: clip boxes to the image before NMS, not behind it.
+            clip_before_nms: clip boxes to the image before NMS, not after it.
             drop_empty: leave boxes without area in the image out before the best are taken.
             topk_per_level_cap: "anchors": take no more pairs of a level than it has anchors.
             test_score_thresh: compared with the score, whichever it is.

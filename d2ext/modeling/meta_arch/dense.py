@@ -86,7 +86,7 @@ class ExtDenseMixin(OptimalBias):
         box_loss_weight: constant weight of the box loss.
         point_extent: for priors that are points, the sides in strides of the squares that stand
             for them where overlaps are compared; 0: they are anchors.
-        clip_before_nms: whether boxes are clipped to the image before NMS, not behind it.
+        clip_before_nms: whether boxes are clipped to the image before NMS, not after it.
         drop_empty: whether boxes that have no area in the image are left out before the best of a
             level are taken.
         cap_by_anchors: whether no more (anchor, class) pairs of a level are taken than it has

@@ -112,7 +112,7 @@ class DualWeightingHead(FCOSHead):
         raw = self.scales[level] * raw
         if self.anchor_scale:
             raw = _sides_of_anchor(raw, self.anchor_scale)
-        # An anchor's box may lie beside its point; that side then ends at the point.
+        # A point may be outside of its anchor's box; that side then ends at the point.
         ltrb = raw.relu() * stride
         if self.reg_offset is None:
             return ltrb
