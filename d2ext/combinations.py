@@ -275,7 +275,7 @@ RULES: Tuple[Rule, ...] = (
         for facts, reason in (
             (("coupled by factors", "no rows"), "the loss of single samples is needed"),
             (
-                ("objectness branch", "harmonic"),
+                ("class loss of its own", "harmonic"),
                 "its own class loss, qfl, has no loss of single samples; with bce it works",
             ),
         )
@@ -371,7 +371,7 @@ DETECTORS: Dict[str, Detector] = {
     "RetinaNet": Detector(("dense",)),
     "FCOS": Detector(("dense",)),
     "ATSS": Detector(("dense",)),
-    "YOLOX": Detector(("dense",), ("objectness branch",)),
+    "YOLOX": Detector(("dense",), ("objectness branch", "class loss of its own")),
     "DW": Detector(("dense",), ("own losses",)),
     "Faster R-CNN": Detector(("rpn", "roi")),
     "Mask R-CNN": Detector(("rpn", "roi")),
@@ -520,6 +520,8 @@ def refusal(detector: str, *parts: str) -> Optional[Rule]:
         parts: names in `PARTS`.
     """
     places, own = DETECTORS[detector]
+    if any(fact.startswith("cls:") for part in parts for fact in PARTS[part].facts):
+        own = tuple(fact for fact in own if fact != "class loss of its own")
     for part in parts:
         words = PARTS[part].words
         if "training" in words:

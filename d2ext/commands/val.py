@@ -65,8 +65,9 @@ def run_val(args: argparse.Namespace) -> Done:
         check_checkpoint_classes(args.weights, known, [name])
         timed = _Timed(model)
         results = Trainer.test(cfg, model)
-        cost = {} if is_exported(args.weights) else _cost(cfg, model, name)
-        figures = {**_flat(results), **timed.figures(), **cost}
+        figures = {**_flat(results), **timed.figures()}
+        if not is_exported(args.weights):
+            figures.update(_cost(cfg, model, name))
     figures = {"weights": args.weights, "dataset": name, **figures}
     row = {"iteration": 0, **{k: v for k, v in figures.items() if isinstance(v, (int, float))}}
     (output / "config.yaml").write_text(cfg.dump())

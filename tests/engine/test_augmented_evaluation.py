@@ -57,4 +57,6 @@ def test_eval_only_does_it_as_well(cfg, tmp_path, capsys):
     words = ["--config-file", str(tmp_path / "config.yaml"), "--eval-only"]
     words += ["MODEL.WEIGHTS", weights]
     assert main(argument_parser().parse_args([*words, "OUTPUT_DIR", str(tmp_path)])) == 0
-    assert "bbox_TTA" in capsys.readouterr().out
+    assert "Evaluating with test-time augmentation" in capsys.readouterr().out
+    (name,) = cfg.DATASETS.TEST
+    assert (tmp_path / "inference_TTA" / name / "coco_instances_results.json").is_file()

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from detectron2.utils.events import EventStorage
 from golden_kit import golden
 from process_kit import run_ranks
 
@@ -25,20 +26,21 @@ def losses_of(images):
     image = torch.tensor(data["gt_image"]).long()
     gt_boxes = torch.tensor(data["gt_boxes"]).double()
     gt_classes = torch.tensor(data["gt_labels"]).long()
-    recorded = []
-    model = SimpleNamespace(constants=DualWeightingConstants(), _record=recorded.append)
-    losses = DualWeightingFCOS.losses(
-        model,
-        points=points,
-        strides=strides,
-        cls_logits=logits[images],
-        obj_logits=torch.tensor(data["obj_logits"]).double()[images],
-        pred_boxes=boxes[images],
-        gt_boxes=[gt_boxes[image == i] for i in images],
-        gt_classes=[gt_classes[image == i] for i in images],
-    )
+    model = SimpleNamespace(constants=DualWeightingConstants(), training=True, log_period=1)
+    with EventStorage() as storage:
+        losses = DualWeightingFCOS.losses(
+            model,
+            points=points,
+            strides=strides,
+            cls_logits=logits[images],
+            obj_logits=torch.tensor(data["obj_logits"]).double()[images],
+            pred_boxes=boxes[images],
+            gt_boxes=[gt_boxes[image == i] for i in images],
+            gt_classes=[gt_classes[image == i] for i in images],
+        )
     sum(losses.values()).backward()
-    return torch.stack([losses[k].detach() for k in KEYS]), logits.grad, recorded[0]
+    divisors = torch.tensor([storage.latest()[f"dw/{name}"][0] for name in ("num_gt", "neg_norm")])
+    return torch.stack([losses[k].detach() for k in KEYS]), logits.grad, divisors
 
 
 def run_rank(rank, folder):

@@ -36,11 +36,13 @@ ODD = [
 
 def make_cls_loss(name):
     loss = CLS_LOSS_REGISTRY.get(name)
+    if name == "ecm":
+        return loss(CLASSES, counts=range(1, CLASSES + 1))
     return loss(CLASSES) if name in STATEFUL else loss()
 
 
 def columns_of(loss):
-    return CLASSES + (0 if loss.sigmoid else 1)
+    return CLASSES + int(loss.objectness or not loss.sigmoid)
 
 
 def quality_of(loss, labels):
@@ -110,13 +112,15 @@ def test_criterion_on_degenerate_boxes(cls_name, box_name):
     # Detectron2 refuses to encode against a prior without area: none of its anchors is one.
     sides = priors[:, 2:] - priors[:, :2]
     priors = torch.where((sides > 0).all(1, keepdim=True), priors, torch.tensor(ODD[-1]))
-    usable = (boxes[:, 2:] > boxes[:, :2]).all(1) if box_name == "smooth_l1" else boxes[:, 0] < INF
+    of_deltas = box_name in ("smooth_l1", "ghm_r")
+    usable = (boxes[:, 2:] > boxes[:, :2]).all(1) if of_deltas else boxes[:, 0] < INF
     for keep in (usable, torch.zeros(len(ODD), dtype=torch.bool)):
         logits = nn.Parameter(torch.zeros(len(ODD), CLASSES))
         deltas = nn.Parameter(torch.zeros(len(ODD), 4))
         labels = torch.where(keep, 1, CLASSES)
         index = keep.nonzero()[:, 0]
-        positives = Positives(index, deltas[index], priors[index], boxes[index], transform)
+        sizes = torch.full((len(index), 2), 1000.0)
+        positives = Positives(index, deltas[index], priors[index], boxes[index], transform, sizes)
         losses = criterion(logits, labels, positives, cls_normalizer=2.0, box_normalizer=2.0)
         sum(losses.values()).backward()
         assert all(torch.isfinite(v) for v in losses.values()), losses
