@@ -4,7 +4,7 @@ Builders ask it (`check`, `reason_against`), the doctor (`notes`), the documenta
 (`PARTS`, `DETECTORS`, `refusal`). To add a part, add a line to `PARTS`; to limit it, add a line to
 `RULES`. Everything that no rule forbids is allowed, also what a user registers.
 
-What is known of a detector or one of its places is a set of words, *facts*: a place ("dense"), a
+What is known about a detector or one of its places is a set of words, *facts*: a place ("dense"), a
 choice in a slot ("cls:efl"), or a property ("overlap"). A rule holds where all of its facts do.
 
 This module needs neither torch nor Detectron2.

@@ -28,7 +28,7 @@ SECTIONS = [
             "pretrained weights of the backbone, where MODEL.WEIGHTS is empty",
             "",
         ),
-        # Multiples of two of each other. Region-based detectors want 4 as well.
+        # Multiples of two of each other. Region-based detectors need 4 as well.
         Key(
             "OUT_STRIDES",
             [8, 16, 32],

@@ -113,7 +113,7 @@ class CfgNode(_UpstreamCfgNode):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a key; a section made with Detectron2's or yacs' class becomes one of this class.
 
-        Otherwise a section that a user adds would refuse what YAML files say of it, because yacs
+        Otherwise a section that a user adds would refuse what YAML files say about it, because yacs
         compares types.
         """
         super().__setattr__(name, _converted(value, type(self)))

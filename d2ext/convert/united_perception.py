@@ -34,7 +34,7 @@ _IMPROVED_BASELINE = Source(
 
 
 def united_perception(tensors: Dict[str, torch.Tensor]):
-    """The source that fits, and the tensors as it wants them."""
+    """The source that fits, and the tensors as it expects them."""
     if is_united_perception_yolox(tensors):
         source = MMDET_YOLOX._replace(model="EFL's YOLOX in United-Perception")
         return source, with_mmdet_names(tensors)

@@ -149,7 +149,7 @@ def _choose_mapper(key: str, choice: str, arguments: Dict[str, Any]) -> DatasetM
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
-    """Detectron2's loader for one of DATASETS.TEST, with its proposals if the config wants them.
+    """Detectron2's loader for one of DATASETS.TEST, with its proposals if the config asks for them.
 
     An error about a sample names its file.
     """

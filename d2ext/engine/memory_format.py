@@ -23,7 +23,7 @@ def order_channels(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """Apply ``MODEL.CHANNELS_LAST``, in place.
 
     ``auto`` is on where it is faster in every measurement: in autocast (half the bytes, and kernels
-    that want this order), and with depthwise convolutions on a CPU. Float32 sums of other
+    that prefer this order), and with depthwise convolutions on a CPU. Float32 sums of other
     convolutions would differ in their last bits for little or no gain.
     """
     choice = cfg.MODEL.CHANNELS_LAST

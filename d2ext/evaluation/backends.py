@@ -178,7 +178,7 @@ def _apply_lvis_rules(truth, detections, max_dets) -> Tuple[np.ndarray, Detectio
 
 @dataclasses.dataclass
 class _Category:
-    """One category as the packages want it: fresh dictionaries, ids from 1."""
+    """One category as the packages expect it: fresh dictionaries, ids from 1."""
 
     truth: GroundTruth
     category: int
@@ -191,7 +191,7 @@ class _Category:
     def datasets(self) -> Tuple[dict, dict]:
         """The annotations and the results, each as the content of a COCO file."""
         images = np.union1d(self.truth.image[self.objects], self.detections.image)
-        # Rare, common and frequent are averaged by us; the packages only want a value.
+        # Rare, common and frequent are averaged by us; the packages only need a value.
         category = {"id": self.category, "name": str(self.category), "frequency": "f"}
         shared = {
             "images": [self._image(rank) for rank in images.tolist()],
@@ -323,7 +323,7 @@ class _NumpyWithFloat:
 
 @functools.lru_cache(maxsize=1)
 def lvis_eval() -> type:
-    """``LVISEval`` of lvis 0.5.3, the newest release, which wants the name ``np.float``.
+    """``LVISEval`` of lvis 0.5.3, the newest release, which needs the name ``np.float``.
 
     It comes from a second copy of the module ``lvis.eval``, which only this file knows: the
     module that others import is unchanged.

@@ -226,7 +226,7 @@ def _encode_masks(masks):
             "paste them into the image first, as detectron2's 'detector_postprocess' does."
         )
     sizes = np.tile(np.asarray(masks.shape[1:], dtype=np.int32), (len(masks), 1))
-    # One mask at a time: run lengths want Fortran order, and a copy of all masks of a large
+    # One mask at a time: run lengths need Fortran order, and a copy of all masks of a large
     # image in that order would double the memory they take.
     masks = masks.detach().cpu().numpy().astype(np.uint8, copy=False)
     counts = [mask_util.encode(np.asfortranarray(mask))["counts"] for mask in masks]

@@ -22,7 +22,7 @@ DENSE = (ExtRetinaNet, ExtFCOS, ATSS, YOLOX, DualWeightingFCOS)
 EXPORTABLE = (*DENSE, GeneralizedRCNN)
 
 # (proposal, class) pairs of an image that may go into NMS: Detectron2 takes all above the
-# threshold, ONNX wants a constant.
+# threshold, ONNX needs a constant.
 _PAIRS = 2000
 
 

@@ -138,7 +138,7 @@ def select(
     """
     candidates = boxes.float(), scores.float(), labels, num_classes, iou
     if torch.onnx.is_in_onnx_export():
-        # A constant for the tracer, as some runtimes want it: the number follows from limits.
+        # A constant for the tracer, as some runtimes need it: the number follows from limits.
         kept = _ClasswiseNMS.apply(*candidates, int(scores.shape[1]))
     else:
         kept = _kept(*candidates)

@@ -33,7 +33,7 @@ class ClsLoss(nn.Module):
     Attributes:
         sigmoid: True if a sample's classes are independent (logits (M, C)), False if they are one
             softmax with the background last (logits (M, C + 1)).
-        needs_quality: True if ``forward`` wants the IoU of each positive.
+        needs_quality: True if ``forward`` needs the IoU of each positive.
         objectness: True for independent classes beside a column of its own for the background
             (logits (M, C + 1)); the loss then defines ``scores``, (M, C) for inference.
         counts_first: True if ``forward`` takes the batch into its statistics before it computes the

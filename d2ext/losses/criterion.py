@@ -86,7 +86,7 @@ class Criterion(nn.Module):
             box_scale: constant weight of the box loss.
             others: further losses of the head (centerness, ...), already normalised. They are
                 returned too, and a guide sees them.
-            target: (M,) what a class loss that wants a quality aims at for positives; None: the
+            target: (M,) what a class loss that needs a quality aims at for positives; None: the
                 IoU of the predicted box.
 
         Returns:
@@ -124,7 +124,7 @@ class Criterion(nn.Module):
     def _quality(
         self, labels: torch.Tensor, positives: Positives, target: Optional[torch.Tensor]
     ) -> Optional[torch.Tensor]:
-        """(M,) ``target``, or IoUs of positives and 0 elsewhere, if the class loss wants it."""
+        """(M,) ``target``, or IoUs of positives and 0 elsewhere, if the class loss needs it."""
         if not self.cls_loss.needs_quality:
             return None
         if target is not None:

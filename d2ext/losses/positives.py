@@ -58,13 +58,13 @@ class Positives:
     @cached_property
     def decoded(self) -> torch.Tensor:
         """(K, 4) predicted boxes, with graph."""
-        # The first to ask may do so under no_grad (a quality target), the next wants gradients.
+        # The first to ask may do so under no_grad (a quality target), the next one needs gradients.
         with torch.set_grad_enabled(self.deltas.requires_grad):
             return self.transform.apply_deltas(self.deltas, self.priors)
 
     @cached_property
     def quality(self) -> torch.Tensor:
-        """(K,) what a class loss that wants a quality aims at, without graph.
+        """(K,) what a class loss that needs a quality aims at, without graph.
 
         It is the IoU, unless the assigner has set another target.
         """

@@ -329,7 +329,7 @@ def measure_priors(
 def _progress_bar(total: int, show: bool) -> Any:
     from tqdm import tqdm
 
-    # A log file wants a line now and then, not ten a second.
+    # A log file needs a line now and then, not ten a second.
     interval = 0.2 if sys.stderr.isatty() else 30.0
     return tqdm(
         total=total,

@@ -138,7 +138,7 @@ class SoftTargets(NamedTuple):
     """What an assignment may say of positives beyond a label; None: nothing.
 
     Attributes:
-        target: (N, R), what a class loss that wants a quality aims at instead of the IoU.
+        target: (N, R), what a class loss that needs a quality aims at instead of the IoU.
         weights: (N, R), weights of the box losses. Their sum takes the place of the number of
             positives in all divisors.
     """

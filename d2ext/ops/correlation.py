@@ -22,7 +22,7 @@ def correlation_loss(
     Args:
         scores: (K,) scores of the objects' classes, in [0, 1].
         iou: (K,) overlaps of the predicted boxes, which get no gradient.
-        kind: "pearson", "concordance" (which also wants equal means and variances), or "spearman",
+        kind: "pearson", "concordance" (which also needs equal means and variances), or "spearman",
             Pearson's of the soft ranks.
         strength: regularisation of the soft ranks. At 1 or above the ranks of numbers in [0, 1] are
             these numbers and a constant, so that the loss is Pearson's.

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 #: What a box of the gallery can be; the page has the same order.
 KINDS = (*KIND_COLORS, "missed")
-# Boxes of an image and run that are drawn; beyond it nobody sees any.
+# Boxes of an image and run that are drawn; more would not be visible.
 _MOST_BOXES = 40
 _SIDES = (1600, 1280, 1024, 800, 640, 512, 400, 320, 240)
 _QUALITIES = (85, 70, 55)

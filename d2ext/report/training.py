@@ -11,7 +11,7 @@ from .run import Run, is_evaluated, is_loss
 
 __all__ = ["balance_charts", "chart", "training_groups"]
 
-# More points than that no screen shows.
+# No screen shows more points.
 _MOST_POINTS = 400
 # Charts below one heading that are open from the start.
 _MOST_OPEN = 12

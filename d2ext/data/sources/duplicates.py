@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 __all__ = ["MAX_COMPARED", "duplicate_groups", "fingerprints", "near_duplicates"]
 
-#: Photographs that are compared, each with each other; beyond it only the first ones are.
+#: Photographs that are compared, each with each other; of more, only the first ones are.
 MAX_COMPARED = 20000
 _SIDE = 32
 _HASH_BITS = 12  # of 64 that may differ for two to be looked at more closely

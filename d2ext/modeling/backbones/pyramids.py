@@ -161,7 +161,7 @@ def build_slim_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
 
     Detectron2's ResNet-18 is 64 channels wide. Here ``MODEL.RESNETS.STEM_OUT_CHANNELS`` and
     ``RES2_OUT_CHANNELS`` give the width; half of it costs a quarter. The pyramid ends with P5, or
-    with a pooled P6 if the pyramid begins with P2, as the R-CNN family wants it.
+    with a pooled P6 if the pyramid begins with P2, as the R-CNN family needs it.
     """
     bottom_up = _slim_resnet(cfg, input_shape)
     return FPN(

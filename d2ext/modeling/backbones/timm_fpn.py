@@ -29,7 +29,7 @@ class InputAdapter(nn.Module):
     """Turns images that are normalised in one way into images normalised in another.
 
     Args:
-        given, wanted: how images come, and how the network wants them.
+        given, wanted: how images come, and how the network expects them.
     """
 
     def __init__(self, given: InputRecord, wanted: InputRecord):

@@ -1,4 +1,4 @@
-"""The weights of classes that a config wants: see :mod:`d2ext.ops.class_weights`."""
+"""The weights of classes that a config asks for: see :mod:`d2ext.ops.class_weights`."""
 
 from typing import Any
 

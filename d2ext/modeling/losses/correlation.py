@@ -1,4 +1,4 @@
-"""The coupling that a config wants: see :class:`d2ext.losses.CorrelationCoupling`."""
+"""The coupling that a config asks for: see :class:`d2ext.losses.CorrelationCoupling`."""
 
 from typing import Any, Optional
 
@@ -12,7 +12,7 @@ __all__ = ["CorrelationCoupling", "build_correlation_coupling"]
 def build_correlation_coupling(
     cfg: Any, *, place: str, cls_loss: str, coupled: bool
 ) -> Optional[CorrelationCoupling]:
-    """The coupling that ``cfg.MODEL.CORRELATION`` wants at a place, or None.
+    """The coupling that ``cfg.MODEL.CORRELATION`` asks for at a place, or None.
 
     Args:
         place: "dense", "rpn" or "roi"; the RPN has no score of a class.

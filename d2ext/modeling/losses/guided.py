@@ -1,4 +1,4 @@
-"""The guide that a config wants: see :class:`d2ext.losses.GuidedScale`."""
+"""The guide that a config asks for: see :class:`d2ext.losses.GuidedScale`."""
 
 from typing import Any, Optional, Sequence
 
@@ -15,7 +15,7 @@ def sampling_free_on(cfg: Any, place: str) -> bool:
 
 
 def build_guide(cfg: Any, *, place: str, guides: Sequence[str] = ("box",)) -> Optional[GuidedScale]:
-    """The guide that ``cfg.MODEL.SAMPLING_FREE`` wants at a place, or None.
+    """The guide that ``cfg.MODEL.SAMPLING_FREE`` asks for at a place, or None.
 
     Args:
         place: "dense", "rpn" or "roi".

@@ -1,4 +1,4 @@
-"""The coupling that a config wants: see :class:`d2ext.losses.HarmonicCoupling`."""
+"""The coupling that a config asks for: see :class:`d2ext.losses.HarmonicCoupling`."""
 
 from typing import Any, Optional
 
@@ -12,7 +12,7 @@ __all__ = ["HarmonicCoupling", "HarmonicIoULoss", "build_harmonic_coupling", "is
 def build_harmonic_coupling(
     cfg: Any, *, place: str, cls_loss: ClsLoss, box_loss: BoxLoss, box_name: str = ""
 ) -> Optional[HarmonicCoupling]:
-    """The coupling that ``cfg.MODEL.HARMONIC`` wants at a place, or None.
+    """The coupling that ``cfg.MODEL.HARMONIC`` asks for at a place, or None.
 
     Args:
         place: "dense", "rpn" or "roi".

@@ -135,7 +135,7 @@ class ExtDenseMixin(OptimalBias):
         predictions: List[List[torch.Tensor]],
         gt_instances: List[Instances],
     ) -> Dict[str, torch.Tensor]:
-        """Label the anchors, with a look at the predictions if the assigner wants one; losses."""
+        """Label the anchors, looking at the predictions if the assigner needs it; losses."""
         predictions = self.transpose(predictions)
         logits, deltas, *quality = predictions
         priors, (labels, boxes, *soft) = self._label(features, predictions, gt_instances)
@@ -245,7 +245,7 @@ class ExtDenseMixin(OptimalBias):
                 (N, R_l, C), (N, R_l, 4) and, if the head has a third branch, (N, R_l, 1).
             gt_labels, gt_boxes: (N, R) and (N, R, 4).
             soft: what the assigner adds to that.
-            image_sizes: (height, width) of N images, if the box loss wants them.
+            image_sizes: (height, width) of N images, if the box loss needs them.
 
         Returns:
             The criterion's losses under the detector's own names.

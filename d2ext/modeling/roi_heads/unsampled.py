@@ -59,7 +59,7 @@ class MaskRows:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in ("masks", "rows"):
             raise AttributeError(name)
-        # A head that wants more than crops works too, on gathered masks.
+        # A head that needs more than crops works too, on gathered masks.
         return getattr(self.gather(), name)
 
 
