@@ -39,7 +39,7 @@ def test_from_labels_to_report(tmp_path):
     assert "images a second" in text and "AP by class: bird" in text
     figures = json.loads((out / "val" / "my_photos_val" / "figures.json").read_text())
     assert figures["images"] == 3 and figures["parameters"] > 1e6 and figures["gflops"] > 0.01
-    assert (out / "val" / "my_photos_val" / "thresholds.json").exists()
+    assert (out / "model_final.thresholds.json").exists()
     run("report", out, "--output", tmp_path / "report", cwd=tmp_path)
     assert list((tmp_path / "report").rglob("*.html"))
     words = ["predict", "--weights", out / "model_final.pth", "--threshold", 0]
