@@ -92,7 +92,7 @@ def test_wheel_metadata(wheel):
     assert (metadata["Name"], metadata["Version"]) == ("d2ext", d2ext.__version__)
     assert metadata["Requires-Python"] == ">=3.9"
     assert set(metadata.get_all("Provides-Extra")) == {
-        "augment", "dev", "docs", "export", "pretrained", "wandb",
+        "augment", "dev", "docs", "export", "openvino", "pretrained", "wandb",
     }  # fmt: skip
     requires = metadata.get_all("Requires-Dist")
     for name in ("torch", "torchvision", "lvis", "faster-coco-eval"):
