@@ -13,18 +13,32 @@ AUTO = ("SOLVER.AMP.ENABLED", True)
 
 @pytest.fixture
 def cpu_with(monkeypatch):
-    """Makes this CPU one with bf16, or one without."""
-    return lambda has: monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: has)
+    """Makes this CPU one with a fast bf16, or one without; or one with a slow bf16."""
+
+    def become(has, gain=2.0):
+        monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: has)
+        monkeypatch.setattr(precision, "_bf16_gain", lambda: gain)
+
+    return become
 
 
 def test_auto_is_what_the_machine_computes_in(cpu_with, monkeypatch):
     for has, expected in ((True, "bf16"), (False, "fp32")):
         cpu_with(has)
         assert Precision(dtype="auto", device="cpu").dtype == expected
+    cpu_with(True, gain=0.5)  # it has the instructions, and they are slow
+    assert Precision(dtype="auto", device="cpu").dtype == "fp32"
     for has, expected in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has: has)
         assert precision.fastest_dtype("cuda:1") == expected
     assert precision.fastest_dtype("meta") == "fp32"
+
+
+def test_the_gain_of_bf16_is_measured_once():
+    state = torch.get_rng_state()
+    gain = precision._bf16_gain()
+    assert 0.01 < gain < 100 and precision._bf16_gain() == gain
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_the_cpu_is_asked():

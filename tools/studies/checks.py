@@ -6,9 +6,11 @@ from typing import Any, List, Sequence
 import yaml
 
 from d2ext._files import sentence_of
+from d2ext.data.own import use_own_data
 from d2ext.report.run import evaluated_figure
 
 from .definition import Study
+from .results import FROM_DETECTIONS
 
 __all__ = ["check_study"]
 
@@ -26,6 +28,7 @@ def check_study(study: Study) -> List[str]:
         configs[run.name] = None
         try:
             configs[run.name] = cfg = run.resolve()
+            use_own_data(cfg, [str(word) for word in run.overrides])
             _check_config(cfg, study.measure)
         # yacs raises AssertionErrors, and YAML has errors of its own.
         except (OSError, KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
@@ -42,35 +45,36 @@ def _check_config(cfg: Any, measure: Sequence[str]) -> None:
     Trainer.check_config(cfg)
     for name in cfg.DATASETS.TEST:
         evaluator_types(name)  # refuses what has no evaluator, as the trainer will
-    if "consistency" in measure:
-        _require_consistency(cfg)
+    for word in FROM_DETECTIONS:
+        if word in measure:
+            _require_files(cfg, word)
 
 
-def _require_consistency(cfg: Any) -> None:
-    """Scores and IoUs are compared in COCO's files of detections and annotations alone."""
+def _require_files(cfg: Any, word: str) -> None:
+    """What is measured on detections is measured in COCO's files of them and of annotations."""
     from detectron2.data import MetadataCatalog
 
     from d2ext.evaluation import evaluator_types
 
     if not cfg.DATASETS.TEST:
-        raise ValueError("measure: consistency needs a data set in DATASETS.TEST; name one.")
+        raise ValueError(f"measure: {word} needs a data set in DATASETS.TEST; name one.")
     name = cfg.DATASETS.TEST[0]
     kinds = evaluator_types(name)
     if "coco" not in kinds:
         raise ValueError(
-            f"measure: consistency needs data that is evaluated as coco, and '{name}' is evaluated "
-            f"as {' and '.join(kinds)}; take consistency out of measure."
+            f"measure: {word} needs data that is evaluated as coco, and '{name}' is evaluated "
+            f"as {' and '.join(kinds)}; take {word} out of measure."
         )
     if "json_file" not in MetadataCatalog.get(name).as_dict():
         raise ValueError(
-            f"measure: consistency needs annotations in a JSON file of COCO's form, and '{name}' "
-            "has none; give its metadata a json_file, or take consistency out of measure."
+            f"measure: {word} needs annotations in a JSON file of COCO's form, and '{name}' "
+            f"has none; give its metadata a json_file, or take {word} out of measure."
         )
 
 
 def _never_kept(study: Study, configs: Sequence[Any]) -> List[str]:
     """A sentence for each of the study's figures that no run can have."""
-    measured = tuple(f"{w}/" if w == "consistency" else w for w in study.measure)
+    measured = tuple(f"{w}/" if w in FROM_DETECTIONS else w for w in study.measure)
     known = list(dict.fromkeys(figure for cfg in configs for figure in _known_figures(cfg)))
     problems = []
     for figure in study.figures:

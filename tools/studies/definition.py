@@ -17,9 +17,10 @@ share on top::
     parts: {efl: [MODEL.DENSE.CLS_LOSS, efl], alwa: [SOLVER.ALWA.ENABLED, true]}
     runs: {fcos: {}, both: {parts: [efl, alwa]}}
 
-``import: [module]`` names modules of yours to import first, ``figures: [bbox/AP]`` what the table
-shows, and ``measure`` what is kept besides the evaluation: ``consistency`` (how far scores follow
-IoUs) or beginnings of names in ``metrics.json``, such as ``alwa/``.
+``title`` is the study in a few words. ``import: [module]`` names modules of yours to import first,
+``figures: [bbox/AP]`` what the table shows, and ``measure`` what is kept besides the evaluation:
+``consistency`` (how far scores follow IoUs), ``bootstrap`` (AP on test images that are drawn again
+and again) or beginnings of names in ``metrics.json``, such as ``alwa/``.
 """
 
 import dataclasses
@@ -101,6 +102,7 @@ class Study:
     Attributes:
         name: names its folder of results.
         runs: every config with every seed.
+        title: the study in a few words, for pages.
         baseline: the run that others are compared with.
         modules: modules to import before a config is read or trained.
         figures: what the table and the plot show; none: their own choice.
@@ -109,6 +111,7 @@ class Study:
 
     name: str
     runs: List[Run]
+    title: str = ""
     baseline: Optional[str] = None
     modules: Sequence[str] = ()
     figures: Sequence[str] = ()
@@ -141,6 +144,7 @@ def load_study(path: Path, root: Path) -> Study:
     return Study(
         name=text["name"],
         runs=runs,
+        title=text["title"] or text["name"],
         baseline=baseline,
         modules=tuple(text["import"]),
         figures=tuple(text["figures"]),

@@ -8,10 +8,14 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from d2ext._files import atomic_write, writing
 from d2ext.report.run import evaluated_figure, is_evaluated
 
+from .bootstrap import image_bootstrap
 from .definition import Run, Study
 from .versions import versions as versions_now
 
-__all__ = ["Results", "last_figures", "learning_curves"]
+__all__ = ["FROM_DETECTIONS", "Results", "last_figures", "learning_curves"]
+
+#: What ``measure`` takes from the last detections; its other words are beginnings of names.
+FROM_DETECTIONS = ("consistency", "bootstrap")
 
 
 class Results:
@@ -84,16 +88,21 @@ class Results:
         figures = last_figures(metrics)
         if not figures:
             raise ValueError(f"{metrics} has no evaluation; name a data set in DATASETS.TEST.")
-        prefixes = tuple(word for word in self.study.measure if word != "consistency")
+        prefixes = tuple(word for word in self.study.measure if word not in FROM_DETECTIONS)
         if prefixes:
             figures.update(last_figures(metrics, prefixes))
-        missing = ""
-        if "consistency" in self.study.measure:
+        missing, beside = "", {}
+        for word in FROM_DETECTIONS:
+            if word not in self.study.measure:
+                continue
             try:
-                figures.update(consistency(run, output))
+                if word == "consistency":
+                    figures.update(consistency(run, output))
+                else:
+                    beside[word] = bootstrap(run, output)
             except (OSError, ValueError, KeyError) as error:
                 # Hours of training are not thrown away because one figure is missing.
-                missing = f"its consistency cannot be measured, all else is kept: {error}"
+                missing = f"its {word} cannot be measured, all else is kept: {error}"
         if versions is None:
             versions = {key: v for key, v in versions_now().items() if key != "commit"}
         record = {
@@ -104,6 +113,7 @@ class Results:
             "versions": versions,
             "figures": figures,
             "output": output.name,
+            **beside,
         }
         if resumed:
             record["resumed"] = True
@@ -184,18 +194,32 @@ def last_figures(metrics: Path, prefixes: Optional[Tuple[str, ...]] = None) -> D
 
 
 def consistency(run: Run, output: Path) -> Dict[str, float]:
-    """How far the scores of a run's last detections follow their IoUs, as ``consistency/...``.
+    """How far the scores of a run's last detections follow their IoUs, as ``consistency/...``."""
+    from d2ext.analysis.consistency import score_iou_consistency
 
-    Of several data sets the first one counts.
-    """
-    from d2ext.analysis.consistency import annotation_file, score_iou_consistency
+    summary = score_iou_consistency(*_last_detections(run, output))
+    return {f"consistency/{k}": v for k, v in summary.items()}
+
+
+def bootstrap(run: Run, output: Path) -> List[float]:
+    """AP of a run's last detections on test images that are drawn again and again."""
+    aps = image_bootstrap(*(_load(file) for file in _last_detections(run, output)))
+    return [round(ap, 2) for ap in aps]
+
+
+def _load(file: Path) -> Any:
+    return json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def _last_detections(run: Run, output: Path) -> Tuple[Path, Path]:
+    """The files of a run's last detections and of the annotations; the first data set counts."""
+    from d2ext.analysis.consistency import annotation_file
 
     names = run.resolve().DATASETS.TEST
     if not names:
         raise ValueError("DATASETS.TEST names no data set.")
     detections = output / "inference" / names[0] / "coco_instances_results.json"
-    summary = score_iou_consistency(detections, annotation_file(names[0]))
-    return {f"consistency/{k}": v for k, v in summary.items()}
+    return detections, annotation_file(names[0])
 
 
 def learning_curves(metrics: Path) -> Dict[str, List[Sequence[float]]]:

@@ -8,7 +8,7 @@ import yaml
 __all__ = ["read_study_file"]
 
 _KEYS = {"name", "baseline", "seeds", "common", "config", "parts", "runs"}
-_KEYS |= {"import", "figures", "measure"}
+_KEYS |= {"title", "import", "figures", "measure"}
 _RUN_KEYS = {"config", "overrides", "parts"}
 
 
@@ -23,6 +23,7 @@ def read_study_file(path: Path) -> Dict[str, Any]:
     _refuse_unknown(text, _KEYS, f"{path}")
     read = {
         "name": _text(text["name"], f"{path}: name"),
+        "title": _text(text.get("title"), f"{path}: title", optional=True),
         "baseline": _text(text.get("baseline"), f"{path}: baseline", optional=True),
         "config": _text(text.get("config"), f"{path}: config", optional=True),
         "seeds": _seeds(text.get("seeds", [1]), f"{path}"),

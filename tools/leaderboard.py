@@ -1,0 +1,254 @@
+#!/usr/bin/env python
+"""Put the studies of docs/leaderboard together: what each method adds, and how sure that is.
+
+Usage: python tools/leaderboard.py [FOLDER]
+
+Reads FOLDER/board_*.yaml with the results beside them; writes FOLDER/leaderboard.json,
+FOLDER/leaderboard.png and the tables of FOLDER.md, between their markers. Runs nothing; a row is
+run, or repeated, with tools/study.py.
+
+Shapes: S seeds, B draws of the test images.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+import numpy as np
+from scipy import stats
+from studies import Results, Study, fill_tables, load_study
+
+from d2ext._files import atomic_write
+
+ROOT = Path(__file__).resolve().parent.parent
+#: The effect that a row should be able to show, in AP, and how often.
+EFFECT, POWER = 1.0, 0.8
+
+
+def rows_of(study: Study, results: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """A row for each run but the baseline, with as much as its seeds can say."""
+    figure = study.figures[0]
+    by_run: Dict[str, Dict[int, Dict[str, Any]]] = {}
+    for record in results:
+        by_run.setdefault(record["name"], {})[record["seed"]] = record
+    base = by_run.get(study.baseline, {})
+    rows = []
+    for name in dict.fromkeys(run.name for run in study.runs):
+        mine = by_run.get(name, {})
+        row = {"study": study.name, "title": study.title, "run": name, "figure": figure}
+        row["planned"] = sum(run.name == name for run in study.runs)
+        row["seeds"] = sorted(mine)
+        row["hours"] = round(sum(r["seconds"] for r in mine.values()) / 3600, 2)
+        if mine:
+            row["mean"] = statistics.fmean(r["figures"][figure] for r in mine.values())
+        if name != study.baseline:
+            seeds = sorted(mine.keys() & base.keys())
+            row.update(_difference([mine[s] for s in seeds], [base[s] for s in seeds], figure))
+        rows.append(row)
+    return rows
+
+
+def _difference(mine: Sequence[Dict], base: Sequence[Dict], figure: str) -> Dict[str, Any]:
+    """Seed by seed: mean, 95 % interval, p, and the seeds that an effect of 1 AP would need."""
+    kinds = {
+        "difference": [_last(a, figure) - _last(b, figure) for a, b in zip(mine, base)],
+        "ema": [_last(a, f"ema/{figure}") - _last(b, f"ema/{figure}") for a, b in zip(mine, base)],
+        "best": [_best(a, figure) - _best(b, figure) for a, b in zip(mine, base)],
+    }
+    row: Dict[str, Any] = {}
+    for kind, values in kinds.items():
+        if values and not any(map(math.isnan, values)):
+            row[kind] = statistics.fmean(values)
+    values = kinds["difference"]
+    if len(values) < 2:
+        return row
+    spread, n = statistics.stdev(values), len(values)
+    row["spread"] = spread
+    row["interval"] = float(stats.t.ppf(0.975, n - 1)) * spread / math.sqrt(n)
+    row["p"] = float(stats.ttest_1samp(values, 0.0).pvalue)
+    row["needed"] = seeds_needed(spread)
+    if all("bootstrap" in record for record in (*mine, *base)):
+        draws = np.array([a["bootstrap"] for a in mine]) - [b["bootstrap"] for b in base]
+        row["with_images"] = [round(float(end), 2) for end in interval_with_images(draws)]
+    return row
+
+
+def _last(record: Dict[str, Any], figure: str) -> float:
+    value = record["figures"].get(figure)
+    return math.nan if value is None else value
+
+
+def _best(record: Dict[str, Any], figure: str) -> float:
+    """The figure of the evaluation that was best on the validation split; nan without one."""
+    curves = record.get("curves", {})
+    chosen_by = figure.replace("_test/", "_val/")
+    if chosen_by == figure or chosen_by not in curves:
+        return math.nan
+    best = max(curves[chosen_by], key=lambda point: point[1])[0]
+    return dict(map(tuple, curves[figure])).get(best, math.nan)
+
+
+def seeds_needed(spread: float, effect: float = EFFECT, power: float = POWER) -> int:
+    """How many paired seeds show an effect, at 5 %, two-sided; at least 2.
+
+    Args:
+        spread: standard deviation of the paired differences.
+    """
+    for n in range(2, 1000):
+        shift = effect * math.sqrt(n) / max(spread, 1e-9)
+        limit = stats.t.ppf(0.975, n - 1)
+        if 1 - stats.nct.cdf(limit, n - 1, shift) >= power:
+            return n
+    return 1000
+
+
+def interval_with_images(draws: np.ndarray, times: int = 4000) -> np.ndarray:
+    """95 % of the mean difference over other seeds and other test images.
+
+    Args:
+        draws: (S, B) difference of each seed on each draw of images.
+        times: how often seeds are drawn.
+    """
+    rng = np.random.default_rng(0)
+    seeds = rng.integers(len(draws), size=(times, len(draws)))
+    images = rng.integers(draws.shape[1], size=(times, 1))
+    return np.percentile(draws[seeds, images].mean(1), [2.5, 97.5])
+
+
+def adjust(rows: List[Dict[str, Any]]) -> None:
+    """Holm's correction over all rows that have a p, in place, as ``holm``."""
+    tested = sorted((row for row in rows if "p" in row), key=lambda row: row["p"])
+    worst = 0.0
+    for k, row in enumerate(tested):
+        worst = max(worst, min(1.0, row["p"] * (len(tested) - k)))
+        row["holm"] = worst
+
+
+def verdict(row: Dict[str, Any]) -> str:
+    """What a row shows; intervals of several rows at once are not enough for a yes."""
+    if "holm" not in row:
+        return "not run" if not row["seeds"] else "too few seeds"
+    if row["holm"] < 0.05:
+        return "helps" if row["difference"] > 0 else "costs"
+    if abs(row["difference"]) + row["interval"] < EFFECT:
+        return f"less than {EFFECT:g} AP either way"
+    return "undecided"
+
+
+def table_of(rows: List[Dict[str, Any]], baseline: Optional[Dict[str, Any]]) -> str:
+    """A study's rows as Markdown, the largest difference first."""
+    lines = [
+        "| run | seeds | AP | difference (95 %, seeds) | 95 %, seeds and images | averaged weights "
+        "| best checkpoint | p (Holm) | seeds for 1 AP | verdict |",
+        "|---" * 10 + "|",
+    ]
+    order = sorted(rows, key=lambda row: -row.get("difference", -math.inf))
+    for row in [baseline, *order] if baseline else order:
+        is_baseline = row is baseline
+        cells = [row["run"], str(len(row["seeds"])), _number(row.get("mean"), "{:.1f}")]
+        difference = _number(row.get("difference"), "{:+.1f}")
+        if "interval" in row:
+            difference += f" ± {row['interval']:.1f}"
+        cells.append(difference)
+        ends = row.get("with_images")
+        cells.append(f"{ends[0]:+.1f} to {ends[1]:+.1f}" if ends else "")
+        cells += [_number(row.get(kind), "{:+.1f}") for kind in ("ema", "best")]
+        cells += [_number(row.get("holm"), "{:.3f}"), _number(row.get("needed"), "{}")]
+        cells.append("baseline" if is_baseline else verdict(row))
+        lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |"))
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: Optional[float], form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def summary_of(rows: List[Dict[str, Any]]) -> str:
+    """Methods by sets: the difference and its interval, and whether it is certain."""
+    titles = list(dict.fromkeys(row["title"] for row in rows))
+    names = list(dict.fromkeys(row["run"] for row in rows if "difference" in row))
+    lines = ["| method | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    for name in names:
+        cells = [""] * len(titles)
+        for row in rows:
+            if row["run"] == name and "difference" in row:
+                cell = f"{row['difference']:+.1f}"
+                cell += f" ± {row['interval']:.1f}" if "interval" in row else ""
+                sure = verdict(row) in ("helps", "costs")
+                cells[titles.index(row["title"])] = f"**{cell}**" if sure else cell
+        lines.append(f"| {name} | {' | '.join(cells)} |".replace("|  |", "| |"))
+    return "\n".join(lines) + "\n"
+
+
+def left_of(rows: List[Dict[str, Any]]) -> str:
+    """What the studies plan and nobody has run, and the hours so far."""
+    lines = []
+    for row in rows:
+        missing = row["planned"] - len(row["seeds"])
+        if missing:
+            lines.append(f"* {row['title']}, {row['run']}: {missing} of {row['planned']} seeds")
+    hours = sum(row["hours"] for row in rows)
+    done = sum(len(row["seeds"]) for row in rows)
+    head = f"{done} runs, {hours:.1f} hours of one CPU core each at most.\n"
+    return head + ("\nPlanned and not run:\n\n" + "\n".join(lines) + "\n" if lines else "")
+
+
+def draw(rows: List[Dict[str, Any]], file: Path) -> None:
+    """Each difference with its interval over seeds, and a thin one over seeds and images."""
+    from matplotlib.figure import Figure
+
+    from d2ext.analysis.figures import BLUE, GREY, ORANGE
+
+    shown = [row for row in rows if "interval" in row][::-1]
+    picture = Figure(figsize=(7, 0.32 * len(shown) + 1.2), layout="constrained")
+    axis = picture.subplots()
+    axis.axvline(0.0, color=GREY, linestyle="--", linewidth=0.8)
+    for k, row in enumerate(shown):
+        colour = ORANGE if verdict(row) in ("helps", "costs") else BLUE
+        axis.plot(row.get("with_images", []), [k] * len(row.get("with_images", [])), color=colour,
+                  linewidth=0.8)  # fmt: skip
+        axis.errorbar(row["difference"], k, xerr=row["interval"], fmt="o", color=colour,
+                      linewidth=2.5, markersize=4)  # fmt: skip
+    axis.set_yticks(range(len(shown)), [f"{row['title']}: {row['run']}" for row in shown])
+    axis.set_xlabel(
+        "AP beyond the baseline. Thick: 95 % over seeds; thin: over seeds and test images. "
+        "Orange: certain (Holm).", fontsize=8,
+    )  # fmt: skip
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    picture.savefig(file, dpi=130, metadata={"Software": None})
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = ROOT / "docs" / "leaderboard"
+    parser.add_argument("folder", type=Path, nargs="?", default=default, metavar="FOLDER")
+    folder = parser.parse_args().folder
+    rows, studies = [], []
+    for file in sorted(folder.glob("board_*.yaml")):
+        study = load_study(file, ROOT)
+        studies.append(study)
+        rows += rows_of(study, Results(study, file.with_suffix(".jsonl")).finished())
+    adjust(rows)
+    tables = {"summary": summary_of(rows), "left": left_of(rows)}
+    for study in studies:
+        own = [row for row in rows if row["study"] == study.name]
+        baseline = next(row for row in own if row["run"] == study.baseline)
+        tables[study.name] = table_of([row for row in own if row is not baseline], baseline)
+    for row in rows:
+        row["verdict"] = verdict(row) if "difference" in row else ""
+    with atomic_write(str(folder / "leaderboard.json")) as stream:
+        stream.write((json.dumps(rows, indent=1) + "\n").encode())
+    draw(rows, folder / "leaderboard.png")
+    page = folder.with_suffix(".md")
+    page.write_text(fill_tables(page.read_text(), tables))
+    print(tables["summary"])
+
+
+if __name__ == "__main__":
+    main()
