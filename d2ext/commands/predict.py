@@ -40,6 +40,11 @@ def add_predict(commands) -> None:
         "the last evaluation or 'd2ext val' left beside the checkpoint",
     )
     parser.add_argument(
+        "--calibrated",
+        action="store_true",
+        help="scores are probabilities of being right, as 'd2ext calibrate' has fitted them",
+    )
+    parser.add_argument(
         "--batch-size", type=at_least(1), default=4, help="images at a time (default 4)"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default the config's")
@@ -107,6 +112,7 @@ def run_predict(args: argparse.Namespace) -> Done:
             args.weights,
             device=args.device,
             score_thresh=args.threshold,
+            calibrated=args.calibrated,
             batch_size=args.batch_size,
             allow_pickle=args.allow_pickle,
         )

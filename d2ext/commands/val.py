@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 from .._arguments import add_import_argument, add_pickle_argument
-from .._files import RunError, mistakes_in_sentences
+from .._files import mistakes_in_sentences
 from ..run_index import note_in_run
 from .common import (
     Done,
+    add_data_arguments,
     add_output_argument,
+    data_set,
+    evaluate,
     new_parser,
     quiet,
-    require_data,
     write_json,
 )
 
 __all__ = ["add_val", "run_val"]
-
-_SPLITS = ("test", "val", "train")
 
 
 def add_val(commands: Any) -> None:
@@ -34,9 +34,7 @@ def add_val(commands: Any) -> None:
     )
     add = parser.add_argument
     add("--weights", required=True, metavar="FILE", help="a checkpoint of the trainer")
-    add("--data", metavar="PATH", help="labelled images: a folder, a data.yaml or a COCO JSON")
-    add("--dataset", metavar="NAME", help="a registered data set instead")
-    add("--split", choices=_SPLITS, help="of --data (default: test, else val, else train)")
+    add_data_arguments(parser)
     add("--config-file", metavar="CONFIG", help="default: the config that the checkpoint holds")
     add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of config keys")
     add_import_argument(parser)
@@ -46,7 +44,7 @@ def add_val(commands: Any) -> None:
 
 
 def run_val(args: argparse.Namespace) -> Done:
-    from ..engine import Trainer, choose_device
+    from ..engine import choose_device
     from ..engine.class_checks import check_checkpoint_classes
     from ..export import is_exported
     from ..predictor import describe_weights
@@ -54,17 +52,16 @@ def run_val(args: argparse.Namespace) -> Done:
 
     with quiet():
         cfg = _config(args)
-        name = _data(args, cfg)
+        name = data_set(args, cfg)
         choose_device(cfg)
         # Beside the weights, where a report of the run finds it.
         output = args.output or Path(os.path.dirname(args.weights)) / "val" / name
         output.mkdir(parents=True, exist_ok=True)
-        cfg.DATASETS.TEST, cfg.OUTPUT_DIR = (name,), str(output)
         model = load_model(cfg, args.weights, args.allow_pickle, whole=True)
         known = describe_weights(args.weights).get("class_names")
         check_checkpoint_classes(args.weights, known, [name])
         timed = _Timed(model)
-        results = Trainer.test(cfg, model)
+        results = evaluate(cfg, model, name, output)
         figures = {**_flat(results), **timed.figures()}
         if not is_exported(args.weights):
             figures.update(_cost(cfg, model, name))
@@ -89,26 +86,6 @@ def _config(args: argparse.Namespace) -> Any:
         cfg.merge_from_list(args.opts)
         validate(cfg)
     return cfg
-
-
-def _data(args: argparse.Namespace, cfg: Any) -> str:
-    """The name of the data set to evaluate, registered."""
-    from ..data.own import register_own_data
-
-    if args.data and args.dataset:
-        raise RunError("--data and --dataset name two data sets; leave one of them out.")
-    path = args.data or ("" if args.dataset else cfg.DATASETS.DATA)
-    if not path:
-        if not args.dataset and not cfg.DATASETS.TEST:
-            raise RunError("The config names no data set; give --data PATH or --dataset NAME.")
-        name = args.dataset or cfg.DATASETS.TEST[0]
-        require_data([name])
-        return name
-    data = register_own_data(path, cfg.DATASETS.SPLIT)
-    split = args.split or next(split for split in _SPLITS if split in data.names)
-    if split not in data.names:
-        raise RunError(f"{path} has no split '{split}'; its splits are {', '.join(data.names)}.")
-    return data.names[split]
 
 
 class _Timed:

@@ -14,7 +14,14 @@ from d2ext._files import RunError, atomic_write
 
 from .matching import Verdict
 
-__all__ = ["ScoreCurves", "Thresholds", "best_thresholds", "find_thresholds", "score_curves"]
+__all__ = [
+    "ScoreCurves",
+    "Thresholds",
+    "best_thresholds",
+    "figures_at",
+    "find_thresholds",
+    "score_curves",
+]
 
 FILE_NAME = "thresholds.json"
 
@@ -72,6 +79,37 @@ def _curve(score: np.ndarray, right: np.ndarray, objects: int, scores: np.ndarra
     if objects == 0:
         return precision, np.full(len(scores), np.nan), np.full(len(scores), np.nan)
     return precision, hits / objects, 2 * hits / (shown + objects)
+
+
+def figures_at(
+    verdict: Verdict, category_ids: Sequence[int], least: Sequence[float]
+) -> List[Dict[str, float]]:
+    """What somebody sees who is shown the detections from a score on, class by class.
+
+    The localisation recall precision error (Oksuz et al., Localization Recall Precision, ECCV 2018)
+    counts what is missing and what is wrong as 1 and a right box by how far it is off, between 0
+    and 1; it is the mean over objects and wrong detections.
+
+    Args:
+        verdict: from :func:`~d2ext.evaluation.matching.match`.
+        category_ids: C ids.
+        least: C scores.
+
+    Returns:
+        For each class ``precision``, ``recall``, ``f1`` and ``lrp``, NaN without objects.
+    """
+    rows = []
+    for key, score in zip(category_ids, least):
+        mine = (verdict.category == key) & (verdict.kind != "ignored") & (verdict.score >= score)
+        right = verdict.kind[mine] == "right"
+        objects = int((verdict.gt_category == key).sum())
+        figures = _curve(verdict.score[mine], right, objects, np.array([score]))
+        row = dict(zip(("precision", "recall", "f1"), (float(f[0]) for f in figures)))
+        off = (1 - verdict.iou[mine][right]) / (1 - verdict.iou_threshold)
+        others = len(right) - len(off) + objects - len(off)
+        row["lrp"] = float((off.sum() + others) / (len(off) + others)) if objects else float("nan")
+        rows.append(row)
+    return rows
 
 
 @dataclasses.dataclass

@@ -2,17 +2,19 @@
 
 from .. import _detectron2  # noqa: F401  (first: it may be missing)
 from .check import CHECK_SIZES, Difference, compare
-from .formats import SUFFIXES, export, format_of
+from .formats import PRECISIONS, SUFFIXES, export, format_of
 from .graphs import EXPORTABLE, InferenceGraph, graph_of
-from .runtime import ExportedModel, is_exported, load_exported
+from .runtime import ExportedModel, as_input, is_exported, load_exported
 
 __all__ = [
     "CHECK_SIZES",
     "EXPORTABLE",
+    "PRECISIONS",
     "SUFFIXES",
     "Difference",
     "ExportedModel",
     "InferenceGraph",
+    "as_input",
     "compare",
     "export",
     "format_of",

@@ -1,5 +1,6 @@
 """What an exported detector says about itself."""
 
+import dataclasses
 import hashlib
 import os
 from typing import Any, Dict
@@ -16,11 +17,13 @@ def describe(predictor: Any, weights: str = "") -> Dict[str, Any]:
 
     Returns:
         ``class_names``, ``detector``, ``config`` (YAML), ``version``, and where they are known
-        ``checkpoint_sha256`` and ``thresholds`` (the lowest score worth showing, of each class).
+        ``checkpoint_sha256``, ``thresholds`` (the lowest score worth showing, of each class) and
+        ``calibration`` (see :mod:`d2ext.evaluation.recalibration`).
     """
     from d2ext import __version__
     from d2ext._files import RunError
     from d2ext.engine.description import describe_run
+    from d2ext.evaluation.recalibration import Recalibration
     from d2ext.evaluation.thresholds import Thresholds, find_thresholds
 
     about: Dict[str, Any] = {
@@ -36,6 +39,9 @@ def describe(predictor: Any, weights: str = "") -> Dict[str, Any]:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     about["checkpoint_sha256"] = digest.hexdigest()
+    calibration = Recalibration.of(weights)
+    if calibration is not None:
+        about["calibration"] = dataclasses.asdict(calibration)
     try:
         found = Thresholds.load(find_thresholds(weights))
     except (RunError, OSError, ValueError):

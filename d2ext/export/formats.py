@@ -5,8 +5,9 @@ import json
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, Optional, Tuple, Union
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,11 +15,15 @@ from d2ext._files import RunError, atomic_write
 from d2ext.modeling.compile import uncompiled
 
 from .graphs import InferenceGraph, graph_of
+from .quantize import quantize
 
-__all__ = ["SUFFIXES", "example_images", "export", "format_of", "need"]
+__all__ = ["PRECISIONS", "SUFFIXES", "example_images", "export", "format_of", "need"]
 
 #: What a format's files end with.
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts", "program": ".pt2", "openvino": ".xml"}
+
+#: What OpenVINO's files may hold: whole numbers, halved weights, or layers in eight bits.
+PRECISIONS = ("fp32", "fp16", "int8")
 
 #: The entry of a file's metadata that holds d2ext's description, as JSON.
 ABOUT = "d2ext"
@@ -39,6 +44,8 @@ def export(
     sizes: Tuple[int, int] = (800, 1333),
     opset: int = OPSET,
     size: Tuple[int, int] = (256, 256),
+    precision: str = "fp32",
+    calibration: Iterable[np.ndarray] = (),
     about: Optional[Dict[str, Any]] = None,
 ) -> InferenceGraph:
     """Write a detector for places without d2ext.
@@ -54,6 +61,8 @@ def export(
         sizes: shortest and longest side to resize "pixels" to.
         opset: ONNX operator set.
         size: height and width of the images of a program, which takes one size only.
+        precision: one of :data:`PRECISIONS`; others than "fp32" are OpenVINO's.
+        calibration: for "int8" the batches, in the form of ``inputs``, that ranges are measured on.
         about: the description that goes into the file, see :func:`~d2ext.export.about.describe`.
 
     Returns:
@@ -63,11 +72,15 @@ def export(
     if format not in SUFFIXES or Path(path).suffix != SUFFIXES[format]:
         wanted = [SUFFIXES[format]] if format in SUFFIXES else sorted(SUFFIXES.values())
         raise ValueError(f"{path} must end in {' or '.join(wanted)}: readers go by the name.")
+    if precision not in PRECISIONS or (precision != "fp32" and format != "openvino"):
+        raise ValueError(
+            f"The precision {precision} is not one of {', '.join(PRECISIONS)}, of which all but "
+            "fp32 need the format openvino."
+        )
     options = {"inputs": inputs, "channel_order": channel_order, "sizes": sizes}
     graph = graph_of(model, with_nms=with_nms, **options)
-    text = json.dumps(
-        {**(about or {}), "format": format, "nms": with_nms, "outputs": graph.outputs, **options}
-    )
+    facts = {"format": format, "precision": precision, "nms": with_nms, "outputs": graph.outputs}
+    text = json.dumps({**(about or {}), **facts, **options})
     with _quietly(), uncompiled(model), torch.no_grad():
         if format == "program":
             _write_program(graph, path, size, text)
@@ -78,7 +91,7 @@ def export(
             with atomic_write(str(path)) as stream:
                 torch.jit.save(traced, stream, _extra_files={ABOUT: text})
         elif format == "openvino":
-            _write_openvino(graph, path, opset, text)
+            _write_openvino(graph, path, opset, text, precision, calibration)
         else:
             _write_onnx(graph, str(path), opset, text)
     return graph
@@ -133,14 +146,23 @@ def _write_onnx(graph: InferenceGraph, path: str, opset: int, text: str) -> None
             os.remove(aside)
 
 
-def _write_openvino(graph: InferenceGraph, path: Union[str, Path], opset: int, text: str) -> None:
+def _write_openvino(
+    graph: InferenceGraph,
+    path: Union[str, Path],
+    opset: int,
+    text: str,
+    precision: str,
+    calibration: Iterable[np.ndarray],
+) -> None:
     openvino = need("openvino", "openvino")
     aside = f"{path}.onnx"
     try:
         _write_onnx(graph, aside, opset, text)
         model = openvino.convert_model(aside)
+        if precision == "int8":
+            model = quantize(model, calibration)
         model.set_rt_info(text, [ABOUT])
-        openvino.save_model(model, str(path), compress_to_fp16=False)
+        openvino.save_model(model, str(path), compress_to_fp16=precision == "fp16")
     finally:
         with contextlib.suppress(OSError):
             os.remove(aside)

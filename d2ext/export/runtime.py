@@ -15,7 +15,7 @@ from torch import nn
 
 from .formats import ABOUT, SUFFIXES, need
 
-__all__ = ["ExportedModel", "is_exported", "load_exported"]
+__all__ = ["ExportedModel", "as_input", "is_exported", "load_exported"]
 
 Arrays = Tuple[np.ndarray, ...]
 
@@ -115,16 +115,27 @@ class ExportedModel(nn.Module):
         return outputs
 
     def _run(self, batch: Sequence[Dict[str, Any]]) -> List[Dict[str, Instances]]:
-        images = torch.stack([item["image"] for item in batch]).cpu()
-        if self.about["inputs"] == "pixels":
-            images = images.flip(1) if self.about["channel_order"] == "BGR" else images
-            images = images.permute(0, 2, 3, 1).clamp(0, 255).round().to(torch.uint8)
-        else:
-            images = images.float()
-        values = self.run(np.ascontiguousarray(images.numpy()))
+        images = torch.stack([item["image"] for item in batch])
+        values = self.run(
+            as_input(images, **{k: self.about[k] for k in ("inputs", "channel_order")})
+        )
         found = dict(zip(self.about["outputs"], map(torch.from_numpy, values)))
         size = tuple(batch[0]["image"].shape[-2:])
         return [{"instances": _instances(found, k, size, item)} for k, item in enumerate(batch)]
+
+
+def as_input(images: torch.Tensor, *, inputs: str, channel_order: str) -> np.ndarray:
+    """Images (N, 3, H, W) of a data loader in the form that an exported detector takes.
+
+    Args:
+        images: as the detector in PyTorch sees them.
+        inputs, channel_order: see :func:`~d2ext.export.export`.
+    """
+    images = images.cpu().float()
+    if inputs == "pixels":
+        images = images.flip(1) if channel_order == "BGR" else images
+        images = images.permute(0, 2, 3, 1).clamp(0, 255).round().to(torch.uint8)
+    return np.ascontiguousarray(images.numpy())
 
 
 def _instances(

@@ -48,7 +48,7 @@ def test_all_are_there():
         ("data", "voc2coco"), ("data", "check"),
         ("data", "stats"), ("data", "import"), ("data", "split"),
         ("data", "tile"), ("train",), ("predict",),
-        ("export",), ("val",), ("convert",),
+        ("export",), ("val",), ("calibrate",), ("convert",),
     }  # fmt: skip
 
 

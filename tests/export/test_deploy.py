@@ -185,3 +185,28 @@ def test_foreign_files_are_refused(tmp_path):
     export.export(spread_detector("ExtRetinaNet"), all_boxes, with_nms=False)
     with pytest.raises(ValueError, match="selects no detections"):
         export.ExportedModel(all_boxes)
+
+
+def test_calibrated_scores_of_a_file(files, picture, tmp_path):
+    from d2ext.evaluation.recalibration import Recalibration
+
+    weights = tmp_path / "model_final.pth"
+    weights.symlink_to(files["checkpoint"])
+    scores = Predictor(None, files["images"])(str(picture))["instances"].scores
+    middle = float(scores.median())
+    Thresholds(middle, {}).save(tmp_path / "thresholds.json")
+    with pytest.raises(ValueError, match="no calibration for .*; fit one with 'd2ext calibrate'"):
+        Predictor(None, weights, calibrated=True)
+    half = [[0.0, 1.0], [0.0, 0.5]]
+    Recalibration("isotonic", half, {}, "some").save(weights)
+    output = tmp_path / "elsewhere" / "detector.onnx"
+    assert main(["export", "--weights", str(weights), "--output", str(output), "--no-check"]) == 0
+    raw, new, less = (
+        Predictor(None, output, score_thresh=least, calibrated=calibrated)(str(picture))[
+            "instances"
+        ]
+        for least, calibrated in (("auto", False), ("auto", True), (middle, True))
+    )
+    assert len(new) == len(raw) > len(scores) / 3 > 0  # the thresholds are of the raw scores
+    assert float(new.scores[0]) == pytest.approx(float(raw.scores[0]) / 2, abs=1e-3)
+    assert len(less) == 0
