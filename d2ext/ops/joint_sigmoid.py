@@ -13,6 +13,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .precision import drop_negligible, smallest_gradient
+
 __all__ = ["joint_sigmoid_losses"]
 
 # exp(80) is still finite in float32, and a score of exp(-80) is 0 for every purpose.
@@ -81,9 +83,10 @@ class _JointSigmoidLosses(torch.autograd.Function):
         if grad is not None:
             _scale_cells(grad, cell, neg_weight)
             grad_y = grad.sum(dim=1) * torch.sigmoid(-y)
-            grad_x = grad.mul_(torch.sigmoid(-x))
+            grad_x = F.threshold_(grad.mul_(x.neg().sigmoid_()), smallest_gradient(x.dtype), 0.0)
             pos_x = -pos_weight * torch.sigmoid(-x_pair)
             pos_y = -pos_weight * torch.sigmoid(-y_pair)
+            grad_y, pos_x, pos_y = (drop_negligible(g) for g in (grad_y, pos_x, pos_y))
             ctx.save_for_backward(grad_x, grad_y, cell, point, pos_x, pos_y)
         return positive, negative
 

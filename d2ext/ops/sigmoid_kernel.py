@@ -33,6 +33,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from . import host
+from .precision import drop_negligible, smallest_gradient
 
 __all__ = [
     "Factor",
@@ -305,6 +306,8 @@ def _torch_pass(
     hide_rows = not host.asking_is_free(ignored) or bool(ignored.any())
     entries = _CHUNK_CPU if logits.device.type == "cpu" else _CHUNK_DEVICE
     step = max(1, entries // num_classes)
+    smallest = smallest_gradient(dtype)
+    plain = isinstance(neg_weight, (int, float)) and neg_weight == 1
     for start in range(0, num_rows, step):
         rows = slice(start, start + step)
         z = logits[rows].to(dtype, copy=True)
@@ -316,7 +319,8 @@ def _torch_pass(
         if with_sums:
             neg_sum += slope.sum(dim=0)
         if grad is not None:
-            torch.mul(slope, neg_weight, out=grad[rows])
+            slope = slope if plain else slope.mul_(neg_weight)
+            torch.threshold(slope, smallest, 0.0, out=grad[rows])  # a NaN stays
 
     gamma_own, weight_own = _pick(gamma, column), _pick(pos_weight, column)
     if quality is None:
@@ -328,7 +332,8 @@ def _torch_pass(
     loss = (loss * weight_own).masked_fill_(~is_pos, 0.0)
     slope = (slope * weight_own).masked_fill_(~is_pos, 0.0)
     if grad is not None:
-        grad.scatter_add_(1, column[:, None], slope[:, None].to(grad_dtype))
+        kept = drop_negligible(slope).to(grad_dtype)
+        grad.scatter_add_(1, column[:, None], kept[:, None])
     if with_sums:
         pos_sum.index_add_(0, column, slope.abs().double())
         neg_sum *= neg_weight

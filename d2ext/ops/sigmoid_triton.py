@@ -20,6 +20,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .precision import smallest_gradient
+
 __all__ = ["fused_pass", "tile_shape"]
 
 _TILE_ENTRIES = 2048  # 16 a thread: what a thread holds of z, p, u, ... fits into its registers
@@ -109,6 +111,7 @@ def _sigmoid_loss_kernel(
     HAS_QUALITY: tl.constexpr,
     NEED_GRAD: tl.constexpr,
     WITH_SUMS: tl.constexpr,
+    SMALLEST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     TILES: tl.constexpr,
@@ -161,6 +164,7 @@ def _sigmoid_loss_kernel(
             neg_sum += tl.sum(tl.where(is_pos, 0.0, size), axis=0).to(tl.float64)
         if NEED_GRAD:
             place = rows[:, None] * grad_row + cols[None, :] * grad_col
+            slope = tl.where(tl.abs(slope) <= SMALLEST, 0.0, slope)  # a NaN stays
             tl.store(grad_ptr + place, slope.to(grad_ptr.dtype.element_ty), mask=exists)
 
     tl.store(loss_ptr + program_m * tl.num_programs(1) + program_c, tl.sum(loss_sum, axis=0))
@@ -239,6 +243,7 @@ def fused_pass(
             HAS_QUALITY=quality is not None,
             NEED_GRAD=need_grad,
             WITH_SUMS=with_sums,
+            SMALLEST=smallest_gradient(dtype),
             BLOCK_M=block_m,
             BLOCK_C=block_c,
             TILES=tiles,

@@ -78,6 +78,17 @@ def test_joint_losses_equal_the_plain_form(num_rows, num_classes, num_pairs, dty
             assert_close(gradient(got, a)[~skip], gradient(want, b)[~skip], dtype, scale=scale)
 
 
+def test_joint_gradients_are_never_subnormal():
+    x = torch.linspace(-100, 100, 3000).view(1000, 3).requires_grad_()
+    y = torch.linspace(-90, 90, 1000)[torch.randperm(1000, generator=generator(0))]
+    cell, pos, neg = draw_cells(1000, 3, 500, 1, torch.float32)
+    positive, negative = joint_sigmoid_losses(x, y.requires_grad_(), cell, pos * 1e-20, neg)
+    for part in torch.autograd.grad((positive + negative) / 100, (x, y)):
+        size = part.abs()
+        assert (size == 0).any() and (size > 0).any()
+        assert not ((size > 0) & (size < torch.finfo(torch.float32).tiny)).any()
+
+
 @given(classes, wide_dtypes, seeds, bad_values, st.booleans())
 @covers(joint_sigmoid_losses)
 def test_a_bad_logit_is_seen_or_is_its_limit(num_classes, dtype, seed, bad, in_objectness):

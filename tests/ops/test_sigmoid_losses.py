@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from d2ext.ops import sigmoid_kernel
+from d2ext.ops.precision import smallest_gradient
 from d2ext.ops.sigmoid_kernel import negative_terms
 from d2ext.ops.sigmoid_losses import (
     equalized_focal_loss,
@@ -196,6 +197,28 @@ def test_always_finite_and_of_the_right_sign(kind, rows, classes, extreme, doubl
     assert (logits.grad[labels < 0] == 0).all()
     if kind not in ("qfl", "eqfl"):
         assert (logits.grad[~is_neg] <= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_exact_or_zero_but_never_subnormal(kind, dtype):
+    # Subnormal numbers slow the backward pass of a CPU's convolutions down several times.
+    _, labels, quality, ratio = make_inputs(700, 4)
+    end = 800.0 if dtype == torch.float64 else 120.0
+    logits = torch.linspace(-end, end, 2800, dtype=torch.float64).view(4, 700).t().to(dtype)
+    leaf, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    quality, ratio = quality.to(wide), ratio.to(wide)
+    (got,) = torch.autograd.grad(fused(kind, leaf, labels, quality, ratio)[0] / 100, leaf)
+    quality, ratio = quality.double(), ratio.double()
+    rows = plain_rows(kind, exact, labels, quality, ratio)
+    (want,) = torch.autograd.grad(rows.sum() / 100, exact)
+    size = got.double().abs()
+    assert not ((size > 0) & (size < torch.finfo(dtype).tiny)).any()
+    dropped = (size == 0) & (want != 0)
+    assert dropped.any() and want[dropped].abs().max() <= smallest_gradient(dtype) / 100 * 1.01
+    tolerance = {torch.float32: 2e-4, torch.bfloat16: 1e-2, torch.float64: 1e-9}[dtype]
+    torch.testing.assert_close(got.double()[~dropped], want[~dropped], rtol=tolerance, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,6 +12,7 @@ import torch
 from triton_kit import CASES, compute, name_of
 
 from d2ext.ops import sigmoid_kernel
+from d2ext.ops.precision import smallest_gradient
 from d2ext.ops.sigmoid_kernel import set_sigmoid_kernel, sigmoid_kernel_of
 
 HERE = Path(__file__).resolve().parent
@@ -58,6 +59,16 @@ def test_interpreted_kernel_equals_the_torch_form(case, interpreted):
     compare(case, interpreted[name_of(case)], compute(case, "torch"))
 
 
+@pytest.mark.slow
+def test_interpreted_kernel_has_no_subnormal_gradients(interpreted):
+    steep = [interpreted[name_of(case)][1] for case in CASES if case[3] == "steep"]
+    assert len(steep) == 3
+    for gradient in steep:
+        size = gradient.abs()
+        assert (size > 0).any() and (size == 0).any()
+        assert not ((size > 0) & (size < smallest_gradient(torch.float32))).any()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_kernel_on_a_gpu_equals_the_torch_form(case):
@@ -90,7 +101,7 @@ for logits, power, quality in (("fp32", 2, False), ("fp16", 1, True)):
     types.update({n: "*fp64" for n in ("loss_ptr", "pos_ptr", "neg_ptr")})
     types.update({n: "constexpr" for n in types if n.isupper()})
     constants = dict(DTYPE=tl.float32, POWER=power, HAS_QUALITY=quality, NEED_GRAD=True,
-                     WITH_SUMS=True, BLOCK_M=rows, BLOCK_C=columns, TILES=4)
+                     WITH_SUMS=True, SMALLEST=1e-30, BLOCK_M=rows, BLOCK_C=columns, TILES=4)
     source = ASTSource(fn=kernel, signature=types, constexprs=constants)
     built = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": 4})
     print(built.asm["ptx"])

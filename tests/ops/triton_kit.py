@@ -29,7 +29,7 @@ FAMILY = {
 # rows, classes: several tiles and programs each, of every width, with and without empty columns
 SHAPES = [(1500, 1), (150, 7), (70, 80), (33, 300), (1, 1)]
 LAYOUTS = ("transposed", "every_second_row", "int32_labels")
-EDGES = ("all_ignored", "all_background", "no_rows", "extreme", "infinite", "nan")
+EDGES = ("all_ignored", "all_background", "no_rows", "steep", "extreme", "infinite", "nan")
 
 # An exponent below 1 has an infinite slope where a prediction meets its quality, so that rounding
 # there is not small: it is compared in float64.
@@ -57,6 +57,8 @@ def name_of(case) -> str:
 
 def make_logits(rows, classes, how, g):
     logits = torch.randn(rows, classes, generator=g, dtype=torch.float64) * 3 - 1
+    if how == "steep":  # gradients at both ends of float32
+        logits *= 15
     if how == "extreme":
         logits *= 400
     if how == "infinite":
