@@ -1,6 +1,7 @@
 # make setup   .venv with everything in it       make test   the tests
 # make demo    train, evaluate, show pictures    make lint   style, types
 # make docs    the site, in build/site           make test-fast   what most changes concern
+# make notebook   from images to ONNX, in build
 #
 # make setup PYTHON=python3.12                   another Python
 # make setup TORCH="torch==X torchvision==Y"     other builds of PyTorch (any words pip takes)
@@ -17,7 +18,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.d2ext-setup
 
-.PHONY: help setup test test-fast demo docs lint format clean
+.PHONY: help setup test test-fast demo docs notebook lint format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -60,9 +61,14 @@ lint: setup
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(VENV)/bin/zizmor --offline --no-progress --quiet .github
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+
+notebook: setup
+	@mkdir -p build
+	$(PY) -m jupytext --quiet --to ipynb --output build/own_data.ipynb docs/examples/notebook/own_data.py
 
 format: setup
 	$(PY) -m ruff check --fix .

@@ -91,6 +91,11 @@ setup(
             # Opens the report page in the system's chromium.
             "playwright>=1.40",
             "check-jsonschema>=0.30",
+            "zizmor>=1.0",
+            # The notebook of docs/examples, converted and run.
+            "jupytext>=1.14",
+            "nbclient>=0.7",
+            "ipykernel>=6",
             # Comes with torch's CUDA builds, but not with its CPU builds.
             "triton>=3; platform_system == 'Linux' and platform_machine == 'x86_64'",
             *OPENVINO,

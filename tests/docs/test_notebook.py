@@ -35,8 +35,7 @@ def test_from_images_to_report_and_onnx(tmp_path, monkeypatch):
     client.execute()
 
     cells = [c for c in notebook.cells if c.cell_type == "code" and c is not parameters]
-    install, _, check, train, batch, val, predict, export, onnx = cells
-    assert "d2ext" in printed(install)
+    _, _, _, train, batch, val, predict, export, onnx = cells
     assert "7 train, 3 val images; 3 classes: bird, cat, dog" in printed(train)
     assert "AP by class: bird" in printed(val)
     assert pictures(batch) == 1 and pictures(predict) == 3

@@ -38,26 +38,26 @@ from pathlib import Path
 SOURCE = os.environ.get("D2EXT_SOURCE") or next(iter(Path().glob("d2ext-*.whl")), "")
 
 
-def run(*words):
-    """Run a module of Python and show what it says; a failure stops the notebook."""
-    command = [sys.executable, "-m", *map(str, words)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        for line in process.stdout:
-            print(line, end="")
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command[2:])} ended with {process.returncode}.")
+def python(*words):
+    subprocess.run([sys.executable, "-m", *words], check=True)
 
 
 if importlib.util.find_spec("d2ext") is None:
     if not SOURCE:
         raise RuntimeError("d2ext is not installed; set SOURCE to where it is.")
     place = str(SOURCE) if "://" in str(SOURCE) else Path(SOURCE).resolve().as_uri()
-    run("pip", "install", "--quiet", "torch", "torchvision")
-    run("pip", "install", "--quiet", f"d2ext[export,pretrained] @ {place}")
-    run("d2ext.install_detectron2")
-run("d2ext", "--version")
+    python("pip", "install", "--quiet", "torch", "torchvision")
+    python("pip", "install", "--quiet", f"d2ext[export,pretrained] @ {place}")
+    python("d2ext.install_detectron2")
+
+from d2ext.cli import main
+
+
+def run(*words):
+    """A command of d2ext, as on the command line; a failure stops the notebook."""
+    if code := main([str(word) for word in words]):
+        raise RuntimeError(f"d2ext {words[0]} ended with {code}; see above.")
+
 
 # %% [markdown]
 # ## 2. Choose
@@ -79,7 +79,7 @@ WEIGHTS = OUTPUT / "model_final.pth"
 if not PHOTOS:
     PHOTOS = "shapes"
     if not Path(PHOTOS).exists():
-        run("d2ext", "data", "shapes", "--classes", 6, "--output", PHOTOS)
+        run("data", "shapes", "--classes", 6, "--output", PHOTOS)
 
 # %% [markdown]
 # ## 3. Look at the data
@@ -88,7 +88,7 @@ if not PHOTOS:
 # left out and counted.
 
 # %%
-run("d2ext", "data", "check", PHOTOS)
+run("data", "check", PHOTOS)
 
 # %% [markdown]
 # ## 4. Train
@@ -97,7 +97,7 @@ run("d2ext", "data", "check", PHOTOS)
 # time; the first lines say why. `recipe.yaml` keeps the choice.
 
 # %%
-run("d2ext", "train", "--data", PHOTOS, "--minutes", MINUTES, *OPTIONS, "OUTPUT_DIR", OUTPUT)
+run("train", "--data", PHOTOS, "--minutes", MINUTES, *OPTIONS, "OUTPUT_DIR", OUTPUT)
 
 # %% [markdown]
 # What the model was shown: a batch with its augmentation and boxes.
@@ -105,7 +105,7 @@ run("d2ext", "train", "--data", PHOTOS, "--minutes", MINUTES, *OPTIONS, "OUTPUT_
 # %%
 from IPython.display import FileLink, Image, display
 
-run("d2ext", "show", "batch", OUTPUT / "recipe.yaml", "--output", OUTPUT / "batch")
+run("show", "batch", OUTPUT / "recipe.yaml", "--output", OUTPUT / "batch")
 for picture in sorted((OUTPUT / "batch").glob("*.png")):
     display(Image(picture, width=800))
 
@@ -117,8 +117,8 @@ for picture in sorted((OUTPUT / "batch").glob("*.png")):
 # it beside the notebook.
 
 # %%
-run("d2ext", "val", "--weights", WEIGHTS, "--data", PHOTOS)
-run("d2ext", "report", OUTPUT, "--output", OUTPUT / "report")
+run("val", "--weights", WEIGHTS, "--data", PHOTOS)
+run("report", OUTPUT, "--output", OUTPUT / "report")
 display(FileLink(OUTPUT / "report" / "report.html"))
 
 # %% [markdown]
@@ -134,7 +134,7 @@ from d2ext.data.own import register_own_data
 data = register_own_data(PHOTOS)
 IMAGES = [image["file_name"] for image in DatasetCatalog.get(data.names[data.evaluated])[:4]]
 FOUND = OUTPUT / "found"
-run("d2ext", "predict", "--weights", WEIGHTS, "--threshold", "auto", "--output", FOUND, *IMAGES)
+run("predict", "--weights", WEIGHTS, "--threshold", "auto", "--output", FOUND, *IMAGES)
 for picture in sorted(FOUND.glob("*.[jp][pn]g")):
     display(Image(picture, width=400))
 
@@ -145,7 +145,7 @@ for picture in sorted(FOUND.glob("*.[jp][pn]g")):
 # alone.
 
 # %%
-run("d2ext", "export", "--weights", WEIGHTS, "--pixels", "--output", OUTPUT / "detector.onnx")
+run("export", "--weights", WEIGHTS, "--pixels", "--output", OUTPUT / "detector.onnx")
 
 # %%
 import json
