@@ -11,11 +11,14 @@ import io
 import math
 import pickle
 import re
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Literal, Optional, Tuple
 
 import numpy as np
 
 __all__ = ["RefusedError", "read_array_pickle"]
+
+_Order = Literal["C", "F"]
+_ByteOrder = Literal["<", ">", "|", "="]
 
 
 class RefusedError(ValueError):
@@ -44,7 +47,8 @@ class _Type:
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, name: str):
-        self.name, self.order = name, "="
+        self.name = name
+        self.order: _ByteOrder = "="
         self.is_object = name.startswith("O")
 
     def __setstate__(self, state: Any) -> None:
@@ -54,7 +58,8 @@ class _Type:
             raise _damaged("has a type that says too little")
         if any(part is not None for part in state[2:5]):
             raise RefusedError("holds an array with fields, which this reader does not know")
-        if type(state[1]) is not str or state[1] not in ("<", ">", "|", "="):
+        known: bool = type(state[1]) is str and state[1] in ("<", ">", "|", "=")
+        if not known:
             raise _damaged("has an unknown byte order")
         self.order = state[1]
 
@@ -76,7 +81,7 @@ class _Array:
         if type(state) is not tuple or len(state) != 5:
             raise _damaged("says too little")
         _, shape, kind, is_fortran, data = state
-        order = "F" if is_fortran else "C"
+        order: _Order = "F" if is_fortran else "C"
         if not (isinstance(kind, _Type) and kind.is_object):
             self.value = _from_bytes(data, kind, shape, order)
             return
@@ -92,7 +97,7 @@ def _count(shape: Any) -> int:
     return math.prod(shape)
 
 
-def _from_bytes(data: Any, kind: Any, shape: Any, order: str) -> np.ndarray:
+def _from_bytes(data: Any, kind: Any, shape: Any, order: _Order) -> np.ndarray:
     """A new array in the machine's byte order, which is the one that PyTorch takes."""
     if not isinstance(kind, _Type):
         raise _damaged("has no type")
@@ -154,7 +159,8 @@ class _FromBuffer:
     def __call__(
         self, data: Any, kind: Any, shape: Any, order: Any, axes: Optional[Tuple[int, ...]] = None
     ) -> np.ndarray:
-        if type(order) is not str or order not in ("C", "F", "K"):
+        known: bool = type(order) is str and order in ("C", "F", "K")
+        if not known:
             raise _damaged("has an unknown order")
         if order == "K" and axes is not None:
             return _from_bytes(data, kind, shape, "C").transpose(axes)

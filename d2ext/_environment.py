@@ -56,7 +56,7 @@ def versions() -> Dict[str, str]:
     found = {"python": platform.python_version()}
     for name in REQUIRED:
         spec = find_module(name)
-        if spec is None:
+        if spec is None or spec.origin is None:
             found[name] = f"not installed (run '{remedy(name)}')"
         else:
             found[name] = _version(name, Path(spec.origin))

@@ -132,7 +132,8 @@ def _call(args: argparse.Namespace) -> int:
 def _silenced() -> Iterator[None]:
     """Nothing reaches stdout, from child processes neither."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        sys.__stdout__.flush()
+        if sys.__stdout__ is not None:
+            sys.__stdout__.flush()
         saved = os.dup(1)
         os.dup2(nowhere.fileno(), 1)
         try:

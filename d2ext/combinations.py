@@ -403,7 +403,9 @@ def _cls(name: str, rivals: str = "", **more: Tuple[str, ...]) -> Part:
 
 def _box(name: str, *facts: str, rivals: str = "") -> Part:
     """A box loss."""
-    words = {place: (BOX_LOSS_KEYS[place], name) for place in ("dense", "roi")}
+    words: Dict[str, Tuple[str, ...]] = {
+        place: (BOX_LOSS_KEYS[place], name) for place in ("dense", "roi")
+    }
     return Part((f"box:{name}", *facts), words, rivals)
 
 

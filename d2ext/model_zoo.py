@@ -7,7 +7,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any, Dict, List, Optional, Sequence, Union
 
-from .config import CfgNode, get_cfg
+from .config.node import CfgNode, get_cfg
 
 __all__ = [
     "AUTHORS_AP",

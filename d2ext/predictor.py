@@ -45,8 +45,8 @@ def load_config(
         cfg.defrost()
         return cfg
     if cfg_or_name is not None:
-        several = isinstance(cfg_or_name, (list, tuple))
-        return model_zoo.get_config(*(cfg_or_name if several else [cfg_or_name]))
+        names: Any = cfg_or_name
+        return model_zoo.get_config(*(names if isinstance(names, (list, tuple)) else [names]))
     if not weights:
         raise ValueError("Neither a config nor a checkpoint is given; name at least one.")
     description = describe_weights(weights)
@@ -178,7 +178,8 @@ class Predictor:
             them for a list of images.
         """
         if not isinstance(images, (list, tuple)):
-            return self._predict([images])[0]
+            image: Any = images
+            return self._predict([image])[0]
         outputs: List[Dict[str, Any]] = []
         for start in range(0, len(images), self.batch_size):
             outputs += self._predict(images[start : start + self.batch_size])
@@ -255,9 +256,9 @@ def _refuse_other_weights(model: torch.nn.Module, incompatible: Any, weights: st
     """Weights of another model would leave layers as they were drawn, and predict noise."""
     if incompatible is None:
         return
-    absent = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
+    mismatched = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
     # Buffers of losses may be missing: prediction does not read them.
-    absent = sorted(absent & {key for key, _ in model.named_parameters()})
+    absent = sorted(mismatched & {key for key, _ in model.named_parameters()})
     if absent:
         raise ValueError(
             f"{weights} does not fit the config: {len(absent)} parameters are missing there or of "
@@ -272,5 +273,5 @@ def _tuple(shape: Sequence[int]) -> Tuple[int, ...]:
 def _numbers(model: torch.nn.Module) -> List[str]:
     """Names for the classes of a model without class names."""
     heads = getattr(model, "roi_heads", None)
-    count = getattr(model, "num_classes", None) or getattr(heads, "num_classes", 0)
+    count: Any = getattr(model, "num_classes", None) or getattr(heads, "num_classes", 0)
     return [f"class {k}" for k in range(count)]

@@ -176,7 +176,7 @@ def check_weights(cfg: Any, model: nn.Module, allow_pickle: bool = False) -> Lis
     try:
         checkpointer = Checkpointer(model, allow_pickle=allow_pickle)
         checkpointer.load(path)
-        loaded = checkpointer.last_incompatible
+        loaded: Any = checkpointer.last_incompatible  # never None after a load
     except Exception as error:  # whatever a file that is no checkpoint makes of a reader
         reason = str(error).split("\n")[0]
         fix = "Give another file."

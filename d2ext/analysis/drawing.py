@@ -49,8 +49,8 @@ def draw_boxes(
         pixels[mask] = (0.55 * pixels[mask] + 0.45 * paint).astype(np.uint8)
     picture = Image.fromarray(pixels)
     if scale != 1:
-        size = tuple(max(1, round(side * scale)) for side in picture.size)
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
+        width, height = (max(1, round(side * scale)) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
     font = _font(max(11, min(round(min(picture.size) / 34), 40)))
     width = max(2, round(min(picture.size) / 180))
@@ -72,7 +72,7 @@ def _draw_label(
     x = min(max(box[0], 0), max(size[0] - width, 0))
     y = box[1] - height if box[1] >= height else min(max(box[1], 0), max(size[1] - height, 0))
     draw.rectangle((x, y, x + width, y + height), fill=color)
-    red, green, blue = ImageColor.getrgb(color)
+    red, green, blue = ImageColor.getrgb(color)[:3]
     dark = 0.299 * red + 0.587 * green + 0.114 * blue < 140
     draw.text((x + 2 - left, y + 2 - top), text, fill="white" if dark else "black", font=font)
 

@@ -20,18 +20,21 @@ class RecordingNode(CfgNode):
         return self[key] if dict.__contains__(self, key) else default
 
     def items(self):
-        return [(key, self[key]) for key in dict.keys(self)]
+        return [(key, self[key]) for key in self._keys()]
 
     def values(self):
-        return [self[key] for key in dict.keys(self)]
+        return [self[key] for key in self._keys()]
 
     def __deepcopy__(self, memo: Any) -> "RecordingNode":
         """A copy (``clone``) reads every value without using it."""
         copied = RecordingNode(new_allowed=self.is_new_allowed())
-        for key in dict.keys(self):
+        for key in self._keys():
             dict.__setitem__(copied, key, copy.deepcopy(dict.__getitem__(self, key), memo))
         copied.__dict__.update(self.__dict__)
         return copied
+
+    def _keys(self) -> List[str]:
+        return list(dict.keys(self))
 
     def _note(self, key: str, value: Any) -> Any:
         seen = self.__dict__.get("_seen_keys")

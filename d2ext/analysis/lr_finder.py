@@ -56,7 +56,7 @@ def range_test(
     """
     from detectron2.utils.events import EventStorage
 
-    how = {"precision": precision, "accumulate": accumulate, "clip": clip}
+    how: Dict[str, Any] = {"precision": precision, "accumulate": accumulate, "clip": clip}
     model.train()
     top = max(group["lr"] for group in optimizer.param_groups)
     shares = [group["lr"] / top for group in optimizer.param_groups]

@@ -107,7 +107,7 @@ def analyze(
         ``class_names``
     """
     ids, names = truth.category_ids, truth.category_names
-    kept = {"style": style, "max_detections": max_detections}
+    kept: Dict[str, Any] = {"style": style, "max_detections": max_detections}
     result = evaluate_results(truth, detections, **kept)
     verdicts = {iou: match(truth, detections, iou_threshold=iou, **kept) for iou in CONFUSION_IOUS}
     verdict = verdicts[0.5]

@@ -172,7 +172,7 @@ def evaluate(cfg: Any, model: Any, name: str, output: Union[str, Path]) -> Dict[
 
 def add_dataset_argument(parser: argparse.ArgumentParser, flag: str = "dataset") -> None:
     """``DATA`` or ``--dataset DATA``, a data set by its registered name or file."""
-    options = {"required": True} if flag.startswith("-") else {}
+    options: Dict[str, Any] = {"required": True} if flag.startswith("-") else {}
     parser.add_argument(
         flag,
         metavar="DATA",

@@ -106,7 +106,7 @@ def _picture(sample: Dict[str, Any], image_format: str, names: Any) -> Any:
     pixels = detection_utils.convert_image_to_rgb(pixels, image_format)
     objects = sample["instances"]
     labels = objects.gt_classes.tolist()
-    masks = objects.gt_masks if objects.has("gt_masks") else None
+    masks: Any = objects.gt_masks if objects.has("gt_masks") else None
     if isinstance(masks, PolygonMasks):
         height, width = pixels.shape[:2]
         bits = [detection_utils.polygons_to_bitmask(p, height, width) for p in masks.polygons]

@@ -62,7 +62,7 @@ def run_val(args: argparse.Namespace) -> Done:
         check_checkpoint_classes(args.weights, known, [name])
         timed = _Timed(model)
         results = evaluate(cfg, model, name, output)
-        figures = {**_flat(results), **timed.figures()}
+        figures: Dict[str, Any] = {**_flat(results), **timed.figures()}
         if not is_exported(args.weights):
             figures.update(_cost(cfg, model, name))
     figures = {"weights": args.weights, "dataset": name, **figures}

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from typing import Callable, Dict, List
+from typing import Any, Callable, Dict, List
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import load_voc_instances
@@ -55,7 +55,7 @@ def register_shapes(spec: ShapesSpec, split: str, name: str, folder: str) -> Non
         name: name to register.
         folder: the folder that holds it, or will.
     """
-    metadata = {"thing_classes": [cls.name for cls in spec.classes]}
+    metadata: Dict[str, Any] = {"thing_classes": [cls.name for cls in spec.classes]}
     if spec.form == "voc":
         # The year selects how AP is measured: that of 2012 is the area under the curve.
         metadata.update(evaluator_type="pascal_voc", dirname=folder, split=split, year=2012)
@@ -78,7 +78,7 @@ def register_shapes(spec: ShapesSpec, split: str, name: str, folder: str) -> Non
             ]
     draw = functools.partial(publish, folder, spec.stamp(), functools.partial(write_dataset, spec))
     if spec.form == "voc":
-        load = functools.partial(_load_voc, draw, folder, split, name)
+        load: Any = functools.partial(_load_voc, draw, folder, split, name)
     else:
         # LVIS without a name: with one, Detectron2 would look for the classes of LVIS itself.
         load = JsonSet(

@@ -10,7 +10,7 @@ Shapes: H and W the size of an image, G objects.
 
 import copy
 import logging
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence, Set
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ def why_not_fast(augmentations: Sequence[Any], image_format: str) -> Optional[st
         name = type(getattr(augmentation, "tfm", augmentation)).__name__
         if type(augmentation) not in _AUGMENTATIONS:
             return f"the augmentation {name}"
-        if type(augmentation) in _RESIZES and augmentation.interp != Image.BILINEAR:
+        if type(augmentation) in _RESIZES and augmentation.interp != Image.Resampling.BILINEAR:
             return f"{name} with a filter other than bilinear"
     try:
         _resize(torch.zeros(2, 2, 4, dtype=torch.uint8), 3, 3)
@@ -165,7 +165,7 @@ class _Picture:
 
     def __init__(self, image: torch.Tensor):
         self.image = image
-        self._flips = set()
+        self._flips: Set[int] = set()
 
     def transform(self, transform: T.Transform) -> None:
         """Called by each augmentation."""

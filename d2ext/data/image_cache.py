@@ -44,9 +44,9 @@ class ImageCache:
         self._places: Dict[str, _Place] = {}
         size = 0
         for sample in dicts:
-            name, shape = sample["file_name"], (sample.get("height"), sample.get("width"))
-            if name not in self._places and all(shape):
-                self._places[name] = _Place(len(self._places), size, *map(int, shape))
+            name, height, width = sample["file_name"], sample.get("height"), sample.get("width")
+            if name not in self._places and height and width:
+                self._places[name] = _Place(len(self._places), size, int(height), int(width))
                 size = self._places[name].stop
         self._bytes = torch.empty(size, dtype=torch.uint8).share_memory_()
         self._filled = torch.zeros(len(self._places), dtype=torch.uint8).share_memory_()

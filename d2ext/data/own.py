@@ -85,8 +85,8 @@ def register_own_data(path: str, shares: Sequence[float] = (0.8, 0.2)) -> Regist
         if names[name] not in DatasetCatalog.list():
             _register(names[name], json_file, about, path)
     problems = [Problem(*row) for row in about["problems"]]
-    told = (about[key] for key in ("root", "notes"))
-    return RegisteredData(names, about["classes"], about["form"], folder, *told, problems)
+    classes, form, root, notes = (about[key] for key in ("classes", "form", "root", "notes"))
+    return RegisteredData(names, classes, form, folder, root, notes, problems)
 
 
 def _register(name: str, json_file: str, about: Dict[str, Any], path: str) -> None:

@@ -46,7 +46,7 @@ def voc_to_coco(
         unreadable = ("broken XML", "malformed box")
         settle([p for p in check_xml(path) if p.kind in unreadable], str(folder))
         root = read_xml(path)
-        size = root.find("size")
+        size: Any = root.find("size")
         image: Optional[str] = f"{name}{Path(root.findtext('filename') or '').suffix or '.jpg'}"
         if pictures.images:  # they may be elsewhere, where annotations alone are converted
             image = image_of_xml(pictures, f"{name}.xml", root)

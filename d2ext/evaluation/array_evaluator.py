@@ -136,10 +136,11 @@ class ArrayEvaluator(DatasetEvaluator):
     def _write(self, predictions: Predictions) -> None:
         """Write the two files described at ``output_dir``."""
         category_ids = self._category_ids(predictions.classes)
-        results_path = os.path.join(self._output_dir, self.results_file)
-        arrays_path = os.path.join(self._output_dir, "instances_predictions.npz")
-        with writing(self._output_dir):
-            PathManager.mkdirs(self._output_dir)
+        folder = self._output_dir or ""
+        results_path = os.path.join(folder, self.results_file)
+        arrays_path = os.path.join(folder, "instances_predictions.npz")
+        with writing(folder):
+            PathManager.mkdirs(folder)
         with writing(arrays_path), _whole_file(arrays_path) as f:
             predictions.save(f)
         with writing(results_path), _whole_file(results_path) as f:
@@ -165,12 +166,12 @@ class ArrayEvaluator(DatasetEvaluator):
         thresholds = best_thresholds(
             verdict, truth.category_ids, truth.category_names, self._dataset_name
         )
-        path = os.path.join(self._output_dir, FILE_NAME)
+        path = os.path.join(self._output_dir or "", FILE_NAME)
         with writing(path), _whole_file(path) as f:
             f.write(thresholds.to_json())
 
     def _write_json(self, name: str, content: dict) -> None:
-        path = os.path.join(self._output_dir, name)
+        path = os.path.join(self._output_dir or "", name)
         with writing(path), _whole_file(path) as f:
             f.write(json.dumps(content).encode())
 

@@ -14,7 +14,7 @@ import functools
 import importlib.util
 import io
 import logging
-from typing import List, Optional, Tuple
+from typing import Any, List, Optional, Set, Tuple
 
 import numpy as np
 
@@ -51,7 +51,8 @@ class Detections:
         """The detections at ``index`` (positions, not a mask), in that order."""
         rles = None if self.rles is None else [self.rles[i] for i in index.tolist()]
         columns = (self.image, self.category, self.boxes, self.scores, self.area)
-        return Detections(*(column[index] for column in columns), rles)
+        image, category, boxes, scores, area = (column[index] for column in columns)
+        return Detections(image, category, boxes, scores, area, rles)
 
 
 @dataclasses.dataclass
@@ -86,7 +87,9 @@ def resolve_backend(backend: str, style: str) -> str:
     version = None
     if backend != "reference":
         try:
-            from faster_coco_eval import __version__ as version
+            import faster_coco_eval
+
+            version = faster_coco_eval.__version__
         except ImportError as error:
             if backend == "faster":
                 raise ImportError(
@@ -328,8 +331,8 @@ def lvis_eval() -> type:
     It comes from a second copy of the module ``lvis.eval``, which only this file knows: the
     module that others import is unchanged.
     """
-    spec = importlib.util.find_spec("lvis.eval")
-    module = importlib.util.module_from_spec(spec)
+    spec: Any = importlib.util.find_spec("lvis.eval")
+    module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.np = _NumpyWithFloat()
     return module.LVISEval
@@ -342,4 +345,4 @@ def _log_once(message: str) -> None:
         logger.info(message)
 
 
-_LOGGED = set()
+_LOGGED: Set[str] = set()

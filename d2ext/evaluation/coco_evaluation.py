@@ -137,8 +137,8 @@ class COCOEvaluator(ArrayEvaluator):
         if truth is None:
             logger.info(f"'{self._dataset_name}' has no annotations to evaluate on.")
             return {}
-        tasks = self._tasks or (("bbox", "segm") if predictions.has_masks else ("bbox",))
-        tasks = [task for task in sorted(tasks) if self._can_evaluate(task, truth, predictions)]
+        asked = self._tasks or (("bbox", "segm") if predictions.has_masks else ("bbox",))
+        tasks = [task for task in sorted(asked) if self._can_evaluate(task, truth, predictions)]
         if len(predictions) == 0:
             nan = {name: float("nan") for name in metric_names(self._style, self._max_dets)}
             return {task: dict(nan) for task in tasks}

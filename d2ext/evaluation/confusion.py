@@ -62,5 +62,5 @@ def confusion_matrix(
     np.add.at(matrix, (true, predicted[counted]), 1)
     missed = free.copy()
     missed[taken[taken >= 0]] = False
-    np.add.at(matrix, (gt[missed], count), 1)
+    np.add.at(matrix, (gt[missed], np.full_like(gt[missed], count)), 1)
     return matrix

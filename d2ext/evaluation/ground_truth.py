@@ -9,7 +9,7 @@ Shapes: N images, C categories, G objects.
 import dataclasses
 import logging
 from collections import Counter
-from typing import Dict, List, Optional, Sequence, Set
+from typing import Any, Dict, List, Optional, Sequence, Set
 
 import numpy as np
 
@@ -194,7 +194,7 @@ def unique_names(names: Sequence[str], ids: Sequence[int]) -> List[str]:
 
 def area_of(annotation: dict) -> Optional[float]:
     """An object's area as annotated; None where it is missing or no number that can be one."""
-    area = annotation.get("area")
+    area: Any = annotation.get("area")
     return float(area) if is_area(area) else None
 
 

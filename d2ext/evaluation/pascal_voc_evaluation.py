@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 from collections import OrderedDict
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
@@ -172,10 +172,10 @@ def _load_annotations(directory: str, images) -> Dict[str, _Objects]:
     for rank, image_id in images:
         tree = parse_xml(os.path.join(directory, f"{image_id}.xml"))
         for obj in tree.findall("object"):
-            box = obj.find("bndbox")
+            box: Any = obj.find("bndbox")
             corners = [float(box.findtext(tag)) for tag in ("xmin", "ymin", "xmax", "ymax")]
             difficult = bool(int(obj.findtext("difficult", "0")))
-            rows.setdefault(obj.findtext("name"), []).append((rank, corners, difficult))
+            rows.setdefault(str(obj.findtext("name")), []).append((rank, corners, difficult))
     return {name: _Objects.stack(objects) for name, objects in rows.items()}
 
 

@@ -8,7 +8,7 @@ Shapes: N images, M detections.
 
 import dataclasses
 import json
-from typing import Iterator, List, Optional, Union
+from typing import Any, Dict, Iterator, List, Optional, Union
 
 import numpy as np
 
@@ -74,7 +74,9 @@ class Predictions:
             boxes=_concatenate([part.boxes for part in parts], (0, 4), np.float32),
             scores=_concatenate([part.scores for part in parts], (0,), np.float32),
             classes=_concatenate([part.classes for part in parts], (0,), np.int32),
-            mask_counts=[c for part in filled for c in part.mask_counts] if with_masks else None,
+            mask_counts=(
+                [c for part in filled for c in part.mask_counts or ()] if with_masks else None
+            ),
             mask_sizes=(
                 _concatenate([part.mask_sizes for part in filled], (0, 2), np.int32)
                 if with_masks
@@ -84,7 +86,7 @@ class Predictions:
 
     def select(self, index: np.ndarray) -> "Predictions":
         """The detections at ``index`` (positions, not a mask), in that order."""
-        counts = self.mask_counts
+        counts, sizes = self.mask_counts, self.mask_sizes
         return dataclasses.replace(
             self,
             image_index=self.image_index[index],
@@ -92,27 +94,29 @@ class Predictions:
             scores=self.scores[index],
             classes=self.classes[index],
             mask_counts=None if counts is None else [counts[i] for i in index.tolist()],
-            mask_sizes=None if counts is None else self.mask_sizes[index],
+            mask_sizes=None if sizes is None else sizes[index],
         )
 
     def rle(self, index: int) -> dict:
         """The mask of one detection in COCO's compressed run-length format."""
+        assert self.mask_sizes is not None and self.mask_counts is not None
         height, width = self.mask_sizes[index].tolist()
         return {"size": [height, width], "counts": self.mask_counts[index]}
 
     def save(self, file) -> None:
         """Write the arrays as an ``.npz`` file that :meth:`load` reads back without pickle."""
-        arrays = {
+        arrays: Dict[str, Any] = {
             "image_ids": np.asarray(self.image_ids),
             "image_index": self.image_index,
             "boxes_xyxy": self.boxes,
             "scores": self.scores,
             "classes": self.classes,
         }
-        if self.has_masks:
+        counts = self.mask_counts
+        if counts is not None:
             arrays["mask_sizes"] = self.mask_sizes
-            arrays["mask_bytes"] = np.frombuffer(b"".join(self.mask_counts), dtype=np.uint8)
-            arrays["mask_lengths"] = np.asarray([len(c) for c in self.mask_counts], dtype=np.int64)
+            arrays["mask_bytes"] = np.frombuffer(b"".join(counts), dtype=np.uint8)
+            arrays["mask_lengths"] = np.asarray([len(c) for c in counts], dtype=np.int64)
         np.savez(file, **arrays)
 
     @classmethod

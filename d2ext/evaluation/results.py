@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from d2ext._files import RunError
 from d2ext.data.checks.json_file import guess_form
 
 from .backends import Detections, PrecisionRecall, evaluate_precision_recall, resolve_backend
@@ -33,7 +34,10 @@ def truth_of(data: Dict[str, Any]) -> GroundTruth:
     A file cut down to some of its images often keeps the annotations of the others. They are left
     out, as by pycocotools and lvis; counted, they would be objects that cannot be found.
     """
-    return GroundTruth.from_dict(data)
+    truth = GroundTruth.from_dict(data)
+    if truth is None:
+        raise RunError("The annotation file has no 'annotations'; give one that has them.")
+    return truth
 
 
 def detections_of(results: Sequence[Dict[str, Any]], truth: GroundTruth) -> Detections:

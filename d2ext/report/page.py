@@ -119,7 +119,7 @@ def numbers_of_runs(runs: List[Run]) -> List[Dict[str, Any]]:
     rows = []
     for run in runs:
         steps = run.series("total_loss")[0]
-        images = run.config.get("SOLVER.IMS_PER_BATCH")
+        images: Any = run.config.get("SOLVER.IMS_PER_BATCH")
         seconds = run.seconds()
         known = isinstance(images, (int, float)) and seconds > 0
         rows.append(

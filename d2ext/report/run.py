@@ -98,7 +98,7 @@ class Run:
         """Names of the evaluation's figures but those of single classes."""
         return list(filter(is_evaluated, self.names()))
 
-    def class_ap(self) -> Dict[str, float]:
+    def class_ap(self) -> Dict[str, Optional[float]]:
         """The last AP of each class by name; followed by the data set if there are several."""
         found = []
         for name in self.names():

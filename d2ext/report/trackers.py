@@ -68,8 +68,8 @@ def _tensorboard(run: Any, title: str) -> Iterator[Writer]:
         def write(scalars: Dict[str, float], images: Dict[str, np.ndarray], step: int) -> None:
             for key, value in scalars.items():
                 writer.add_scalar(key, value, step)
-            for key, value in images.items():
-                writer.add_image(key, value, step, dataformats="HWC")
+            for key, image in images.items():
+                writer.add_image(key, image, step, dataformats="HWC")
 
         yield write, str(folder)
 

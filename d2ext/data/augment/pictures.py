@@ -55,7 +55,9 @@ class WarpTransform(T.Transform):
         inverse = np.linalg.inv(np.vstack([self.matrix, [0, 0, 1]]))[:2]
         size = (self.width, self.height)
         image = Image.fromarray(array)
-        return np.asarray(image.transform(size, Image.Transform.AFFINE, inverse.ravel(), how))
+        return np.asarray(
+            image.transform(size, Image.Transform.AFFINE, inverse.ravel().tolist(), how)
+        )
 
 
 def reach_of(annotations: Sequence[Dict[str, Any]]) -> np.ndarray:
@@ -100,7 +102,7 @@ def moved(
     kept = (sides > min_side).all(1) & (aspect < max_aspect)
     kept &= sides.prod(1) > min_share * whole
     found = []
-    for k in np.flatnonzero(kept):
+    for k in np.flatnonzero(kept).tolist():
         item = {**annotations[k], "bbox": after[k].tolist(), "bbox_mode": BoxMode.XYXY_ABS}
         if "segmentation" in item:
             item["segmentation"] = _moved_mask(item["segmentation"], transform)

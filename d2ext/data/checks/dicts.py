@@ -38,7 +38,8 @@ class DictFindings(NamedTuple):
 
 def check_images(dicts: Sequence[Dict[str, Any]]) -> List[Problem]:
     """Check that each image is there once, with a sensible size if it has one."""
-    found, ids = [], {}
+    found: List[Problem] = []
+    ids: Dict[Any, str] = {}
     for index, item in enumerate(dicts):
         if not isinstance(item, dict) or "file_name" not in item:
             detail = "it has no 'file_name'"
@@ -47,7 +48,8 @@ def check_images(dicts: Sequence[Dict[str, Any]]) -> List[Problem]:
         name = str(item["file_name"])
         for side in ("width", "height"):
             value = item.get(side, 1)
-            if not (isinstance(value, numbers.Real) and value > 0 and value == value // 1):
+            is_number: bool = isinstance(value, numbers.Real)
+            if not (is_number and value > 0 and value == value // 1):
                 found.append(Problem("broken entry", name, f"its {side} is {value!r}"))
         key = item.get("image_id")
         if key is not None and key in ids:
@@ -182,7 +184,7 @@ class _Objects:
         of = "" if num_classes is None else f" of {num_classes} classes"
         return [
             self.problem("unknown class", k, f"label {labels[k]}{of}")
-            for k in np.flatnonzero(~known)
+            for k in np.flatnonzero(~known).tolist()
         ]
 
     def find_boxes(self) -> List[Problem]:

@@ -199,7 +199,8 @@ def _is_id(value: Any) -> bool:
 
 
 def _is_side(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and value > 0 and value == value // 1
+    is_number: bool = isinstance(value, numbers.Real)
+    return is_number and value > 0 and value == value // 1
 
 
 def _broken(what: str, index: int, row: Any, detail: str) -> Problem:
@@ -313,7 +314,9 @@ def _repeated_names(categories: Sequence[Any]) -> List[Problem]:
 
 
 def _repeated_images(images: Sequence[Any], names: Sequence[str]) -> List[Problem]:
-    found, ids, files = [], {}, {}
+    found: List[Problem] = []
+    ids: Dict[Any, str] = {}
+    files: Dict[Any, str] = {}
     for image, name in zip(images, names):
         if image["id"] in ids:
             detail = f"image id {image['id']} is that of {ids[image['id']]}, too"
@@ -374,8 +377,8 @@ class _Table:
 
     def find_unknown(self) -> List[Problem]:
         """Annotations of missing images or categories."""
-        found = [self.problem("no such image", k) for k in np.flatnonzero(self.image < 0)]
-        for k in np.flatnonzero(self.category < 0):
+        found = [self.problem("no such image", k) for k in np.flatnonzero(self.image < 0).tolist()]
+        for k in np.flatnonzero(self.category < 0).tolist():
             detail = f"category id {self.things[k]['category_id']!r}"
             found.append(self.problem("unknown class", k, detail))
         return found
@@ -413,13 +416,13 @@ class _Table:
         short = (lengths % 2 == 1) | (lengths < 6)
         bad = np.bincount(owner[short], minlength=len(masks))
         found = []
-        for k in np.flatnonzero(bad):
+        for k in np.flatnonzero(bad).tolist():
             whole = bad[k] == len(masks[k])
             sizes = ", ".join(str(len(p)) for p in masks[k] if is_short(p))
             detail = f"polygon of {sizes} coordinates"
             found.append(self.problem("short polygon" + ("" if whole else " piece"), k, detail))
             if not whole:
-                self.cut.append(int(k))
+                self.cut.append(k)
         # Every coordinate is looked at where masks are used, image by image, and here if asked.
         for k in drawn if deep else ():
             fault = polygon_fault(masks[k], reach(*self.sizes[k].tolist()))

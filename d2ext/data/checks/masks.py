@@ -4,7 +4,7 @@ pycocotools decodes a damaged run-length string without an error, into whatever 
 """
 
 import math
-from typing import Any, Optional, Sequence
+from typing import Any, List, Optional, Sequence
 
 __all__ = ["annotation_mask_fault", "is_short", "polygon_fault", "reach", "rle_fault", "size_fault"]
 
@@ -91,7 +91,8 @@ def _sum_of_runs(text: bytes) -> Optional[int]:
     Five bits a character, the lowest first; bit 5 says that more follow, bit 4 of the last one is
     the sign. From the fourth on a run is given as the difference to the run before the last.
     """
-    runs, value, shift = [], 0, 0
+    runs: List[int] = []
+    value, shift = 0, 0
     for byte in text:
         bits = byte - 48
         if not 0 <= bits < 64:

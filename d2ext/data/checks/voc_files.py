@@ -2,7 +2,7 @@
 
 import os
 import xml.etree.ElementTree as ElementTree
-from typing import Collection, List, Optional, Tuple
+from typing import Any, Collection, List, Optional, Tuple
 
 import numpy as np
 
@@ -81,7 +81,8 @@ def read_xml(path: str) -> ElementTree.Element:
             content = file.read()
         # Detectron2 decodes the file as text before it is parsed, whatever its header says.
         content.decode("utf-8")
-        return parse_xml(path, content).getroot()
+        root: Any = parse_xml(path, content).getroot()
+        return root
     except FileNotFoundError:
         raise BadDataError(
             f"{path} does not exist; add it, or take the image off the list."
@@ -102,10 +103,11 @@ def check_xml(path: str, class_names: Optional[Collection[str]] = None) -> List[
         return [Problem("broken XML", path, str(error).split(": ", 1)[-1])]
     sides = [root.findtext(f"./size/{side}") for side in ("width", "height")]
     # As Detectron2 reads it: a whole number, without a decimal point.
-    if not all(side is not None and side.strip().isdigit() and int(side) > 0 for side in sides):
+    whole = [int(side) for side in sides if side is not None and side.strip().isdigit()]
+    if len(whole) < 2 or min(whole) <= 0:
         detail = f"width {sides[0]!r} and height {sides[1]!r} in <size>"
         return [Problem("broken XML", path, detail)]
-    size = np.asarray([[int(side) for side in sides]], dtype=np.float64)
+    size = np.asarray([whole], dtype=np.float64)
     found: List[Problem] = []
     for number, thing in enumerate(root.findall("object"), 1):
         kind, detail = _check_object(thing, size, class_names)
@@ -127,7 +129,7 @@ def _check_object(
         return "broken XML", f"<difficult> is {thing.findtext('difficult')!r}, and not 0 or 1"
     if box is None:
         return "broken XML", "it has no <bndbox>"
-    texts = [box.findtext(corner) for corner in _CORNERS]
+    texts: List[Any] = [box.findtext(corner) for corner in _CORNERS]
     try:
         corners = np.asarray([[float(text) for text in texts]])
     except (TypeError, ValueError):

@@ -48,7 +48,7 @@ def _soft_noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     total = np.zeros((height, width), dtype=np.float32)
     for cells, strength in ((int(rng.integers(2, 5)), 0.7), (int(rng.integers(8, 24)), 0.3)):
         grid = rng.random((cells, cells), dtype=np.float32)
-        octave = Image.fromarray(grid).resize((width, height), Image.BICUBIC)
+        octave = Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC)
         total += strength * np.asarray(octave)
     return total
 

@@ -3,7 +3,7 @@
 Shape letters: V vertices, H and W height and width of a mask.
 """
 
-from typing import List
+from typing import Dict, List, Set, Tuple
 
 import numpy as np
 
@@ -60,7 +60,7 @@ def trace_mask(mask: np.ndarray, min_area: float = 6.0) -> List[np.ndarray]:
     core = padded[1:-1, 1:-1]
     outside = (padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2])
     corner = ((0, 0), (1, 0), (1, 1), (0, 1))
-    todo = {}
+    todo: Dict[Tuple[int, int], Set[int]] = {}
     for direction in range(4):
         ys, xs = np.nonzero(core & ~outside[direction])
         dx, dy = corner[direction]

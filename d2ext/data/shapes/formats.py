@@ -5,7 +5,7 @@ import math
 import os
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def image_path(form: str, split: str, number: int) -> str:
 
 def _annotations(images: Sequence[DrawnImage]) -> List[dict]:
     """Annotations that COCO and LVIS share: box and polygons of the visible part."""
-    annotations = []
+    annotations: List[dict] = []
     for image in images:
         for item in image.objects:
             x0, y0, x1, y1 = item.box
@@ -146,7 +146,8 @@ def write_lvis(
 
 
 def _lvis_categories(annotations, classes, groups) -> List[dict]:
-    images_of, instances_of = defaultdict(set), Counter()
+    images_of: Dict[int, Set[int]] = defaultdict(set)
+    instances_of: Dict[int, int] = Counter()
     for annotation in annotations:
         images_of[annotation["category_id"]].add(annotation["image_id"])
         instances_of[annotation["category_id"]] += 1
@@ -199,7 +200,7 @@ def _add(parent: ET.Element, tag: str, text: object) -> None:
     ET.SubElement(parent, tag).text = str(text)
 
 
-def _add_fields(parent: ET.Element, tag: str, fields: Dict[str, object]) -> None:
+def _add_fields(parent: ET.Element, tag: str, fields: Mapping[str, object]) -> None:
     element = ET.SubElement(parent, tag)
     for key, value in fields.items():
         _add(element, key, value)

@@ -10,7 +10,7 @@ import sys
 import traceback
 import warnings
 from multiprocessing.connection import wait
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Generator, List, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
@@ -93,7 +93,7 @@ def write_dataset(
     for folder in {os.path.dirname(image_path(spec.form, job.split, job.number)) for job in jobs}:
         os.makedirs(f"{root}/{folder}", exist_ok=True)
     num_workers = _usable_workers(num_workers, len(jobs))
-    results: List[Optional[DrawnImage]] = [None] * len(jobs)
+    results: List[Any] = [None] * len(jobs)
     # Closing ends the processes at once if we are interrupted, not when memory is collected.
     with contextlib.closing(_draw_all(spec, root, jobs, num_workers)) as drawn:
         title = f"Drawing {spec.folder}"
@@ -161,7 +161,11 @@ def _usable_workers(num_workers: Optional[int], num_jobs: int) -> int:
     return max(1, min(num_workers, num_jobs))
 
 
-def _draw_all(spec, root, jobs, num_workers: int) -> Iterator[Tuple[int, DrawnImage]]:
+# Places in the list of jobs, and their images.
+_Drawn = Generator[Tuple[int, DrawnImage], None, None]
+
+
+def _draw_all(spec, root, jobs, num_workers: int) -> _Drawn:
     """Draw all images; yields the position in ``jobs`` and the result, in any order."""
     if num_workers == 1:
         for index, job in enumerate(jobs):
@@ -194,9 +198,10 @@ def _draw_all(spec, root, jobs, num_workers: int) -> Iterator[Tuple[int, DrawnIm
             reader.close()
 
 
-def _collect(readers) -> Iterator[Tuple[int, DrawnImage]]:
+def _collect(readers) -> _Drawn:
     while readers:
-        for reader in wait(readers):
+        ready: List[Any] = wait(readers)
+        for reader in ready:
             try:
                 index, result = reader.recv()
             except EOFError:

@@ -70,7 +70,7 @@ def _mirrored(half: Sequence[Tuple[float, float]]) -> np.ndarray:
 
 @_register
 def _circle():
-    return _polar(lambda phi: 1.0, 36)
+    return _polar(np.ones_like, 36)
 
 
 @_register
@@ -80,12 +80,12 @@ def _square():
 
 @_register
 def _triangle():
-    return _polar(lambda phi: 1.0, 3)
+    return _polar(np.ones_like, 3)
 
 
 @_register
 def _hexagon():
-    return _polar(lambda phi: 1.0, 6)
+    return _polar(np.ones_like, 6)
 
 
 @_register

@@ -142,7 +142,7 @@ def draw_scene(
     low, high = config.image_size
     width, height = (int(side) for side in rng.integers(low // 16, high // 16 + 1, 2) * 16)
     if categories is None:
-        categories = _sample_categories(rng, len(classes), config)
+        categories = _sample_categories(rng, len(classes), config).tolist()
     image = draw_background(rng, height, width, clutter=config.clutter)
     owner = np.full((height, width), -1, dtype=np.int16)
     placed: List[_Placed] = []
@@ -269,7 +269,8 @@ def _paint(rng, image: np.ndarray, item: _Placed, config: SceneConfig) -> None:
         target *= (1.0 - rng.uniform(0.15, 0.45) / 255.0 * shadow)[..., None].astype(np.float32)
     color = _color(rng, sprite, part, config)
     if rng.random() < 0.6 and size > 14:
-        rim = _rasterize(sprite.polygon, *sprite.mask.shape, line=min(3.0, 0.035 * size))
+        height, width = sprite.mask.shape
+        rim = _rasterize(sprite.polygon, height, width, line=min(3.0, 0.035 * size))
         color *= (1.0 - rng.uniform(0.4, 0.8) * rim[part])[..., None].astype(np.float32)
     alpha = sprite.coverage[part][..., None]
     target += alpha * (color - target)

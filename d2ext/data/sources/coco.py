@@ -90,8 +90,9 @@ def _read_file(tree: Tree, file: str, data: Dict[str, Any], split: str, source: 
         extra = {k: row[k] for k in ("neg_category_ids", "not_exhaustive_category_ids") if k in row}
         # Ids of categories are dealt out afresh.
         extra = {key: [names[c] for c in ids if c in names] for key, ids in extra.items()}
-        size = (row.get("width"), row.get("height"))
-        size = tuple(map(int, size)) if all(isinstance(v, (int, float)) for v in size) else None
+        size, width, height = None, row.get("width"), row.get("height")
+        if isinstance(width, (int, float)) and isinstance(height, (int, float)):
+            size = (int(width), int(height))
         photos[row["id"]] = Photo(image, tree.path(file), [], split, size, extra=extra)
     strays = 0
     for row in data["annotations"]:

@@ -68,7 +68,8 @@ def read_labelme(tree: Tree, files: List[str]) -> Source:
 def _thing(shape: Dict[str, Any], kind: str, where: str) -> Optional[Thing]:
     if kind not in ("rectangle", "polygon", "circle"):
         return None
-    name, points = shape.get("label"), shape.get("points")
+    name = shape.get("label")
+    points: Any = shape.get("points")
     needed = 3 if kind == "polygon" else 2
     try:
         flat = [float(value) for x, y in points for value in (x, y)]

@@ -329,7 +329,7 @@ def _deal(
     groups = duplicate_groups([photo.file for photo in pool])
     keys = [os.path.relpath(photo.file, root) for photo in pool]
     weights = np.asarray(shares) / sum(shares)
-    chosen = stratified_split(counts, weights, keys=keys, groups=groups)
+    chosen = stratified_split(counts, weights.tolist(), keys=keys, groups=groups)
     for photo, split in zip(pool, chosen):
         photo.split = SPLITS[split]
     parts = ", ".join(f"{(chosen == s).sum()} {SPLITS[s]}" for s in range(len(shares)))

@@ -60,8 +60,8 @@ def stratified_split(
             chosen[g] = best
             wanted[best] -= content[g]
     result = np.zeros(len(counts), dtype=np.int64)
-    for place, g in enumerate(order):
-        result[members[g]] = chosen[place]
+    for place, group in enumerate(order):
+        result[members[group]] = chosen[place]
     return result
 
 

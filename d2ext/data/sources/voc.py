@@ -2,7 +2,7 @@
 
 import os
 import xml.etree.ElementTree as ElementTree
-from typing import List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 from ..checks.kinds import BadDataError
 from ..checks.voc_files import read_xml
@@ -83,7 +83,7 @@ def _things(root: ElementTree.Element, path: str) -> List[Thing]:
         if not name or box is None:
             lacks = "<bndbox>" if name else "<name>"
             raise BadDataError(f"{path}: object {number} has no {lacks}; add it.")
-        texts = [box.findtext(corner) for corner in _CORNERS]
+        texts: List[Any] = [box.findtext(corner) for corner in _CORNERS]
         try:
             x1, y1, x2, y2 = (float(text) for text in texts)
         except (TypeError, ValueError):
