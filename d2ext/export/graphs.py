@@ -49,7 +49,7 @@ class InferenceGraph(nn.Module):
         inputs, channel_order, sizes: see :class:`PrepareImages`.
     """
 
-    outputs = ("boxes", "scores", "classes", "count")
+    outputs: Tuple[str, ...] = ("boxes", "scores", "classes", "count")
 
     def __init__(self, model: Any, *, with_nms: bool = True, **images: Any):
         super().__init__()
@@ -73,6 +73,8 @@ class InferenceGraph(nn.Module):
 
 class DenseGraph(InferenceGraph):
     """An ExtRetinaNet, ExtFCOS, ATSS, YOLOX or DualWeightingFCOS."""
+
+    threshold: torch.Tensor
 
     def __init__(self, model: Any, **kwargs: Any):
         super().__init__(model, **kwargs)
@@ -192,7 +194,7 @@ class TwoStageGraph(InferenceGraph):
             logits, deltas = predictor(head(pooled))
             stages.append(_class_scores(predictor, logits))
             boxes = predictor.box2box_transform.apply_deltas(deltas, boxes)
-        scores = sum(stages) / len(stages)
+        scores: Any = sum(stages) / len(stages)
         found, _ = self._select(boxes, scores, valid, prepared)
         if not self.heads.mask_on:
             return tuple(found)
@@ -235,7 +237,7 @@ class TwoStageGraph(InferenceGraph):
             + torch.log2(area.clamp(min=0).sqrt() / pooler.canonical_box_size + 1e-8)
         )
         level = level.clamp(min=pooler.min_level, max=pooler.max_level) - pooler.min_level
-        out = None
+        out: Any = None
         for k, (feature, single) in enumerate(zip(features, pooler.level_poolers)):
             rows = (level == k).nonzero()[:, 0]
             part = single(feature, regions[rows])

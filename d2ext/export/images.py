@@ -3,7 +3,7 @@
 Shapes: N images of H x W pixels, looked at as h x w.
 """
 
-from typing import Any, NamedTuple, Sequence, Tuple
+from typing import Any, List, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import nn
@@ -41,6 +41,9 @@ class PrepareImages(nn.Module):
         channel_order: "RGB" or "BGR", what the detector sees.
         sizes: the shortest side to resize to and the most the longest may have, for "pixels".
     """
+
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
 
     def __init__(
         self,
@@ -120,7 +123,8 @@ def _weights(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     shrinks."""
     ratio = old / new
     wide = ratio.clamp(min=1.0)
-    centers = (torch.arange(new.to(torch.int64), device=old.device) + 0.5) * ratio
-    places = torch.arange(old.to(torch.int64), device=old.device) + 0.5
+    ends: List[Any] = [new.to(torch.int64), old.to(torch.int64)]  # tensors, for a tracer
+    centers = (torch.arange(ends[0], device=old.device) + 0.5) * ratio
+    places = torch.arange(ends[1], device=old.device) + 0.5
     weights = (1 - ((places[None] - centers[:, None]) / wide).abs()).clamp(min=0.0)
     return (weights / weights.sum(dim=1, keepdim=True)).float()

@@ -59,7 +59,7 @@ def _openvino(path: str) -> Tuple[Callable[[np.ndarray], Arrays], str]:
     core = need("openvino", "openvino").Core()
     model = core.read_model(path)
     text = model.get_rt_info([ABOUT]).astype(str) if model.has_rt_info([ABOUT]) else ""
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    settings: Dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
     # Whole float32: the rounding of smaller formats, which it would choose itself, moves boxes.
     settings["INFERENCE_PRECISION_HINT"] = "f32"
     compiled = core.compile_model(model, "CPU", settings)

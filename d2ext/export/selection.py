@@ -29,7 +29,7 @@ class Detections(NamedTuple):
     boxes: torch.Tensor
     scores: torch.Tensor
     classes: torch.Tensor
-    count: torch.Tensor
+    count: torch.Tensor  # type: ignore[assignment]  # hides tuple's method
 
 
 class _ClasswiseNMS(torch.autograd.Function):

@@ -10,7 +10,7 @@ number of samples and N_f that of foreground ones; here these are ``samples`` an
 
 import math
 import sys
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Union
 
 import torch
 from detectron2.structures import Instances
@@ -176,16 +176,17 @@ def set_prior_bias(layer: nn.Module, prior: Union[float, torch.Tensor]) -> None:
     prior = torch.as_tensor(prior, dtype=torch.float64)
     if not bool(((prior > 0) & (prior < 1)).all()):
         raise ValueError(f"Priors must lie strictly between 0 and 1, not at {prior.tolist()}.")
-    if getattr(layer, "bias", None) is None:
+    own: Optional[torch.Tensor] = getattr(layer, "bias", None)
+    if own is None:
         raise ValueError(
             f"{type(layer).__name__} has no bias to set; give the last classification layer one."
         )
     bias = (prior.log() - (-prior).log1p()).reshape(-1)
-    layer.bias.view(-1, len(bias)).copy_(bias)
+    own.view(-1, len(bias)).copy_(bias)
 
 
 @torch.no_grad()
-def set_softmax_bias(layer: nn.Module, foreground_ratio: float) -> None:
+def set_softmax_bias(layer: nn.Linear, foreground_ratio: float) -> None:
     """Set the bias of a softmax layer, background last, to its uniform optimum.
 
     Args:
@@ -208,6 +209,7 @@ class OptimalBias:
         sampling_free: the options, None if it is off.
     """
 
+    register_buffer: Callable[..., None]  # nn.Module's
     prior: torch.Tensor
     fg_ratio: torch.Tensor
     class_counts: torch.Tensor
@@ -276,7 +278,7 @@ def find_optimal_bias(model: nn.Module) -> Dict[str, OptimalBias]:
 
 @torch.no_grad()
 def measure_priors(
-    model: nn.Module,
+    model: Any,
     batches: Iterable[List[Dict[str, Any]]],
     *,
     max_batches: int = 500,

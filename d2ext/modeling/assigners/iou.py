@@ -92,12 +92,12 @@ class IoUAssigner(Assigner):
         for block in blocks:
             iou, spare = _pairwise_iou(block, columns, prior_areas)
             best.update(block, iou, spare)
-            if self.allow_low_quality:
+            if low_quality is not None:
                 flags = low_quality[: len(iou)]
                 torch.maximum(flags, _is_best_of_any(block, iou, spare), out=flags)
         quality, matched = best.result()
         quality.clamp_(min=0.0)
-        if self.allow_low_quality:
+        if low_quality is not None:
             low_quality = blocks.in_batch_order(low_quality)
         labels = self._labels(targets, quality, matched, low_quality, num_classes)
         return Assignment(labels, matched, quality)

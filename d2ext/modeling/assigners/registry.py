@@ -1,11 +1,11 @@
 """Where assigners are found by name, and what they have in common."""
 
-from typing import Any, Dict, Optional
+from typing import Any, Dict
 
-from d2ext.config import validate
+from d2ext.config.validate import validate
 
 from ..registry import Registry
-from ..targets import Assignment, PackedTargets, Predictions, Priors
+from ..targets import Assignment
 
 __all__ = ["ASSIGNER_REGISTRY", "Assigner", "build_assigner", "needs_predictions"]
 
@@ -32,14 +32,15 @@ class Assigner:
         """The constructor's arguments, for a detector with so many anchors a location."""
         return {}
 
-    def __call__(
-        self,
-        priors: Priors,
-        targets: PackedTargets,
-        num_classes: int,
-        predictions: Optional[Predictions] = None,
-    ) -> Assignment:
-        """Assign R priors in each of N images."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Assignment:
+        """Assign R priors in each of N images.
+
+        Args:
+            args: :class:`~d2ext.modeling.targets.Priors`,
+                :class:`~d2ext.modeling.targets.PackedTargets`, the number of classes and, with
+                ``needs_predictions``, :class:`~d2ext.modeling.targets.Predictions`.
+            kwargs: the same by name: ``priors``, ``targets``, ``num_classes``, ``predictions``.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define __call__.")
 
 

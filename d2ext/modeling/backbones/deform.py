@@ -3,7 +3,7 @@
 Detectron2's own needs its compiled extension, which a source installation without a compiler lacks.
 """
 
-from typing import Optional
+from typing import Any, Dict, Optional
 
 import torch
 from detectron2.layers import CNNBlockBase, Conv2d
@@ -46,16 +46,14 @@ class ModulatedDeformConv(nn.Conv2d):
         super().__init__(*args, **kwargs)
         self.norm = norm
         if with_offset_conv:
+            same: Dict[str, Any] = {
+                name: getattr(self, name)
+                for name in ("kernel_size", "stride", "padding", "dilation")
+            }
             points = deform_groups * self.kernel_size[0] * self.kernel_size[1]
-            self.conv_offset = nn.Conv2d(
-                self.in_channels,
-                3 * points,
-                self.kernel_size,
-                stride=self.stride,
-                padding=self.padding,
-                dilation=self.dilation,
-            )
+            self.conv_offset = nn.Conv2d(self.in_channels, 3 * points, **same)
             nn.init.zeros_(self.conv_offset.weight)
+            assert self.conv_offset.bias is not None
             nn.init.zeros_(self.conv_offset.bias)
 
     def forward(self, x: torch.Tensor, offset_mask: Optional[torch.Tensor] = None) -> torch.Tensor:

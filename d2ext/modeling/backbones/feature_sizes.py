@@ -1,7 +1,7 @@
 """Sizes of a backbone's feature maps, known without running it."""
 
 import logging
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from detectron2.modeling.backbone import FPN, ResNet
@@ -27,7 +27,7 @@ class FeatureSizes:
     """
 
     def __init__(self, backbone: nn.Module, channels: int = 3):
-        self.backbone = backbone
+        self.backbone: Any = backbone
         self.channels = channels
         self.forwards = 0
         self._follows_rule: Optional[bool] = True if _is_known(backbone) else None

@@ -178,7 +178,7 @@ def _packaged(path: str) -> PackagedWeights:
 def _download(name: str) -> str:
     """What timm downloads for a name, or a sentence that says how to get it by hand."""
     cfg = import_timm().models.get_pretrained_cfg(name, allow_unregistered=True)
-    hub, url = (cfg.hf_hub_id, cfg.url) if cfg is not None else (None, None)
+    hub, url = (cfg.hf_hub_id or "", cfg.url or "") if cfg is not None else ("", "")
     if name.startswith("hf-hub:"):
         hub = name[len("hf-hub:") :]
     if not hub and not url:
@@ -271,8 +271,11 @@ def _for_timm(model: nn.Module, state: Dict[str, Any]) -> _Found:
     return None
 
 
-_TORCHVISION = (("layer1.", "res2."), ("layer2.", "res3."), ("layer3.", "res4."))
-_TORCHVISION += (("layer4.", "res5."), ("conv1.", "stem.conv1."), ("bn1.", "stem.conv1.norm."))
+_TORCHVISION = (
+    *((f"layer{k}.", f"res{k + 1}.") for k in (1, 2, 3, 4)),
+    ("conv1.", "stem.conv1."),
+    ("bn1.", "stem.conv1.norm."),
+)
 
 _TORCHVISION_INPUT = InputRecord("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 

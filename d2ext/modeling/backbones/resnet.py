@@ -32,7 +32,7 @@ class EvalBatchNorm2d(nn.BatchNorm2d):
         """Replace every ``FrozenBatchNorm2d`` inside ``module``, keeping its numbers."""
         for name, child in module.named_children():
             if isinstance(child, FrozenBatchNorm2d):
-                new = cls(child.num_features, eps=child.eps)
+                new: Any = cls(child.num_features, eps=child.eps)
                 with torch.no_grad():
                     new.weight.copy_(child.weight)
                     new.bias.copy_(child.bias)

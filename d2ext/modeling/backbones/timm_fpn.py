@@ -32,6 +32,9 @@ class InputAdapter(nn.Module):
         given, wanted: how images come, and how the network expects them.
     """
 
+    scale: torch.Tensor
+    shift: torch.Tensor
+
     def __init__(self, given: InputRecord, wanted: InputRecord):
         super().__init__()
         self.flip = given.format != wanted.format
@@ -154,7 +157,7 @@ def _level(prefix: str, stride: int) -> str:
 
 def _create(
     name: str, strides: List[int], drop_path: float, in_channels: int
-) -> Tuple[nn.Module, List[int]]:
+) -> Tuple[Any, List[int]]:
     """The network, and which of its maps are wanted; of a ViT it is the last one alone."""
     timm = import_timm()
     options: Dict[str, Any] = {"features_only": True, "in_chans": in_channels}
@@ -162,7 +165,7 @@ def _create(
         options["drop_path_rate"] = drop_path
     try:
         # "getter" keeps timm's own names of parameters.
-        net = _try_options(timm, name, {**options, "feature_cls": "getter"})
+        net: Any = _try_options(timm, name, {**options, "feature_cls": "getter"})
     except RuntimeError as error:
         near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:3]) or "timm.list_models()"
         raise ValueError(

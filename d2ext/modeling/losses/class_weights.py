@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from d2ext.combinations import check, present
-from d2ext.config import validate
+from d2ext.config.validate import validate
 from d2ext.losses import ClsLoss
 from d2ext.ops.class_weights import inverse_frequency_weights
 

@@ -4,7 +4,7 @@ Numbers live on the device, and reading them is a host-device sync. So they are 
 period, all at once, and just before the writers write: a record has one line with all its numbers.
 """
 
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import torch
 from detectron2.utils.events import get_event_storage, has_event_storage
@@ -31,7 +31,7 @@ class Criterion(losses.Criterion):
     def forward(self, *args: Any, **kwargs: Any) -> Dict[str, torch.Tensor]:
         """As the base's."""
         due = record_is_due(self)
-        parts = [part for part in (self.coupling, self.guide) if isinstance(part, Recording)]
+        parts: List[Any] = [x for x in (self.coupling, self.guide) if isinstance(x, Recording)]
         for part in parts:
             part.recording = due
         result = super().forward(*args, **kwargs)
@@ -42,6 +42,7 @@ class Criterion(losses.Criterion):
 
 def set_log_period(model: nn.Module, period: int) -> None:
     """Make every part of a model log with the same period, for models without a config's."""
+    module: Any
     for module in model.modules():
         if hasattr(module, "log_period"):
             module.log_period = period

@@ -11,7 +11,7 @@ from d2ext.config import construct
 __all__ = ["from_config", "read_counts"]
 
 
-def from_config(cls: type, cfg: Any, **head: Any) -> nn.Module:
+def from_config(cls: Any, cfg: Any, **head: Any) -> Any:
     """A registered loss with the arguments that a config has for it.
 
     Args:

@@ -40,7 +40,8 @@ class QualityHead(RetinaNetHead):
         )
         self.quality = nn.Conv2d(conv_dims[-1], num_anchors, kernel_size=3, stride=1, padding=1)
         nn.init.normal_(self.quality.weight, std=0.01)
-        nn.init.constant_(self.quality.bias, 0)
+        assert self.quality.bias is not None
+        nn.init.zeros_(self.quality.bias)
         self.scales = nn.ParameterList(
             [nn.Parameter(torch.ones(())) for _ in input_shape] if level_scales else []
         )

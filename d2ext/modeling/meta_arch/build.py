@@ -42,7 +42,7 @@ class OwnChoices(NamedTuple):
     guides: Sequence[str] = ("box",)
 
 
-def select_features(backbone: nn.Module, names: List[str], key: str) -> List[Any]:
+def select_features(backbone: Any, names: List[str], key: str) -> List[Any]:
     """Shapes of the named feature maps; a name the backbone lacks is refused with those it has."""
     shapes = backbone.output_shape()
     missing = [name for name in names if name not in shapes]

@@ -57,7 +57,8 @@ def best_of_level(
         scores = scores[rows]
     best, index = scores.flatten().topk(min(limit, scores.numel()))
     classes = index % num_classes
-    keep = best > (threshold[classes] if of_classes else threshold)
+    least: Any = threshold
+    keep = best > (least[classes] if of_classes else least)
     prior = torch.div(index, num_classes, rounding_mode="floor")
     if rows is not None:
         prior = rows[prior]
@@ -92,6 +93,14 @@ class ExtDenseMixin(OptimalBias):
         cap_by_anchors: whether no more (anchor, class) pairs of a level are taken than it has
             anchors, or boxes that are not left out.
     """
+
+    # Detectron2's, whose classes are not typed.
+    anchor_generator: Any
+    box2box_transform: Any
+    head: Any
+    head_in_features: Sequence[str]
+    num_classes: int
+    _transpose_dense_predictions: Any
 
     loss_prefix = "loss_"
     loss_names: Mapping[str, str] = {"box": "box_reg"}
@@ -136,9 +145,10 @@ class ExtDenseMixin(OptimalBias):
         gt_instances: List[Instances],
     ) -> Dict[str, torch.Tensor]:
         """Label the anchors, looking at the predictions if the assigner needs it; losses."""
-        predictions = self.transpose(predictions)
-        logits, deltas, *quality = predictions
-        priors, (labels, boxes, *soft) = self._label(features, predictions, gt_instances)
+        # Any: the third branch's place in the call of losses depends on the detector.
+        parts: List[Any] = self.transpose(predictions)
+        logits, deltas, *quality = parts
+        priors, (labels, boxes, *soft) = self._label(features, parts, gt_instances)
         extra: Dict[str, Any] = {"soft": soft[0]} if soft else {}
         if self.criterion.box_loss.needs_image_sizes:
             extra["image_sizes"] = images.image_sizes
@@ -160,10 +170,10 @@ class ExtDenseMixin(OptimalBias):
         features: List[torch.Tensor],
         predictions: Optional[List[List[torch.Tensor]]],
         gt_instances: List[Instances],
-    ) -> Tuple[List[Boxes], Tuple[torch.Tensor, ...]]:
+    ) -> Tuple[List[Boxes], Tuple[Any, ...]]:
         """What the predicted boxes are relative to, by level, and the labels."""
         anchors, priors = self.anchors_and_priors(features)
-        seen = ()
+        seen: Tuple[Predictions, ...] = ()
         if needs_predictions(self.assigner):
             with torch.no_grad():
                 predictions = predictions or self.transpose(self.head(features))
@@ -209,7 +219,7 @@ class ExtDenseMixin(OptimalBias):
         """
         targets = pack_targets(gt_instances)
         priors = Priors.from_boxes(anchors, getattr(self.anchor_generator, "strides", None))
-        seen = ()
+        seen: Tuple[Predictions, ...] = ()
         if needs_predictions(self.assigner):
             if predictions is None:
                 raise ValueError(
@@ -259,7 +269,7 @@ class ExtDenseMixin(OptimalBias):
         soft = soft or SoftTargets()
         weights, divisor, box_divisor = self._weigh(positives, quality, soft.weights)
         others = self.further_losses(positives, divisor)
-        if quality is not None:
+        if pred_quality is not None and quality is not None:
             logits = full_precision(torch.cat(pred_quality, dim=1).flatten())
             others[self.quality_loss] = self.quality_loss_sum(logits, positives, quality) / divisor
         losses = self.criterion(
@@ -286,6 +296,7 @@ class ExtDenseMixin(OptimalBias):
             weights = soft_weights.flatten()[positives.index]
             divisor = self.normalizer(weights.sum(), positives.deltas)
         elif self.quality_weighs_boxes:
+            assert quality is not None
             divisor, total = divisor_and_mean(
                 self.normalizer, len(positives), positives.deltas, quality.sum()
             )

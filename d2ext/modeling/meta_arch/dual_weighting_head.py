@@ -4,7 +4,7 @@ Shapes: N images, C classes, L levels, h and w the size of a level's map.
 """
 
 import math
-from typing import List, Tuple
+from typing import Any, List, Tuple
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -79,7 +79,7 @@ class DualWeightingHead(FCOSHead):
         if deform_last_conv:
             for tower in (self.cls_subnet, self.bbox_subnet):
                 _deform_last_conv(tower)
-        self.reg_offset = None
+        self.reg_offset: Any = None
         if refine:
             self.reg_offset = nn.Conv2d(conv_dims[-1], 8, kernel_size=3, padding=1)
             nn.init.normal_(self.reg_offset.weight, std=0.01)

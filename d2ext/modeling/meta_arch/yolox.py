@@ -129,6 +129,7 @@ class YOLOX(ExtDenseMixin, FCOS):
         pred_quality: Optional[List[torch.Tensor]] = None,
     ) -> Predictions:
         seen = super().seen_predictions(priors, pred_logits, pred_deltas)
+        assert pred_quality is not None  # the head's third branch
         objectness = torch.cat([x.detach() for x in pred_quality], dim=1).squeeze(2)
         return seen._replace(objectness=objectness)
 

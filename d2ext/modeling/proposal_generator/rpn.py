@@ -3,7 +3,7 @@
 Shapes: N images, R anchors of all levels, M = N * R samples, K of them positive.
 """
 
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from detectron2.config import configurable
@@ -56,7 +56,7 @@ class ExtRPN(OptimalBias, RPN):
         check("rpn", *present(ohem=ohem, sampling_free=sampling_free is not None))
         self.criterion = criterion
         self.ohem = ohem
-        self.assigner = _assigner_like(self.anchor_matcher)
+        self.assigner: Any = _assigner_like(self.anchor_matcher)
         self.enable_optimal_bias(sampling_free, 1)
 
     @classmethod

@@ -71,7 +71,7 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
                 class_statistics=isinstance(criterion.cls_loss, GradientBalancedLoss),
                 class_weights=criterion.cls_loss.class_weights is not None,
                 class_margins=isinstance(criterion.cls_loss, EffectiveClassMarginLoss),
-                adaptive_threshold=bool(sampling_free)
+                adaptive_threshold=sampling_free is not None
                 and sampling_free.score_thresh == "class_adaptive",
                 federated=kwargs.get("use_fed_loss"),
                 ohem=num_hard,
@@ -199,7 +199,7 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
         self, predictions: Tuple[torch.Tensor, torch.Tensor], proposals: List[Instances]
     ) -> Tuple[torch.Tensor, ...]:
         """Scores of the classes, and of the background as the last, for each image."""
-        cls_loss = self.criterion.cls_loss
+        cls_loss: Any = self.criterion.cls_loss
         if self.logit_norm is not None:
             predictions = self.logit_norm(predictions[0]), predictions[1]
         if not cls_loss.objectness:
@@ -236,8 +236,8 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
     @staticmethod
     def _image_sizes(proposals: List[Instances]) -> torch.Tensor:
         """(R, 2), height and width of each proposal's image."""
-        sizes = [size for p in proposals for size in [p.image_size] * len(p)]
-        sizes = torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2)
+        rows = [size for p in proposals for size in [p.image_size] * len(p)]
+        sizes = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)
         device = proposals[0].proposal_boxes.device if proposals else sizes.device
         return sizes.to(device, non_blocking=True)
 

@@ -24,6 +24,8 @@ class LogitNorm(nn.Module):
         num_classes: C.
     """
 
+    sums: torch.Tensor
+
     def __init__(self, num_classes: int):
         super().__init__()
         self.collecting = False

@@ -54,7 +54,8 @@ class _ExtROIHeads(UnsampledMixin):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        return {**super().from_config(cfg, input_shape), **_unsampled_options(cfg)}
+        upstream: Any = super()
+        return {**upstream.from_config(cfg, input_shape), **_unsampled_options(cfg)}
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -71,6 +71,9 @@ class UnsampledMixin:
         mask_max_foreground: most foreground proposals of an image in the mask head; 0: all.
     """
 
+    num_classes: int
+    mask_on: bool
+    training: bool
     use_all_proposals = False
     mask_max_foreground = 0
 
@@ -78,7 +81,8 @@ class UnsampledMixin:
         self, matched_idxs: torch.Tensor, matched_labels: torch.Tensor, gt_classes: torch.Tensor
     ) -> Tuple[torch.Tensor, torch.Tensor]:
         if not self.use_all_proposals:
-            return super()._sample_proposals(matched_idxs, matched_labels, gt_classes)
+            upstream: Any = super()
+            return upstream._sample_proposals(matched_idxs, matched_labels, gt_classes)
         if gt_classes.numel():
             labels = gt_classes[matched_idxs]
             labels = labels.masked_fill(matched_labels == 0, self.num_classes)
@@ -94,13 +98,15 @@ class UnsampledMixin:
     ) -> List[Instances]:
         if self.use_all_proposals:
             targets = [_defer_masks(x) for x in targets]
-        return super().label_and_sample_proposals(proposals, targets)
+        upstream: Any = super()
+        return upstream.label_and_sample_proposals(proposals, targets)
 
     def _forward_mask(self, features, instances: List[Instances]):
         if self.training and self.mask_on and self.mask_max_foreground > 0:
             instances, _ = select_foreground_proposals(instances, self.num_classes)
             instances = [self._at_most(x) for x in instances]
-        return super()._forward_mask(features, instances)
+        upstream: Any = super()
+        return upstream._forward_mask(features, instances)
 
     def _at_most(self, instances: Instances) -> Instances:
         """A random choice among the foreground of an image."""
