@@ -144,7 +144,24 @@ class AdaptiveLossWeight(LossWeighting):
         return mean + std if self.variant == 1 else std
 
 
-class UncertaintyWeight(LossWeighting):
+class _BothWeights(LossWeighting):
+    """A rule that moves both weights."""
+
+    def __init__(self, interval: int, start_iter: int):
+        super().__init__(interval, start_iter)
+        self.used_weights = [1.0, 1.0]
+
+    @property
+    def weights(self) -> Tuple[float, float]:
+        return self.used_weights[0], self.used_weights[1]
+
+
+def _scaled(weights: List[float]) -> List[float]:
+    """Weights in the same proportion, with the sum 2."""
+    return [2 * weight / sum(weights) for weight in weights]
+
+
+class UncertaintyWeight(_BothWeights):
     """Learned homoscedastic uncertainties, one per loss.
 
     With ``s = log sigma^2`` the objective is ``exp(-s_c) L_c + s_c / 2`` for the classification and
@@ -177,10 +194,6 @@ class UncertaintyWeight(LossWeighting):
         self.s_box = 0.0
         self.used_weights = [1.0, 0.5]
 
-    @property
-    def weights(self) -> Tuple[float, float]:
-        return self.used_weights[0], self.used_weights[1]
-
     def window_entry(self, raw_cls: float, raw_box: float) -> Tuple[float, float]:
         self.s_cls -= self.lr * (0.5 - math.exp(-self.s_cls) * raw_cls)
         self.s_box -= self.lr * (0.5 - 0.5 * math.exp(-self.s_box) * raw_box)
@@ -198,7 +211,7 @@ class UncertaintyWeight(LossWeighting):
         return True
 
 
-class DynamicWeightAverage(LossWeighting):
+class DynamicWeightAverage(_BothWeights):
     """Dynamic weight averaging: the loss that falls more slowly gets the larger weight.
 
     ``w_k = 2 exp(r_k / T) / sum_i exp(r_i / T)`` where ``r_k`` is the mean of loss k over the last
@@ -218,12 +231,7 @@ class DynamicWeightAverage(LossWeighting):
         if not 0 < temperature < math.inf:
             raise ValueError(f"The temperature must be a positive number, not {temperature}.")
         self.temperature = temperature
-        self.used_weights = [1.0, 1.0]
         self.previous: Optional[List[float]] = None
-
-    @property
-    def weights(self) -> Tuple[float, float]:
-        return self.used_weights[0], self.used_weights[1]
 
     def close_window(self, cls: List[float], box: List[float]) -> bool:
         means = [mean_of(cls), mean_of(box)]
@@ -236,12 +244,12 @@ class DynamicWeightAverage(LossWeighting):
             return False
         # The maximum is taken off first: exp of a loss that exploded would overflow.
         exps = [math.exp((rate - max(rates)) / self.temperature) for rate in rates]
-        self.used_weights = [2 * e / sum(exps) for e in exps]
+        self.used_weights = _scaled(exps)
         self.last_update = {"rate_cls": rates[0], "rate_box": rates[1]}
         return True
 
 
-class FAMOWeight(LossWeighting):
+class FAMOWeight(_BothWeights):
     """FAMO: the loss whose logarithm falls more slowly gets the larger weight.
 
     With ``z = softmax(w)`` the weights are ``z_k / l_k``, scaled to the sum 2. ``w`` takes a step
@@ -277,11 +285,6 @@ class FAMOWeight(LossWeighting):
         self.square = [0.0, 0.0]
         self.steps = 0
         self.previous: Optional[List[float]] = None
-        self.used_weights = [1.0, 1.0]
-
-    @property
-    def weights(self) -> Tuple[float, float]:
-        return self.used_weights[0], self.used_weights[1]
 
     def close_window(self, cls: List[float], box: List[float]) -> bool:
         now = [mean_of(cls), mean_of(box)]
@@ -291,8 +294,9 @@ class FAMOWeight(LossWeighting):
         previous, self.previous = self.previous, now
         if previous is not None:
             self._step(previous, now)
-        shares = [z / (loss + self._EPS) for z, loss in zip(self._softmax(), now)]
-        self.used_weights = [2 * share / sum(shares) for share in shares]
+        self.used_weights = _scaled(
+            [z / (loss + self._EPS) for z, loss in zip(self._softmax(), now)]
+        )
         self.last_update = {"z_cls": self._softmax()[0]}
         return True
 
@@ -345,7 +349,7 @@ def gradnorm_gradient(
     return torch.sign(sizes - target) * norms
 
 
-class GradNormWeight(LossWeighting):
+class GradNormWeight(_BothWeights):
     """GradNorm: all losses' gradients in a shared layer have sizes that fit their rates of descent.
 
     When a window closes the weights take one step along :func:`gradnorm_gradient` and are scaled to
@@ -375,11 +379,6 @@ class GradNormWeight(LossWeighting):
         self.alpha = alpha
         self.norms = [0.0, 0.0]
         self.initial: Optional[List[float]] = None
-        self.used_weights = [1.0, 1.0]
-
-    @property
-    def weights(self) -> Tuple[float, float]:
-        return self.used_weights[0], self.used_weights[1]
 
     def observe_norms(self, cls: float, box: float) -> None:
         """Take in the sizes of both losses' gradients; those that overflow are not used."""
@@ -396,7 +395,8 @@ class GradNormWeight(LossWeighting):
         slope = gradnorm_gradient(
             self.used_weights, self.norms, now, self.initial, alpha=self.alpha
         ).tolist()
-        moved = [max(w - self.lr * s, self._LEAST) for w, s in zip(self.used_weights, slope)]
-        self.used_weights = [2 * w / sum(moved) for w in moved]
+        self.used_weights = _scaled(
+            [max(w - self.lr * s, self._LEAST) for w, s in zip(self.used_weights, slope)]
+        )
         self.last_update = {"norm_cls": self.norms[0], "norm_box": self.norms[1]}
         return True

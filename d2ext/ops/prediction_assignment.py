@@ -13,11 +13,11 @@ number in float16. Of equal measures the prior with the lower index comes first,
 first one. A prediction that is not a number is never assigned.
 """
 
-import math
 from typing import Any, Callable, NamedTuple, Optional, Tuple
 
 import torch
 
+from .column_boxes import are_inside, column_ciou, column_iou, nearest_side, widened_columns
 from .prediction_candidates import (
     Candidates,
     Choice,
@@ -103,7 +103,7 @@ def task_aligned_assignment(
         raise ValueError(f"Task-aligned assignment has the forms tood and yolo, not '{form}'.")
     batch = PredictionBatch.make(scores, boxes, points, gt_boxes, gt_classes, gt_image)
     tood = form == "tood"
-    overlap = _iou if tood else _clamped_ciou
+    overlap = column_iou if tood else column_ciou
 
     def aligned(score: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
         return _power(score, alpha) * _power(quality, beta)
@@ -111,17 +111,17 @@ def task_aligned_assignment(
     def measure(pairs: Pairs):
         quality = overlap(pairs.boxes, pairs.gt)
         if not tood:
-            sides = _widened_columns(pairs.gt, min_side)
-            quality.mul_(_nearest_side(pairs.point, sides) > 1e-9)
+            sides = widened_columns(pairs.gt, min_side)
+            quality.mul_(nearest_side(pairs.point, sides) > 1e-9)
         return aligned(pairs.score, quality), None, None if tood else quality
 
-    if len(batch.gt_boxes) == 0 or batch.num_priors == 0:
+    if batch.is_empty:
         return _background(batch)
     if tood:
         candidates = Candidates.all_of(batch)
     else:
         wide = widened(batch.gt_boxes, min_side)
-        candidates = Candidates.near(batch, lambda rows: _inside(batch.points, wide[rows], 1e-9))
+        candidates = Candidates.near(batch, lambda rows: are_inside(batch.points, wide[rows], 1e-9))
     if candidates.prior.shape[1] == 0:
         return _background(batch)
     choice = choose(batch, candidates, topk, 0.0, measure)
@@ -167,7 +167,7 @@ def simota_assignment(
         the assignment; ``quality`` and ``target`` are the IoU.
     """
     batch = PredictionBatch.make(scores, boxes, points, gt_boxes, gt_classes, gt_image)
-    if len(batch.gt_boxes) == 0 or batch.num_priors == 0:
+    if batch.is_empty:
         return _background(batch)
     radius = center_radius * strides.to(batch.points.dtype)
 
@@ -176,16 +176,16 @@ def simota_assignment(
         centre = (gt[:, None, :2] + gt[:, None, 2:]) / 2  # (g, 1, 2)
         away = (batch.points[:, 0] - centre[..., 0]).abs_()
         away = torch.maximum(away, (batch.points[:, 1] - centre[..., 1]).abs_(), out=away)
-        return _inside(batch.points, gt, 0.0) | (away < radius)
+        return are_inside(batch.points, gt, 0.0) | (away < radius)
 
     def measure(pairs: Pairs):
-        iou = _iou(pairs.boxes, pairs.gt).mul_(pairs.exists)
+        iou = column_iou(pairs.boxes, pairs.gt).mul_(pairs.exists)
         cost = pairs.others - _log_of_rest(pairs.score) - pairs.score.log().clamp_(min=-100)
         cost = cost.mul_(cls_weight).sub_((iou + 1e-7).log_(), alpha=iou_weight)
         x, y = (pairs.gt[:2] + pairs.gt[2:]) / 2
         away = torch.maximum((pairs.point[0] - x).abs_(), (pairs.point[1] - y).abs_())
         central = away < radius[pairs.prior]
-        near = central.logical_and_(_nearest_side(pairs.point, pairs.gt) > 0)
+        near = central.logical_and_(nearest_side(pairs.point, pairs.gt) > 0)
         cost.add_(near.logical_not_(), alpha=_FAR)
         return cost.neg_(), _sum_of_best(iou, candidate_topk), cost
 
@@ -225,12 +225,12 @@ def dynamic_soft_label_assignment(
         the assignment; ``quality`` and ``target`` are the IoU.
     """
     batch = PredictionBatch.make(logits, boxes, points, gt_boxes, gt_classes, gt_image)
-    if len(batch.gt_boxes) == 0 or batch.num_priors == 0:
+    if batch.is_empty:
         return _background(batch)
     strides = strides.to(batch.points.dtype)
 
     def measure(pairs: Pairs):
-        iou = _iou(pairs.boxes, pairs.gt).mul_(pairs.exists)
+        iou = column_iou(pairs.boxes, pairs.gt).mul_(pairs.exists)
         z = pairs.score
         cost = pairs.others - _squared_loss(z)
         cost += (_softplus(z) - z * iou).mul_(z.sigmoid().sub_(iou).square_())
@@ -241,7 +241,9 @@ def dynamic_soft_label_assignment(
         cost += torch.pow(10.0, distance)
         return cost.neg_(), _sum_of_best(iou, topk), cost
 
-    candidates = Candidates.near(batch, lambda rows: _inside(batch.points, batch.gt_boxes[rows], 0))
+    candidates = Candidates.near(
+        batch, lambda rows: are_inside(batch.points, batch.gt_boxes[rows], 0)
+    )
     return _by_cost(batch, candidates, topk, measure, _squared_loss)
 
 
@@ -284,7 +286,7 @@ def _by_cost(
         return _background(batch)
     choice = choose(batch, candidates, most, -float("inf"), measure, negative)
     matched = _matched_by_favourite(choice, len(batch.gt_boxes))
-    positive, matched, _, quality = _pairs_of(batch, candidates, matched, _iou)
+    positive, matched, _, quality = _pairs_of(batch, candidates, matched, column_iou)
     return _spread(batch, candidates, positive, matched, quality, quality)
 
 
@@ -322,58 +324,11 @@ def _squared_loss(z: torch.Tensor) -> torch.Tensor:
     return _softplus(z) * z.sigmoid().square()
 
 
-def _nearest_side(point: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
-    """Distance from points (2, ...) to the nearest side of boxes (4, ...), negative outside."""
-    near = torch.minimum(point[0] - box[0], box[2] - point[0])
-    torch.minimum(near, point[1] - box[1], out=near)
-    return torch.minimum(near, box[3] - point[1], out=near)
-
-
-def _inside(points: torch.Tensor, boxes: torch.Tensor, margin: float) -> torch.Tensor:
-    """(g, R), whether points (R, 2) are inside boxes (g, 4) by more than the margin."""
-    return _nearest_side(points.t().contiguous(), boxes.t()[..., None]) > margin
-
-
-def _widened_columns(box: torch.Tensor, min_side: float) -> torch.Tensor:
-    """:func:`widened` for boxes (4, ...)."""
-    return widened(box.flatten(1).t(), min_side).t().view_as(box) if min_side > 0 else box
-
-
-def _meet(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Area of the intersection of boxes (4, ...) whose shapes broadcast."""
-    width = torch.minimum(a[2], b[2]).sub_(torch.maximum(a[0], b[0])).clamp_(min=0)
-    height = torch.minimum(a[3], b[3]).sub_(torch.maximum(a[1], b[1])).clamp_(min=0)
-    return width.mul_(height)
-
-
-def _iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """IoU of boxes (4, ...) whose shapes broadcast; a union is at least 1e-6."""
-    meet = _meet(a, b)
-    area_a, area_b = ((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b))
-    return meet.div_((area_a + area_b).sub_(meet).clamp_(min=1e-6))
-
-
-def _clamped_ciou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Complete IoU of boxes (4, ...) whose shapes broadcast, no less than 0, as YOLO has it."""
-    eps = 1e-7
-    meet = _meet(a, b)
-    (wa, ha), (wb, hb) = ((x[2] - x[0], x[3] - x[1] + eps) for x in (a, b))
-    iou = meet.div_((wa * ha + wb * hb).sub_(meet).add_(eps))
-    hull_w = torch.maximum(a[2], b[2]).sub_(torch.minimum(a[0], b[0]))
-    hull_h = torch.maximum(a[3], b[3]).sub_(torch.minimum(a[1], b[1]))
-    diagonal = hull_w.square_().add_(hull_h.square_()).add_(eps)
-    apart = (b[0] + b[2] - (a[0] + a[2])).square_()
-    apart = apart.add_((b[1] + b[3] - (a[1] + a[3])).square_()).div_(4)
-    v = ((wb / hb).atan() - (wa / ha).atan()).square_().mul_(4 / math.pi**2)
-    shape_term = v.square() / (v - iou + (1 + eps))
-    return iou.sub_(apart.div_(diagonal)).sub_(shape_term).clamp_(min=0)
-
-
 def _keep_inside(batch: PredictionBatch, candidates: Candidates, choice: Choice) -> Choice:
     """Drop what an object chose, but does not contain by 0.01 of a pixel."""
     prior = choice.slot % candidates.prior.shape[1]  # all priors are candidates
     point = batch.points[prior].permute(2, 0, 1)
-    inside = _nearest_side(point, batch.gt_boxes.t()[..., None]) > 0.01
+    inside = nearest_side(point, batch.gt_boxes.t()[..., None]) > 0.01
     return choice._replace(kept=choice.kept & inside)
 
 
@@ -384,7 +339,7 @@ def _matched_by_highest_iou(
     nobody = len(batch.gt_boxes)
     slot = choice.slot.flatten()
     box = batch.boxes.reshape(-1, 4)[slot].t()  # slots are rows, as all priors are candidates
-    iou = _iou(box, batch.gt_boxes.t().repeat_interleave(choice.slot.shape[1], dim=1))
+    iou = column_iou(box, batch.gt_boxes.t().repeat_interleave(choice.slot.shape[1], dim=1))
     iou = torch.where(choice.kept.flatten(), iou, -1.0)
     best = iou.new_full((candidates.prior.numel(),), -1.0).scatter_reduce_(0, slot, iou, "amax")
     wins = choice.kept.flatten() & (iou == best[slot])

@@ -56,6 +56,11 @@ class PredictionBatch(NamedTuple):
         return cls(scores, boxes, points, gt_boxes.reshape(-1, 4), classes, gt_image.long())
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to assign."""
+        return len(self.gt_boxes) == 0 or self.num_priors == 0
+
+    @property
     def num_images(self) -> int:
         return self.scores.shape[0]
 

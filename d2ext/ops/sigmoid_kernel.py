@@ -27,7 +27,7 @@ import importlib.util
 import logging
 import math
 import os
-from typing import Optional, Tuple, Union
+from typing import NamedTuple, Optional, Tuple, Union
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -63,6 +63,26 @@ Factor = Union[float, torch.Tensor]
 """A constant of all classes, or (C,) one of each."""
 
 
+class LossTerms(NamedTuple):
+    """What is asked of a pass over the logits.
+
+    Attributes:
+        labels, quality, gamma, pos_weight, neg_weight, with_sums: those of
+            :func:`fused_sigmoid_loss`.
+        need_grad: whether the gradient is wanted.
+        detach: whether the modulating factor is a constant.
+    """
+
+    labels: torch.Tensor
+    quality: Optional[torch.Tensor] = None
+    gamma: Factor = 2.0
+    pos_weight: Factor = 1.0
+    neg_weight: Factor = 1.0
+    need_grad: bool = True
+    with_sums: bool = True
+    detach: bool = False
+
+
 def fused_sigmoid_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -91,12 +111,17 @@ def fused_sigmoid_loss(
         over the negative entries, which are zeros unless wanted.
     """
     check_shapes(logits, labels, quality)
-    need_grad = logits.requires_grad and torch.is_grad_enabled()
-    quality = None if quality is None else quality.detach()
-    return _FusedSigmoidLoss.apply(
-        *(logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums),
-        detach_modulation,
+    asked = LossTerms(
+        labels=labels,
+        quality=None if quality is None else quality.detach(),
+        gamma=gamma,
+        pos_weight=pos_weight,
+        neg_weight=neg_weight,
+        need_grad=logits.requires_grad and torch.is_grad_enabled(),
+        with_sums=with_sums,
+        detach=detach_modulation,
     )
+    return _FusedSigmoidLoss.apply(logits, asked)
 
 
 def set_sigmoid_kernel(name: Optional[str]) -> None:
@@ -142,7 +167,7 @@ def _triton_works(device: torch.device, dtype: torch.dtype) -> bool:
     try:
         logits = torch.zeros((1, 1), device=device, dtype=dtype)
         labels = torch.zeros(1, device=device, dtype=torch.int64)
-        _one_pass("triton", logits, labels, None, 2.0, 1.0, 1.0, True, True)
+        _one_pass("triton", logits, LossTerms(labels))
         torch.cuda.synchronize(device)
     except Exception as error:  # whatever a compiler or a driver may raise
         logger.warning(
@@ -204,16 +229,10 @@ class _FusedSigmoidLoss(torch.autograd.Function):
     """Loss, gradient and column sums of the whole family in one pass over the logits."""
 
     @staticmethod
-    def forward(
-        ctx, logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums, detach
-    ):
+    def forward(ctx, logits, asked):
         with torch.autocast(device_type=logits.device.type, enabled=False):
-            total, grad, pos_sum, neg_sum = _one_pass(
-                sigmoid_kernel_of(logits),
-                *(logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums),
-                detach,
-            )
-        if need_grad:
+            total, grad, pos_sum, neg_sum = _one_pass(sigmoid_kernel_of(logits), logits, asked)
+        if asked.need_grad:
             ctx.save_for_backward(grad)
         ctx.dtype = logits.dtype
         ctx.set_materialize_grads(False)
@@ -233,7 +252,7 @@ class _FusedSigmoidLoss(torch.autograd.Function):
                 # The receiver may scale it in place, and another backward pass needs it unchanged.
                 grad = grad.clone()
             grad = grad.to(ctx.dtype)
-        return (grad,) + (None,) * 8
+        return grad, None
 
 
 def _graph_is_freed() -> bool:
@@ -242,56 +261,32 @@ def _graph_is_freed() -> bool:
     return keeps is not None and not keeps()
 
 
-def _one_pass(
-    kernel,
-    logits,
-    labels,
-    quality,
-    gamma,
-    pos_weight,
-    neg_weight,
-    need_grad,
-    with_sums,
-    detach=False,
-):
-    """What :class:`_FusedSigmoidLoss` computes, in the form ``kernel``; factors: numbers or (C,).
+def _one_pass(kernel: str, logits: torch.Tensor, asked: LossTerms) -> Tuple:
+    """What :class:`_FusedSigmoidLoss` computes, in the form ``kernel``.
 
     Returns:
         The sum, the gradient or None, and the (C,) positive and negative sums.
     """
     dtype = compute_dtype(logits)
     if logits.numel() == 0:
-        grad = torch.empty_like(logits) if need_grad else None
+        grad = torch.empty_like(logits) if asked.need_grad else None
         sums = logits.new_zeros((2, logits.shape[1]), dtype=dtype)
         return logits.new_zeros((), dtype=dtype), grad, *sums
     # Kept as wide as float16's range demands: the factor of the backward pass (an AMP scale, one
     # over the positives) only comes later, and would come too late for what has underflown.
     grad_dtype = dtype if logits.dtype == torch.float16 else logits.dtype
-    arguments = (
-        *(logits, labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums),
-        *(dtype, grad_dtype, detach),
-    )
     if kernel == "triton":
         from .sigmoid_triton import fused_pass  # imports Triton, which not every machine has
 
-        return fused_pass(*arguments)
-    return _torch_pass(*arguments)
+        return fused_pass(logits, asked, dtype, grad_dtype)
+    return _torch_pass(logits, asked, dtype, grad_dtype)
 
 
 def _torch_pass(
-    logits,
-    labels,
-    quality,
-    gamma,
-    pos_weight,
-    neg_weight,
-    need_grad,
-    with_sums,
-    dtype,
-    grad_dtype,
-    detach,
-):
+    logits: torch.Tensor, asked: LossTerms, dtype: torch.dtype, grad_dtype: torch.dtype
+) -> Tuple:
     """:func:`_one_pass` in torch operations, for logits that are not empty."""
+    labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums, detach = asked
     num_rows, num_classes = logits.shape
     grad = torch.empty_like(logits, dtype=grad_dtype) if need_grad else None
     loss_sum = logits.new_zeros(

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from .precision import smallest_gradient
+from .sigmoid_kernel import LossTerms
 
 __all__ = ["fused_pass", "tile_shape"]
 
@@ -186,28 +187,17 @@ def tile_shape(num_classes: int) -> Tuple[int, int]:
 
 
 def fused_pass(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    quality: Optional[torch.Tensor],
-    gamma: Any,
-    pos_weight: Any,
-    neg_weight: Any,
-    need_grad: bool,
-    with_sums: bool,
-    dtype: torch.dtype,
-    grad_dtype: torch.dtype,
-    detach: bool = False,
+    logits: torch.Tensor, asked: LossTerms, dtype: torch.dtype, grad_dtype: torch.dtype
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor], torch.Tensor, torch.Tensor]:
     """Sum, gradient or None, and the (C,) positive and negative sums, as the torch form returns.
 
     Args:
         logits: (M, C), not empty.
+        asked: labels, factors and what is wanted.
         dtype: type of the arithmetic, float32 or float64.
         grad_dtype: type of the gradient.
-        detach: whether the modulating factor is a constant.
-
-        The others are those of :func:`~d2ext.ops.sigmoid_kernel.fused_sigmoid_loss`.
     """
+    labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums, detach = asked
     num_rows, num_classes = logits.shape
     block_m, block_c = tile_shape(num_classes)
     tiles = min(_TILES, triton.cdiv(num_rows, block_m))

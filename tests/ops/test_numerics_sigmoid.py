@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from d2ext.ops.class_weights import effective_weight, inverse_frequency_weights, softmax_loss
 from d2ext.ops.host import asking_is_free
-from d2ext.ops.precision import full_precision
+from d2ext.ops.precision import drop_negligible, full_precision, smallest_gradient
 from d2ext.ops.sigmoid_kernel import (
     check_shapes,
     compute_dtype,
@@ -316,6 +316,20 @@ def test_half_precision_alone_is_widened(num_rows, dtype):
     assert wide.dtype == torch.promote_types(dtype, torch.float32)
     assert torch.equal(wide, tensor.to(wide.dtype))
     assert (wide is tensor) == (dtype not in (torch.float16, torch.bfloat16))
+
+
+@given(rows, dtypes, seeds)
+@covers(drop_negligible, smallest_gradient)
+def test_only_what_is_nearly_subnormal_is_dropped(num_rows, dtype, seed):
+    wide = full_precision(torch.zeros((), dtype=dtype)).dtype
+    limit = smallest_gradient(dtype)
+    assert limit == smallest_gradient(wide) == torch.finfo(wide).smallest_normal * 2**26
+    power = torch.rand(num_rows, generator=generator(seed), dtype=torch.float64) * 60 - 30
+    grad = torch.cat([limit * 2**power, torch.tensor([0.0, limit, NAN, INF]).double()])
+    grad = torch.cat([grad, -grad]).to(wide)
+    want = torch.where(grad.abs() <= limit, torch.zeros_like(grad), grad)
+    assert torch.equal(drop_negligible(grad).nan_to_num(), want.nan_to_num())
+    assert torch.equal(drop_negligible(grad).isnan(), grad.isnan())
 
 
 @given(st.text(max_size=6), rows, dtypes)

@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 # Modules with nothing for a campaign to vary, or that not every machine can import, and the tests
 # that they have instead.
 ELSEWHERE = {
+    "column_boxes": "test_prediction_assignment.py",
     "frequency": "../modeling/test_equalized_focal.py",
     "reduce": "../engine/test_messages.py",
     "sigmoid_factors": "test_sigmoid_losses.py",
