@@ -84,6 +84,18 @@ def argument_parser(**options: Any) -> argparse.ArgumentParser:
     add("--lazy", action="store_true", help="--config-file is a LazyConfig, configs/lazy/*.py")
     add("--fast-dev-run", action="store_true", help="a few steps, one checkpoint, one evaluation")
     add_import_argument(parser)
+    _add_launch_arguments(parser)
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        help="overrides at the end: KEY VALUE pairs, or key=value with --lazy",
+    )
+    return parser
+
+
+def _add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """How many processes there are, and how they find each other."""
+    add = parser.add_argument
     add(
         "--num-gpus",
         type=int,
@@ -105,12 +117,6 @@ def argument_parser(**options: Any) -> argparse.ArgumentParser:
         metavar="MINUTES",
         help="with several processes: how long one waits for another before it gives up",
     )
-    add(
-        "opts",
-        nargs=argparse.REMAINDER,
-        help="overrides at the end: KEY VALUE pairs, or key=value with --lazy",
-    )
-    return parser
 
 
 def add_import_argument(parser: argparse.ArgumentParser) -> None:

@@ -111,12 +111,7 @@ def match(
         taken[rows], iou[rows] = objects, fits
 
     right = taken >= 0
-    kind = np.full(count, "both", dtype="<U10")
-    kind[np.maximum(own, other) < background_iou] = "background"
-    # In the order of TIDE's rules, the last one wins.
-    kind[own >= iou_threshold] = "duplicate"
-    kind[other >= iou_threshold] = "class"
-    kind[(own >= background_iou) & (own < iou_threshold)] = "location"
+    kind = _false_kinds(own, other, iou_threshold, background_iou)
     kind[right] = "right"
     ignored = _in_crowds(truth, seen, found, box, all_boxes, iou_threshold)
     if style == "lvis":
@@ -147,6 +142,19 @@ def match(
         gt_missed=~gt_found & ~gt_near,
         iou_threshold=iou_threshold,
     )
+
+
+def _false_kinds(
+    own: np.ndarray, other: np.ndarray, iou_threshold: float, background_iou: float
+) -> np.ndarray:
+    """(D,) what is wrong with detections, from their highest IoU with their class and any other."""
+    kind = np.full(len(own), "both", dtype="<U10")
+    kind[np.maximum(own, other) < background_iou] = "background"
+    # In the order of TIDE's rules, the last one wins.
+    kind[own >= iou_threshold] = "duplicate"
+    kind[other >= iou_threshold] = "class"
+    kind[(own >= background_iou) & (own < iou_threshold)] = "location"
+    return kind
 
 
 def _best(detections: Detections, style: str, min_score: float, limit: Optional[int]) -> Detections:
