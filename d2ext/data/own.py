@@ -179,9 +179,11 @@ def _stamp(path: str, shares: Sequence[float]) -> str:
     """Changes with every file below the data's folders."""
     digest = hashlib.sha1(repr((_VERSION, path, tuple(shares))).encode("utf-8", "surrogateescape"))
     for root in watched_folders(path):
+        real = os.path.realpath(root)
         for folder, folders, names in os.walk(root, followlinks=True):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            if os.path.realpath(folder) != os.path.abspath(folder) and folder != root:
+            inside = os.path.relpath(folder, root)
+            if os.path.realpath(folder) != os.path.normpath(os.path.join(real, inside)):
                 folders.clear()  # a link may lead back into the tree
             for name in sorted(names):
                 try:

@@ -49,6 +49,19 @@ def test_read_afresh_only_when_a_file_changes(tmp_path):
     assert count == sum(map(len, kit.OBJECTS.values())) - 1
 
 
+def test_behind_a_link_it_is_read_afresh_too(tmp_path):
+    kit.write_voc_tree(tmp_path / "disk" / "pets")
+    (tmp_path / "here").symlink_to(tmp_path / "disk")
+    splits = tmp_path / "disk" / "pets" / "ImageSets" / "Main"
+    (tmp_path / "disk" / "pets" / "Annotations" / "loop").symlink_to(tmp_path / "disk" / "pets")
+    first = register_own_data(str(tmp_path / "here" / "pets"))
+    before = len(DatasetCatalog.get(first.names["train"]))
+    stems = (splits / "train.txt").read_text().split()
+    (splits / "train.txt").write_text("\n".join(stems[1:]))
+    again = register_own_data(str(tmp_path / "here" / "pets"))
+    assert len(DatasetCatalog.get(again.names["train"])) == before - 1
+
+
 def test_two_folders_of_one_name(tmp_path):
     for place in ("a", "b"):
         kit.write_coco(tmp_path / place / "data")
