@@ -21,7 +21,17 @@ from typing import Any, Dict
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-COMPONENTS = ("assign", "losses", "rivals", "steps", "trainer", "evaluation", "data", "inference")
+COMPONENTS = (
+    "assign",
+    "losses",
+    "rivals",
+    "steps",
+    "peers",
+    "trainer",
+    "evaluation",
+    "data",
+    "inference",
+)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.structures import Boxes, Instances
 
 QUICK = SimpleNamespace(device="cpu", quick=True)
 
@@ -57,3 +58,20 @@ def test_the_losses_run_and_their_memory_is_counted(losses, monkeypatch):
         result = runner.measure(case, rounds=1, warmup=0)
         assert all(value > 0 for value in result["versions"].values())
         assert result["ratios"]
+
+
+def test_torchvisions_detectors_train_on_the_same_objects():
+    peers = importlib.import_module("benchmarks.peers")
+    batch = [{"image": torch.full((3, 8, 8), 255, dtype=torch.uint8), "instances": _objects()}]
+    (image,), (target,) = peers._convert(batch, 1)
+    assert image.max() == 1 and target["labels"].tolist() == [1, 80]
+    assert target["boxes"].tolist() == [[0, 0, 4, 4], [2, 2, 8, 8]]
+    case = peers.cases(QUICK)[1]
+    for version, step in case.versions.items():
+        assert step()["backward"] > 0, version
+    case.close()
+
+
+def _objects():
+    boxes = Boxes(torch.tensor([[0.0, 0, 4, 4], [2, 2, 8, 8]]))
+    return Instances((8, 8), gt_boxes=boxes, gt_classes=torch.tensor([0, 79]))
