@@ -15,11 +15,12 @@ import json
 import math
 import statistics
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
 import numpy as np
 from scipy import stats
 from studies import Results, Study, fill_tables, load_study
+from studies.plot import mean_curves
 
 from d2ext._files import atomic_write
 
@@ -47,6 +48,10 @@ def rows_of(study: Study, results: List[Dict[str, Any]]) -> List[Dict[str, Any]]
         if name != study.baseline:
             seeds = sorted(mine.keys() & base.keys())
             row.update(_difference([mine[s] for s in seeds], [base[s] for s in seeds], figure))
+        row["correlation"] = _mean(
+            r["figures"].get("consistency/pearson_hit") for r in mine.values()
+        )
+        row["steps"] = _steps_to(base.values(), mine.values(), figure)
         rows.append(row)
     return rows
 
@@ -55,7 +60,6 @@ def _difference(mine: Sequence[Dict], base: Sequence[Dict], figure: str) -> Dict
     """Seed by seed: mean, 95 % interval, p, and the seeds that an effect of 1 AP would need."""
     kinds = {
         "difference": [_last(a, figure) - _last(b, figure) for a, b in zip(mine, base)],
-        "ema": [_last(a, f"ema/{figure}") - _last(b, f"ema/{figure}") for a, b in zip(mine, base)],
         "best": [_best(a, figure) - _best(b, figure) for a, b in zip(mine, base)],
     }
     row: Dict[str, Any] = {}
@@ -76,6 +80,34 @@ def _difference(mine: Sequence[Dict], base: Sequence[Dict], figure: str) -> Dict
     return row
 
 
+def _mean(values: Iterable[Optional[float]]) -> Optional[float]:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _steps_to(base: Iterable[Dict], mine: Iterable[Dict], figure: str) -> Optional[int]:
+    """Steps after which a run's mean curve reaches the baseline's last AP; None: it does not.
+
+    By the validation split where there is one, and along straight lines between evaluations.
+    """
+    figure = _chosen_by(figure)
+    goal = mean_curves([{**r, "name": "x"} for r in base], figure).get("x")
+    curve = mean_curves([{**r, "name": "x"} for r in mine], figure).get("x")
+    if not goal or not curve:
+        return None
+    before = (0, 0.0)
+    for step, value in curve:
+        if value >= goal[-1][1]:
+            share = (goal[-1][1] - before[1]) / (value - before[1])
+            return round(before[0] + share * (step - before[0]))
+        before = (step, value)
+    return None
+
+
+def _chosen_by(figure: str) -> str:
+    return figure.replace("_test/", "_val/")
+
+
 def _last(record: Dict[str, Any], figure: str) -> float:
     value = record["figures"].get(figure)
     return math.nan if value is None else value
@@ -84,7 +116,7 @@ def _last(record: Dict[str, Any], figure: str) -> float:
 def _best(record: Dict[str, Any], figure: str) -> float:
     """The figure of the evaluation that was best on the validation split; nan without one."""
     curves = record.get("curves", {})
-    chosen_by = figure.replace("_test/", "_val/")
+    chosen_by = _chosen_by(figure)
     if chosen_by == figure or chosen_by not in curves:
         return math.nan
     best = max(curves[chosen_by], key=lambda point: point[1])[0]
@@ -141,9 +173,9 @@ def verdict(row: Dict[str, Any]) -> str:
 def table_of(rows: List[Dict[str, Any]], baseline: Optional[Dict[str, Any]]) -> str:
     """A study's rows as Markdown, the largest difference first."""
     lines = [
-        "| run | seeds | AP | difference (95 %, seeds) | 95 %, seeds and images | averaged weights "
-        "| best checkpoint | p (Holm) | seeds for 1 AP | verdict |",
-        "|---" * 10 + "|",
+        "| run | seeds | AP | difference (95 %, seeds) | 95 %, seeds and images | best checkpoint "
+        "| p (Holm) | seeds for 1 AP | steps to the baseline's AP | score and IoU | verdict |",
+        "|---" * 11 + "|",
     ]
     order = sorted(rows, key=lambda row: -row.get("difference", -math.inf))
     for row in [baseline, *order] if baseline else order:
@@ -155,8 +187,9 @@ def table_of(rows: List[Dict[str, Any]], baseline: Optional[Dict[str, Any]]) -> 
         cells.append(difference)
         ends = row.get("with_images")
         cells.append(f"{ends[0]:+.1f} to {ends[1]:+.1f}" if ends else "")
-        cells += [_number(row.get(kind), "{:+.1f}") for kind in ("ema", "best")]
+        cells.append(_number(row.get("best"), "{:+.1f}"))
         cells += [_number(row.get("holm"), "{:.3f}"), _number(row.get("needed"), "{}")]
+        cells += [_number(row.get("steps"), "{}"), _number(row.get("correlation"), "{:.2f}")]
         cells.append("baseline" if is_baseline else verdict(row))
         lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |"))
     return "\n".join(lines) + "\n"

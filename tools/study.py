@@ -5,12 +5,14 @@ Usage: python tools/study.py docs/studies/dw.yaml [--jobs 2] [--retry 1] [--outp
        python tools/study.py docs/studies/dw.yaml --table-only
        python tools/study.py docs/studies/dw.yaml --launcher slurm --slurm-args="--gres=gpu:1"
        python tools/study.py docs/studies/dw.yaml --commit-results
+       python tools/study.py docs/studies/dw.yaml --again dw --seeds 1
 
 Runs go to OUTPUT/NAME; call it again to go on, also after Ctrl-C. docs/studies/README.md tells how
 to write a study of your own.
 """
 
 import argparse
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -43,6 +45,14 @@ def parse():
         "--slurm-args", type=shlex.split, default=[], metavar="WORDS",
         help='options of sbatch, as one word: --slurm-args="--gres=gpu:1 --time=2:00:00"',
     )  # fmt: skip
+    parser.add_argument(
+        "--again", nargs="+", metavar="RUN",
+        help="train these runs anew, into OUTPUT/NAME_again, and compare them with the results "
+        "beside the study file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, metavar="SEED", help="with --again: these seeds alone"
+    )
     parser.add_argument("--figures", nargs="+", metavar="NAME", help="e.g. bbox/AP bbox/APr")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the table here too")
     parser.add_argument(
@@ -53,9 +63,11 @@ def parse():
     parser.add_argument(
         "--commit-results", action="store_true",
         help="run nothing; write results, table and plot beside the study file, the table into "
-        "README.md there if that has markers for it",
+        "README.md there, or the page of the folder's name, if that has markers for it",
     )  # fmt: skip
     args = parser.parse_args()
+    if args.seeds and not args.again:
+        parser.error("--seeds goes with --again RUN")
     # Now, and not after hours of runs.
     for option, file in (("--table", args.table), ("--plot", args.plot)):
         if isinstance(file, Path) and not file.parent.is_dir():
@@ -96,11 +108,16 @@ def show(args, study, results, folder):
     plots = [folder / "plot.png" if args.plot is True else args.plot] if args.plot else []
     if args.commit_results:
         plots.append(args.study.with_suffix(".png"))
-        page = args.study.with_name("README.md")
-        text = page.read_text() if page.exists() else ""
-        if study.name in marked_tables(text):
-            page.write_text(fill_tables(text, {study.name: table}))
-            print(f"Written: {page}")
+        # README.md beside it, or for docs/leaderboard/x.yaml the page docs/leaderboard.md.
+        for page in (
+            args.study.with_name("README.md"),
+            args.study.resolve().parent.with_suffix(".md"),
+        ):
+            text = page.read_text() if page.exists() else ""
+            if study.name in marked_tables(text):
+                page.write_text(fill_tables(text, {study.name: table}))
+                print(f"Written: {page}")
+                break
         else:
             tables.append(args.study.with_suffix(".md"))
     for file in tables:
@@ -123,10 +140,42 @@ def load(args):
         import_modules([*study.modules, *args.modules])
     except (OSError, ValueError, RunError) as error:
         sys.exit(f"{error}")
+    if args.again:
+        study = _chosen(study, args)
     problems = check_study(study)
     if problems:
         sys.exit("Nothing was run, because of\n  " + "\n  ".join(problems))
     return study
+
+
+def _chosen(study, args):
+    """The runs of --again and --seeds alone."""
+    runs = [run for run in study.runs if run.name in args.again]
+    runs = [run for run in runs if not args.seeds or run.seed in args.seeds]
+    unknown = [name for name in args.again if all(run.name != name for run in runs)]
+    if unknown:
+        sys.exit(f"{args.study} has no run '{unknown[0]}' with these seeds.")
+    return dataclasses.replace(study, runs=runs)
+
+
+def compare_again(results, committed):
+    """A line for each run that was trained again: whether its figures are those of before."""
+    from studies import Results
+
+    before = {(r["name"], r["seed"]): r for r in Results(results.study, committed).finished()}
+    for record in results.finished():
+        old = before.get((record["name"], record["seed"]), {}).get("figures")
+        name = f"{record['name']}, seed {record['seed']}"
+        if old is None:
+            print(f"{name}: {committed} has no result to compare with.")
+            continue
+        other = [key for key, value in old.items() if record["figures"].get(key) != value]
+        if other:
+            key = other[0]
+            now = record["figures"].get(key)
+            print(f"{name}: {len(other)} of {len(old)} figures differ; {key} {old[key]} -> {now}.")
+        else:
+            print(f"{name}: all {len(old)} figures are equal.")
 
 
 def call(args):
@@ -136,11 +185,11 @@ def call(args):
     from d2ext.engine import RunError
 
     study = load(args)
-    folder = args.output / study.name
+    folder = args.output / (f"{study.name}_again" if args.again else study.name)
     results = Results(study, folder / "results.jsonl")
     committed = args.study.with_suffix(".jsonl")
     try:
-        taken = results.take_over(committed)
+        taken = 0 if args.again else results.take_over(committed)
         if taken:
             print(f"{taken} finished runs are taken from {committed}.")
         if not (args.table_only or args.commit_results):
@@ -150,6 +199,9 @@ def call(args):
     except (OSError, RuntimeError, RunError) as error:
         return f"{error}"
     finished = results.finished()
+    if args.again:
+        compare_again(results, committed)
+        return 0 if len(finished) == len(study.runs) else 1
     try:
         if finished and args.commit_results:
             results.export(committed)

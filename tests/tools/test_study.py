@@ -31,6 +31,7 @@ def call(tmp_path, monkeypatch, capsys):
         said = capsys.readouterr()
         return end.value.code, said.err if errors else said.out
 
+    run.tool = tool
     return run
 
 
@@ -146,3 +147,35 @@ def test_a_bad_config_is_reported_before_anything_runs(call, tmp_path):
     code, _ = call()
     assert code.startswith("Nothing was run, because of\n  b: ") and "SOLVER.BASE_LR" in code
     assert not (tmp_path / "output").exists()
+
+
+def test_a_run_again_is_compared_with_its_result(call, tmp_path):
+    code, text = call("--again", "b", "--seeds", "2")
+    assert code == 0 and "b, seed 2: s.jsonl has no result to compare with." in text
+    call()
+    call("--commit-results")
+    (tmp_path / "output/studies/s_again/results.jsonl").unlink()
+    code, text = call("--again", "b", "--seeds", "2")
+    assert code == 0 and "b, seed 2: all 2 figures are equal." in text
+    file = tmp_path / "s.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[-1]["figures"]["bbox/AP"] = 4.5
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, text = call("--again", "b", "--seeds", "2")
+    assert "b, seed 2: 1 of 2 figures differ; bbox/AP 4.5 -> 4.0." in text
+    assert call("--again", "c")[0] == "s.yaml has no run 'c' with these seeds."
+    assert call("--seeds", "1")[0] == 2
+
+
+def test_tables_go_to_the_page_of_the_folder_too(call, tmp_path, monkeypatch):
+    call()
+    folder = tmp_path / "board"
+    folder.mkdir()
+    (tmp_path / "s.yaml").rename(folder / "s.yaml")
+    page = tmp_path / "board.md"
+    page.write_text("<!-- begin s -->\n<!-- end s -->\n")
+    monkeypatch.setattr(sys, "argv", ["study.py", str(folder / "s.yaml"), "--commit-results"])
+    with pytest.raises(SystemExit):
+        call.tool.main()
+    assert "| b | 2 | 3.0 ± 1.4 |" in page.read_text()
+    assert not (folder / "s.md").exists() and (folder / "s.jsonl").exists()
