@@ -10,10 +10,23 @@ import numpy as np
 import torch
 
 from .drawing import show_boxes
-from .figures import new_figure, plain, save_figure
-from .weights_picture import COLORS, weigh_image
+from .figures import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PINK,
+    SKY,
+    VERMILION,
+    YELLOW,
+    new_figure,
+    plain,
+    save_figure,
+)  # fmt: skip
 
-__all__ = ["assign_image", "draw_assignments", "table_of_levels"]
+__all__ = ["assign_image", "draw_assignments", "table_of_levels", "weigh_image"]
+
+# One colour an object.
+COLORS = (ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PINK)
 
 
 @torch.no_grad()
@@ -73,6 +86,39 @@ def assign_image(model: Any, item: Dict[str, Any]) -> List[Dict[str, Any]]:
             "weight": np.ones(int(positive.sum())),
         }
     ]
+
+
+@torch.no_grad()
+def weigh_image(model: Any, item: Dict[str, Any]) -> Dict[str, np.ndarray]:
+    """Weights that a ``DualWeightingFCOS`` gives the points of one training image.
+
+    Args:
+        model: the detector.
+        item: ``image`` and ``instances``, as a dataset mapper makes them.
+
+    Returns:
+        arrays with one entry a pair of a point and an object: ``x`` and ``y`` in pixels of the
+        image, ``level`` and ``gt`` (indices), ``pos_weight``, and ``relaxed``, how much less than a
+        full negative of the object's class the point is, 0 to 1.
+    """
+    from d2ext.ops.dual_weighting import dual_weights
+
+    images = model.preprocess_image([item])
+    maps = model.backbone(images.tensor)
+    features = [maps[name] for name in model.head_in_features]
+    instances = [item["instances"].to(model.device)]
+    inputs = model.weighting_inputs(features, model.head(features), instances)
+    weights = dual_weights(**inputs, **vars(model.constants))
+    level = torch.cat([torch.full((f.shape[2] * f.shape[3],), i) for i, f in enumerate(features)])
+    x, y = inputs["points"][weights.point].cpu().numpy().T
+    return {
+        "x": x,
+        "y": y,
+        "level": level[weights.point.cpu()].numpy(),
+        "gt": weights.gt.cpu().numpy(),
+        "pos_weight": weights.pos_weight.cpu().numpy(),
+        "relaxed": 1 - weights.neg_metric.cpu().numpy(),
+    }
 
 
 def _dual_weights(model: Any, item: Dict[str, Any]) -> List[Dict[str, Any]]:

@@ -13,8 +13,8 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from .boxes import box_faults
-from .kinds import KINDS, Problem
-from .masks import size_fault
+from .columns import Columns
+from .kinds import Problem
 
 __all__ = [
     "DictFindings",
@@ -80,10 +80,10 @@ def check_annotations(
     broken = objects.find_broken()
     if broken:
         return DictFindings(broken, [])
-    problems = objects.find_unknown(num_classes) + objects.find_boxes() + objects.find_masks()
+    problems = objects.find_unknown(num_classes) + objects.find_boxes() + objects.find_runs()
     if masks:
         problems += objects.find_unmasked()
-    return DictFindings(problems, objects.drop)
+    return objects.findings(problems)
 
 
 def check_known(
@@ -92,7 +92,7 @@ def check_known(
     """What is left to check of dicts from a file that was checked; arguments as above."""
     objects = _Objects(dicts)
     problems = objects.find_unknown(num_classes) + (objects.find_unmasked() if masks else [])
-    return DictFindings(problems, objects.drop)
+    return objects.findings(problems)
 
 
 def without(dicts: Sequence[Dict[str, Any]], drop: Sequence[Tuple[int, int]]) -> List[Dict]:
@@ -128,28 +128,28 @@ def _around_zero(rotated: np.ndarray) -> np.ndarray:
     return np.concatenate([-rotated[:, 2:4] / 2, rotated[:, 2:4] / 2], 1)
 
 
-class _Objects:
-    """All objects of a data set as columns."""
+class _Objects(Columns):
+    """All objects of dicts."""
 
     def __init__(self, dicts: Sequence[Dict[str, Any]]):
-        self.dicts = dicts
         lists = [item["annotations"] for item in dicts]
         counts = [len(things) for things in lists]
-        self.things = list(chain.from_iterable(lists))
-        self.image = np.repeat(np.arange(len(dicts)), counts)
-        self.first = np.cumsum([0, *counts])
-        sides = [(item.get("width", np.nan), item.get("height", np.nan)) for item in dicts]
-        self.sizes = np.asarray(sides, dtype=np.float64).reshape(-1, 2)[self.image]
-        self.drop: List[Tuple[int, int]] = []
+        image = np.repeat(np.arange(len(dicts)), counts)
+        sides = [(item.get("width"), item.get("height")) for item in dicts]
+        super().__init__(list(chain.from_iterable(lists)), image, sides)
+        self.dicts, self.first = dicts, np.cumsum([0, *counts])
 
-    def problem(self, kind: str, k: int, detail: str) -> Problem:
-        """A finding of one object, which is counted from 1 within its image."""
+    def place(self, k: int) -> Tuple[int, int]:
+        """The rank of an object's image, and its own among the image's objects."""
         image = int(self.image[k])
-        number = int(k - self.first[image])
-        if KINDS[kind].level == "skip":
-            self.drop.append((image, number))
-        name = str(self.dicts[image]["file_name"])
-        return Problem(kind, name, f"object {number + 1}: {detail}")
+        return image, int(k - self.first[image])
+
+    def name(self, k: int) -> Tuple[str, str]:
+        image, number = self.place(k)
+        return str(self.dicts[image]["file_name"]), f"object {number + 1}"
+
+    def findings(self, problems: List[Problem]) -> DictFindings:
+        return DictFindings(problems, [self.place(k) for k in np.flatnonzero(self.drop)])
 
     def find_broken(self) -> List[Problem]:
         """Objects that lack what each needs."""
@@ -206,20 +206,10 @@ class _Objects:
             found += [self.problem(kind, of_mode[k], detail) for kind, k, detail in faults]
         return found
 
-    def find_masks(self) -> List[Problem]:
-        """Run-length encoded masks of another size than their image's."""
-        found = []
-        masks = [thing.get("segmentation") for thing in self.things]
-        for k, mask in enumerate(masks):
-            fault = size_fault(mask, *self.sizes[k]) if isinstance(mask, dict) else ""
-            if fault:
-                found.append(self.problem("wrong mask size", k, fault))
-        return found
-
     def find_unmasked(self) -> List[Problem]:
         """Objects without a mask; crowd regions are not trained on."""
         return [
             self.problem("no mask", k, "it has no 'segmentation'")
             for k, thing in enumerate(self.things)
-            if not thing.get("segmentation") and not thing.get("iscrowd", 0)
+            if not self.masks[k] and not thing.get("iscrowd", 0)
         ]

@@ -7,7 +7,7 @@ import contextlib
 import json
 import numbers
 from operator import itemgetter
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
@@ -15,8 +15,9 @@ from d2ext._files import open_regular
 from d2ext._text import printable
 
 from .boxes import box_faults, is_area
+from .columns import Columns
 from .kinds import KINDS, BadDataError, Problem, settle
-from .masks import is_short, polygon_fault, reach, rle_fault, size_fault
+from .masks import is_short, polygon_fault, reach, rle_fault
 
 __all__ = [
     "Findings",
@@ -131,7 +132,10 @@ def check_json(
     problems += table.find_boxes()
     problems += table.find_areas()
     problems += table.find_polygons(deep)
-    problems += table.find_runs(deep)
+    # Lists of runs are encoded when the file is loaded, strings when masks are used.
+    problems += table.find_runs(
+        lambda mask: rle_fault(mask) if deep or not isinstance(mask.get("counts"), str) else ""
+    )
     return Findings(problems, table.drop, table.cut)
 
 
@@ -346,34 +350,26 @@ def _corners(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
 
 
-class _Table:
-    """Annotations as columns, and which of them to drop."""
+class _Table(Columns):
+    """The annotations of a file, and of which of them to cut polygons."""
 
     def __init__(
         self, images: Sequence[Any], names: List[str], categories: Sequence[Any], things: List[Any]
     ):
-        self.things, self.names = things, names
-        self.ids = list(map(itemgetter("id"), things))
-        self.masks = [thing.get("segmentation") for thing in things]
         rank = {image["id"]: k for k, image in enumerate(images)}
-        self.image = _look_up(rank, "image_id", things)
+        sides = [(image.get("width"), image.get("height")) for image in images]
+        super().__init__(things, _look_up(rank, "image_id", things), sides)
+        self.names = names
+        self.ids = list(map(itemgetter("id"), things))
         self.category = _look_up(
             {row["id"]: k for k, row in enumerate(categories)}, "category_id", things
         )
-        # One row more, which rank -1 finds: the size of an unknown image.
-        sides = [(image.get("width"), image.get("height")) for image in images]
-        self.sizes = np.asarray([*sides, (None, None)], dtype=np.float64)[self.image]
-        self.drop = np.zeros(len(things), dtype=bool)
         self.cut: List[int] = []
 
-    def problem(self, kind: str, index: int, detail: str = "") -> Problem:
-        """A finding of one annotation."""
-        if KINDS[kind].level == "skip" and kind != "short polygon piece":
-            self.drop[index] = True
-        rank = self.image[index]
-        name = self.names[rank] if rank >= 0 else f"image id {self.things[index]['image_id']}"
-        text = f"annotation id {self.ids[index]}"
-        return Problem(kind, name, f"{text}: {detail}" if detail else text)
+    def name(self, k: int) -> Tuple[str, str]:
+        rank = self.image[k]
+        image = self.names[rank] if rank >= 0 else f"image id {self.things[k]['image_id']}"
+        return image, f"annotation id {self.ids[k]}"
 
     def find_unknown(self) -> List[Problem]:
         """Annotations of missing images or categories."""
@@ -428,18 +424,4 @@ class _Table:
             fault = polygon_fault(masks[k], reach(*self.sizes[k].tolist()))
             if fault:
                 found.append(self.problem("broken mask", k, fault))
-        return found
-
-    def find_runs(self, deep: bool) -> List[Problem]:
-        """Run-length encoded masks of another size than their image's, or damaged ones."""
-        found = []
-        for k, mask in enumerate(self.masks):
-            if not isinstance(mask, dict):
-                continue
-            # Lists of runs are encoded when the file is loaded, strings when masks are used.
-            fault = rle_fault(mask) if deep or not isinstance(mask.get("counts"), str) else ""
-            if fault:
-                found.append(self.problem("broken mask", k, fault))
-            elif fault := size_fault(mask, *self.sizes[k]):
-                found.append(self.problem("wrong mask size", k, fault))
         return found

@@ -4,9 +4,8 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 from model_kit import build, shrink
-from PIL import Image
 
-from d2ext.analysis.weights_picture import draw_weights, weigh_image
+from d2ext.analysis.assignment_picture import weigh_image
 from d2ext.config import get_cfg
 
 
@@ -38,17 +37,3 @@ def test_weights_of_an_image():
         assert (x % 2 ** (level + 3) == 2 ** (level + 2)).all()  # the middle of a cell
         assert 1 - 1e-4 <= weights["pos_weight"][mine].sum() <= np.exp(2)
     assert (weights["relaxed"] >= 0).all() and (weights["relaxed"] <= 1).all()
-
-
-def test_picture_is_written(tmp_path):
-    model, image = make_model(), np.full((96, 128, 3), 127, np.uint8)
-    for name, boxes in (("some", [[10.0, 12, 70, 80]]), ("none", [])):
-        path = tmp_path / "new" / f"{name}.png"
-        draw_weights(
-            image, np.array(boxes).reshape(-1, 4), weigh_image(model, make_item(boxes)), path
-        )
-        assert Image.open(path).size[0] > 800
-    colors = [np.asarray(Image.open(tmp_path / "new" / f"{n}.png")) for n in ("some", "none")]
-    assert len(np.unique(colors[0].reshape(-1, 4), axis=0)) > len(
-        np.unique(colors[1].reshape(-1, 4), axis=0)
-    )
