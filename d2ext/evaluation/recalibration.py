@@ -98,7 +98,7 @@ def fit(
         method: one of :data:`METHODS`.
         source: what the detections are of.
     """
-    function = {"isotonic": isotonic, "temperature": temperature}[method]
+    function: Any = {"isotonic": isotonic, "temperature": temperature}[method]
     counted = verdict.kind != "ignored"
     score, right = verdict.score[counted], verdict.kind[counted] == "right"
     if not _enough(right):
@@ -106,7 +106,7 @@ def fit(
             f"{source} has {right.sum()} right and {(~right).sum()} wrong detections; a "
             f"calibration needs {_LEAST} of both."
         )
-    classes = {}
+    classes: Dict[str, Map] = {}
     for key, name in zip(category_ids, names):
         mine = verdict.category[counted] == key
         if _enough(right[mine]):
@@ -161,7 +161,8 @@ def isotonic(score: np.ndarray, right: np.ndarray) -> List[List[float]]:
 def _mapped(score: np.ndarray, how: Map) -> np.ndarray:
     if isinstance(how, (int, float)):
         return _sigmoid(_logit(score) / how)
-    return (1 - _SLOPE) * np.interp(score, *how) + _SLOPE * score
+    places, values = how
+    return (1 - _SLOPE) * np.interp(score, places, values) + _SLOPE * score
 
 
 def _logit(score: np.ndarray) -> np.ndarray:

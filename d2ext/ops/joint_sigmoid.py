@@ -83,7 +83,9 @@ class _JointSigmoidLosses(torch.autograd.Function):
         if grad is not None:
             _scale_cells(grad, cell, neg_weight)
             grad_y = grad.sum(dim=1) * torch.sigmoid(-y)
-            grad_x = F.threshold_(grad.mul_(x.neg().sigmoid_()), smallest_gradient(x.dtype), 0.0)
+            grad_x = torch.threshold_(
+                grad.mul_(x.neg().sigmoid_()), smallest_gradient(x.dtype), 0.0
+            )
             pos_x = -pos_weight * torch.sigmoid(-x_pair)
             pos_y = -pos_weight * torch.sigmoid(-y_pair)
             grad_y, pos_x, pos_y = (drop_negligible(g) for g in (grad_y, pos_x, pos_y))
