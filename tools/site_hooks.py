@@ -8,6 +8,7 @@ from typing import Any, Dict, List
 
 ROOT = Path(__file__).resolve().parent.parent
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+_TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
 # GitHub's sections of a page start with "## "; the index has one for each part of the site.
 _SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
 
@@ -34,6 +35,12 @@ def sections(index: str) -> List[Dict[str, List[str]]]:
     return found
 
 
+def title_of(file: str, text: str) -> str:
+    """The title of a page in place of its file name, which says little to readers of a site."""
+    found = _TITLE.search((ROOT / file).read_text()) if text.endswith(".md") else None
+    return found.group(1) if found else text
+
+
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Links to files outside of docs lead to the repository, or are names where there is none."""
     folder = posixpath.dirname(page.file.src_uri)
@@ -46,7 +53,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         path, hash_, anchor = target.partition("#")
         file = posixpath.normpath(posixpath.join("docs", folder, path))
         if files.get_file_from_path(posixpath.relpath(file, "docs")) is not None:
-            return match.group(0)
+            return f"{image}[{title_of(file, text)}]({target})"
         if not os.path.exists(ROOT / file):
             return match.group(0)  # the strict build says so
         if file == "README.md" and not repository:

@@ -42,5 +42,12 @@ def test_links_between_pages_stay_and_links_to_code_lead_to_the_repository():
     assert convert(text, "studies/README.md") == "x [y](../b.md)"
 
 
+def test_a_link_that_shows_a_file_name_shows_the_title():
+    known = files("install.md")
+    text = "[install.md](install.md#x) [a](install.md)"
+    text = site_hooks.on_page_markdown(text, page("a.md"), {}, known)
+    assert text == "[Installing d2ext](install.md#x) [a](install.md)"
+
+
 def test_a_broken_link_is_left_for_the_strict_build():
     assert convert("[x](../no_such_file.py)") == "[x](../no_such_file.py)"
