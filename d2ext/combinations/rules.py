@@ -173,7 +173,15 @@ RULES: Tuple[Rule, ...] = (
             "it is not defined for rotated boxes",
             "{key} '{name}' is not defined for rotated boxes; choose smooth_l1.",
         )
-        for name in ("mpdiou", "inner_iou", "wiou", "nwd", "log_iou", "ghm_r")
+        for name in (
+            "mpdiou",
+            "inner_iou",
+            "wiou",
+            "nwd",
+            "log_iou",
+            "log_iou_legacy",
+            "ghm_r",
+        )
     ),
     Rule(
         ("rpn", "box:mpdiou"),

@@ -20,6 +20,21 @@ from .rules import (
 __all__ = ["SECTIONS"]
 
 
+_SELECTION = [
+    # Detectron2 clips behind NMS, when overlaps of boxes beyond the border have been compared.
+    Key("CLIP_BEFORE_NMS", False, BOOLEAN, "clip boxes to the image before NMS"),
+    # On a coarse level this is less than TOPK_CANDIDATES_TEST.
+    Key("TOPK_PER_LEVEL_CAP", "none", one_of("none", "anchors"),
+        "`anchors`: no more (place, class) pairs of a level than it has anchors"),
+]  # fmt: skip
+_THRESHOLD = Key(
+    "SCORE_THRESH_ON",
+    "score",
+    one_of("score", "class"),
+    "what SCORE_THRESH_TEST is compared with: the score, or the class' part of it",
+)
+
+
 def _detector(
     threshold: float,
     threshold_of: str,
@@ -47,6 +62,7 @@ def _detector(
         Key("TOPK_CANDIDATES_TEST", 1000, COUNT, "(place, class) pairs kept on each level",
             "test_topk_candidates"),
         Key("NMS_THRESH_TEST", nms, SHARE, "IoU above which NMS removes a box", "test_nms_thresh"),
+        *_SELECTION,
     ]  # fmt: skip
 
 
@@ -83,8 +99,17 @@ SECTIONS = [
     Section(
         "MODEL.FCOS",
         *_detector(0.2, "it is sqrt(class * centerness), so 0.2 means a product of 0.04"),
-        Key("CENTER_SAMPLING_RADIUS", 1.5, number(above=0),
-            "radius of the centre, in strides, inside which a point may be positive"),
+        Key("CENTER_SAMPLING_RADIUS", 1.5, number(0),
+            "radius of the centre, in strides, inside which a point may be positive; 0: all"),
+        # The others are those of the first FCOS, which Sampling-Free's authors use. exp_pixels: a
+        # learned factor scales a level's logarithms, and objects end one pixel before x2 and y2.
+        Key("DISTANCE", "relu_stride", one_of("relu_stride", "exp_pixels"),
+            "distances to the sides: strides, by a ReLU; or pixels, by an exponential", ""),
+        Key("CENTERNESS_ON", "box", one_of("box", "class"), "tower below the centerness branch",
+            part="head"),
+        Key("BOX_WEIGHT", "none", one_of("none", "centerness"),
+            "weight of a positive in the box loss"),
+        _THRESHOLD,
     ),
     Section(
         "MODEL.YOLOX",
@@ -134,14 +159,10 @@ SECTIONS = [
             "weight of a further loss, the mean L1 of the positives' deltas", "l1_loss_weight"),
         Key("SCORE", "sqrt", one_of("sqrt", "product"),
             "geometric mean of class score and quality, or their product"),
-        # Detectron2 clips behind NMS, when overlaps of boxes beyond the border have been compared.
-        Key("CLIP_BEFORE_NMS", False, BOOLEAN,
-            "clip boxes to the image before NMS"),
+        _THRESHOLD,
         # Clips them, too.
         Key("DROP_EMPTY", False, BOOLEAN,
             "leave out boxes without area in the image before the best of a level are taken"),
-        # On a coarse level this is less than TOPK_CANDIDATES_TEST.
-        Key("TOPK_PER_LEVEL_CAP", "none", one_of("none", "anchors"),
-            "`anchors`: no more (place, class) pairs of a level than it has anchors"),
     ),
+    Section("MODEL.RETINANET", *_SELECTION),
 ]  # fmt: skip

@@ -122,6 +122,9 @@ _DATA = [
         # mistakes are always an error. See docs/reliability_data.md.
         Key("BAD_ANNOTATIONS", "skip", registered("d2ext.data.checks.kinds:BAD_ANNOTATIONS"),
             "objects that nothing can be learnt from: skip or refuse", ""),
+        # Detectron2 trains on them; the evaluation knows them by itself.
+        Key("VOC_DIFFICULT", "train", one_of("train", "drop"),
+            "objects that Pascal VOC's files call difficult: trained on, or left out", ""),
         # "stochastic": anew each epoch, right on average. "ceil": the same list each epoch.
         Key("REPEAT_ROUNDING", "stochastic", one_of("stochastic", "ceil"),
             "rounding of the factors of RepeatFactorTrainingSampler", ""),

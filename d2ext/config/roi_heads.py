@@ -1,9 +1,14 @@
 """Keys that the region-based heads add to Detectron2's own."""
 
 from .keys import Key, Section
-from .rules import number, registered
+from .rules import BOOLEAN, number, registered
 
 __all__ = ["SECTIONS"]
+
+# maskrcnn-benchmark's, whose POOLER_TYPE is ROIAlign with POOLER_SAMPLING_RATIO 2.
+_LEGACY_ROIS = Key(
+    "LEGACY_ROIS", False, BOOLEAN, "pool boxes as if they ended one pixel before x2 and y2"
+)
 
 SECTIONS = [
     # MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE gains iou, harmonic_iou and the box losses of
@@ -19,5 +24,13 @@ SECTIONS = [
         # 0 leaves the bias at 0 (a score of 0.5), as Detectron2 does.
         Key("PRIOR_PROB", 0.0, number(0, below=1),
             "score of every class at the start, for independent classes; 0: bias 0"),
+        _LEGACY_ROIS,
+    ),
+    Section("MODEL.ROI_MASK_HEAD", _LEGACY_ROIS),
+    Section(
+        "MODEL.RPN",
+        # As maskrcnn-benchmark does; what an image gives then depends on the others.
+        Key("POST_NMS_PER_BATCH", False, BOOLEAN,
+            "POST_NMS_TOPK_TRAIN is a mean: the best of the rank's whole batch are kept"),
     ),
 ]  # fmt: skip

@@ -29,7 +29,7 @@ from d2ext.config import validate
 from d2ext.config.classes import class_count_key, class_count_keys
 from d2ext.data import FastMapper, require_dataset, why_not_fast
 from d2ext.data.augment import AugmentingMapper, augmentation_of
-from d2ext.data.checks import BadDataError, check_sample, load_checked
+from d2ext.data.checks import BadDataError, check_sample, is_voc, load_checked
 from d2ext.data.checks.dicts import without_small
 from d2ext.data.class_names import classes_of, require_same_classes
 from d2ext.data.fast_mapper import read_image
@@ -260,6 +260,7 @@ def _load_dataset_dicts(cfg: CfgNode) -> Tuple[List[Dict], List[int]]:
         min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
         bad_annotations=cfg.DATALOADER.BAD_ANNOTATIONS,
         masks=cfg.MODEL.MASK_ON,
+        drop_difficult=_drops_difficult(cfg),
     )
     if cfg.DATASETS.TILES:
         keep_empty = not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
@@ -269,6 +270,17 @@ def _load_dataset_dicts(cfg: CfgNode) -> Tuple[List[Dict], List[int]]:
     key = class_count_key(cfg)
     check_labels(dicts, class_count_keys(cfg).get(key), key)
     return dicts, [len(part) for part in parts]
+
+
+def _drops_difficult(cfg: CfgNode) -> bool:
+    """Whether difficult objects are left out; a config without any is refused."""
+    drops = cfg.DATALOADER.VOC_DIFFICULT == "drop"
+    if drops and not any(map(is_voc, cfg.DATASETS.TRAIN)):
+        raise ValueError(
+            "DATALOADER.VOC_DIFFICULT is 'drop', but none of DATASETS.TRAIN is a set of Pascal "
+            "VOC's files, which alone know difficult objects; set it to 'train'."
+        )
+    return drops
 
 
 def _repeat_factors(cfg: CfgNode, dicts: List[Dict], sizes: List[int]) -> Optional[torch.Tensor]:

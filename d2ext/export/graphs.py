@@ -90,6 +90,7 @@ class DenseGraph(InferenceGraph):
         self.clip_first = getattr(model, "clip_before_nms", isinstance(model, DualWeightingFCOS))
         self.drop_empty = getattr(model, "drop_empty", False)
         self.cap_by_anchors = getattr(model, "cap_by_anchors", False)
+        self.threshold_on_class = getattr(model, "threshold_on_class", False)
         threshold = model.test_score_thresh
         if hasattr(model, "score_thresholds"):
             threshold = model.score_thresholds(threshold)
@@ -126,10 +127,13 @@ class DenseGraph(InferenceGraph):
         predictions = self.head(features)
         boxes, scores = [], []
         for level, prior in enumerate(self.anchor_generator(features)):
-            score = _sigmoid(_rows(predictions[0][level], self.num_classes))
+            of_class = score = _sigmoid(_rows(predictions[0][level], self.num_classes))
             if self.has_quality:
                 score = score * _sigmoid(_rows(predictions[2][level], 1))
-            scores.append(score.sqrt() if self.square_root else score)
+            score = score.sqrt() if self.square_root else score
+            if self.threshold_on_class:
+                score = score.masked_fill(of_class <= self.threshold, NOTHING)
+            scores.append(score)
             deltas = _rows(predictions[1][level], 4).float()
             boxes.append(_decode(self.box2box_transform, deltas, prior.tensor))
         return boxes, scores
@@ -139,7 +143,8 @@ class DenseGraph(InferenceGraph):
     ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The best (prior, class) pairs of a level, as ``best_of_level`` takes them."""
         # One threshold a class has to come before the best are taken; one for all may.
-        scores = scores.masked_fill(scores <= self.threshold, NOTHING)
+        if not self.threshold_on_class:
+            scores = scores.masked_fill(scores <= self.threshold, NOTHING)
         real = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
         if self.drop_empty:
             scores = scores.masked_fill(~real[..., None], NOTHING)

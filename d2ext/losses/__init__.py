@@ -16,6 +16,7 @@ from .box_losses import (
 from .box_variants import (
     GHMRLoss,
     InnerIoULoss,
+    LegacyLogIoULoss,
     LogIoULoss,
     MPDIoULoss,
     NWDLoss,
@@ -63,6 +64,7 @@ __all__ = [
     "HarmonicIoULoss",
     "InnerIoULoss",
     "IoULoss",
+    "LegacyLogIoULoss",
     "LogIoULoss",
     "MatchabilityAwareLoss",
     "MPDIoULoss",

@@ -18,6 +18,7 @@ from .positives import Positives
 __all__ = [
     "GHMRLoss",
     "InnerIoULoss",
+    "LegacyLogIoULoss",
     "LogIoULoss",
     "MPDIoULoss",
     "NWDLoss",
@@ -63,6 +64,12 @@ class LogIoULoss(OverlapLoss):
     """``-log(IoU)`` (Yu et al., UnitBox, 2016)."""
 
     function = staticmethod(ops.log_iou_loss)
+
+
+class LegacyLogIoULoss(OverlapLoss):
+    """``-log((I + 1) / (U + 1))`` in pixels, the IoU loss of the first FCOS."""
+
+    function = staticmethod(ops.legacy_log_iou_loss)
 
 
 class InnerIoULoss(BoxLoss):

@@ -205,7 +205,7 @@ class OptimalBias:
         prior: buffer, pi; (C,) if there is one for each class. 0 until it is known.
         fg_ratio: buffer, N_f / N; 0 until it is known.
         class_counts: buffer (C,), annotated objects N_j of each class.
-        score_power: scores are class scores to this power, and so are thresholds.
+        score_power: scores are class scores to this power.
         sampling_free: the options, None if it is off.
     """
 
@@ -264,7 +264,12 @@ class OptimalBias:
         threshold = self.fg_ratio
         if options.score_thresh == "class_adaptive":
             threshold = threshold * self.class_counts / self.class_counts.sum().clamp(min=1)
-        return torch.where(self.fg_ratio > 0, threshold**self.score_power, fixed)
+        return torch.where(self.fg_ratio > 0, threshold**self.threshold_power, fixed)
+
+    @property
+    def threshold_power(self) -> float:
+        """Measured thresholds are of class scores; what is compared with them is to this power."""
+        return self.score_power
 
 
 def find_optimal_bias(model: nn.Module) -> Dict[str, OptimalBias]:

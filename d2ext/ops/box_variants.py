@@ -27,6 +27,7 @@ __all__ = [
     "ghm_r_bins",
     "ghm_r_loss",
     "inner_iou_loss",
+    "legacy_log_iou_loss",
     "log_iou_loss",
     "mpdiou_loss",
     "nwd_loss",
@@ -75,6 +76,26 @@ def mpdiou_loss(
 def log_iou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, *, eps: float = 1e-6) -> torch.Tensor:
     """``-log(max(IoU, eps))`` (Yu et al., UnitBox, 2016). Disjoint boxes have no gradient."""
     return -pair_iou(boxes1, boxes2).clamp(min=eps).log()
+
+
+def legacy_log_iou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
+    """``-log((I + 1) / (U + 1))``: the IoU loss of the first FCOS, whose boxes end with a pixel.
+
+    Intersection I and union U are those of boxes that end one pixel before ``x2`` and ``y2``, as
+    distances to the last pixels give them.
+    """
+    ends = [0.0, 0.0, 1.0, 1.0]
+    boxes1, boxes2 = full_precision(boxes1), full_precision(boxes2)
+    boxes1, boxes2 = boxes1 - boxes1.new_tensor(ends), boxes2 - boxes2.new_tensor(ends)
+    low = torch.maximum(boxes1[..., :2], boxes2[..., :2])
+    common = _area(low, torch.minimum(boxes1[..., 2:], boxes2[..., 2:]))
+    both = sum(_area(boxes[..., :2], boxes[..., 2:]) for boxes in (boxes1, boxes2))
+    return -((common + 1) / (both - common + 1)).log()
+
+
+def _area(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Area between corners (K, 2); 0 where they are in the wrong order."""
+    return (high - low).clamp(min=0).prod(dim=-1)
 
 
 def inner_iou_loss(

@@ -13,11 +13,12 @@ from golden_kit import golden
 from model_kit import build, small_cfg
 from torch.nn import functional as F
 
+from d2ext.modeling.last_pixel import LastPixelTransform
 from d2ext.modeling.losses import (
     BCELoss,
-    BoxLoss,
     Criterion,
     GuidedScale,
+    LegacyLogIoULoss,
     Positives,
     SmoothL1Loss,
     SoftmaxLoss,
@@ -160,17 +161,6 @@ def test_roi_head(storage, exact_boxes, case):
     close(deltas.grad, data[f"{key}/grad_deltas_d2"])
 
 
-class LogIoULoss(BoxLoss):
-    """-log IoU of distances, areas and overlap enlarged by 1: FCOS' loss of the authors."""
-
-    def forward(self, positives):
-        one, two = positives.deltas, positives.boxes
-        low = torch.minimum(one, two)
-        overlap = (low[:, 0] + low[:, 2]) * (low[:, 1] + low[:, 3])
-        area = sum((x[:, 0] + x[:, 2]) * (x[:, 1] + x[:, 3]) for x in (one, two))
-        return -((overlap + 1) / (area - overlap + 1)).log()
-
-
 @pytest.mark.parametrize("code", ["r21a", "r21c"])
 @pytest.mark.parametrize("case", ["normal", "onepos"])
 def test_fcos(case, code):
@@ -187,11 +177,13 @@ def test_fcos(case, code):
     # The first form has a learned factor too, which is 1 at the start.
     guide = GuidedScale(guides=("box", "ctr") if last else ("box",),
                         mode="frozen" if last else "per_step", learn_sigma=last)  # fmt: skip
-    criterion = Criterion(cls_loss=BCELoss(), box_loss=LogIoULoss(), guide=guide).double()
+    criterion = Criterion(cls_loss=BCELoss(), box_loss=LegacyLogIoULoss(), guide=guide).double()
+    transform, points = LastPixelTransform(), torch.zeros_like(true)
+    boxes = transform.apply_deltas(true, points)
     ctr_loss = F.binary_cross_entropy_with_logits(ctr.flatten()[index], weights)
     losses = criterion(
         logits.flatten(0, 1), labels.flatten(),
-        Positives(index, ltrb.flatten(0, 1)[index], true, true, None),
+        Positives(index, ltrb.flatten(0, 1)[index], points, boxes, transform),
         cls_normalizer=len(index), box_normalizer=weights.sum(), box_weights=weights,
         others={"ctr": ctr_loss},
     )  # fmt: skip

@@ -53,6 +53,7 @@ BOX_LOSSES = {
     bv.nwd_loss: lambda a, b: bv.nwd_loss(a, b, constant=30.0),
     bv.mpdiou_loss: lambda a, b: bv.mpdiou_loss(a, b, SIZES.expand(len(a), 2)),
     bv.log_iou_loss: bv.log_iou_loss,
+    bv.legacy_log_iou_loss: bv.legacy_log_iou_loss,
     bv.inner_iou_loss: lambda a, b: bv.inner_iou_loss(a, b, ratio=1.2, base="ciou"),
     bv.wise_iou_loss: lambda a, b: bv.wise_iou_loss(
         a, b, mean=torch.tensor(0.7, dtype=torch.float64)
@@ -85,6 +86,10 @@ def plain(name, a, b):
         return 1 - iou + sum((x - y) ** 2 for x, y in zip(a, b)) / (480**2 + 640**2)
     if name == "log_iou_loss":
         return -math.log(max(iou, 1e-6))
+    if name == "legacy_log_iou_loss":
+        areas = [max(x[2] - x[0] - 1, 0) * max(x[3] - x[1] - 1, 0) for x in (a, b)]
+        meet = max(width - 1, 0) * max(height - 1, 0)
+        return -math.log((meet + 1) / (sum(areas) - meet + 1))
     hull = max(a[2], b[2]) - min(a[0], b[0]), max(a[3], b[3]) - min(a[1], b[1])
     far = (shift[0] ** 2 + shift[1] ** 2) / (hull[0] ** 2 + hull[1] ** 2 + eps)
     beta = (1 - iou) / 0.7
@@ -116,7 +121,9 @@ def test_box_losses_equal_the_plain_form(function, count, dtype, seed):
     assert torch.equal(torch.stack(enclosing_sides(wide_a, wide_b), dim=1), hull)
 
 
-@pytest.mark.parametrize("function", [bv.nwd_loss, bv.mpdiou_loss, bv.log_iou_loss])
+@pytest.mark.parametrize(
+    "function", [bv.nwd_loss, bv.mpdiou_loss, bv.log_iou_loss, bv.legacy_log_iou_loss]
+)
 def test_gradcheck_of_box_losses(function):
     a = torch.tensor([[3.0, 4, 23, 17], [1, 2, 9, 30]], dtype=torch.float64)
     b = torch.tensor([[5.0, 7, 27, 26], [2, 3, 20, 12]], dtype=torch.float64)

@@ -5,8 +5,16 @@ annotation files, :mod:`.voc_files` for VOC, :mod:`.dicts` for data sets of any 
 :mod:`.images` for image files. ``docs/reliability_data.md`` lists all kinds.
 """
 
-from .catalog import load_checked
+from .catalog import is_voc, load_checked
 from .images import check_sample, explain
 from .kinds import KINDS, BadDataError, Problem
 
-__all__ = ["KINDS", "BadDataError", "Problem", "check_sample", "load_checked", "explain"]
+__all__ = [
+    "KINDS",
+    "BadDataError",
+    "Problem",
+    "check_sample",
+    "explain",
+    "is_voc",
+    "load_checked",
+]

@@ -11,9 +11,9 @@ from .images import find_missing
 from .json_file import check_json, leave_out, read_json
 from .json_sets import JsonSet
 from .kinds import BAD_ANNOTATIONS, KINDS, BadDataError, Problem, settle
-from .voc_files import check_voc
+from .voc_files import check_voc, difficult_objects
 
-__all__ = ["load_checked"]
+__all__ = ["is_voc", "load_checked"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ def load_checked(
     bad_annotations: str = "skip",
     filter_empty: bool = False,
     masks: bool = False,
+    drop_difficult: bool = False,
 ) -> Any:
     """What ``DatasetCatalog.get(name)`` gives, checked.
 
@@ -42,6 +43,7 @@ def load_checked(
             says so once, "refuse" is an error.
         filter_empty: whether images without an object will be left out.
         masks: whether masks are trained on, so that every object needs one.
+        drop_difficult: leave out what Pascal VOC's files call difficult.
     """
     if bad_annotations not in BAD_ANNOTATIONS:
         raise ValueError(
@@ -50,14 +52,29 @@ def load_checked(
         )
     if name not in DatasetCatalog:
         return DatasetCatalog.get(name)  # says what is registered
-    return _Loader(training, bad_annotations, filter_empty, masks).load(name, DatasetCatalog[name])
+    loader = _Loader(training, bad_annotations, filter_empty, masks, drop_difficult)
+    return loader.load(name, DatasetCatalog[name])
+
+
+def is_voc(name: str) -> bool:
+    """Whether a registered data set is a folder of Pascal VOC's XML files."""
+    metadata = MetadataCatalog.get(name)
+    return bool(metadata.get("dirname") and metadata.get("split"))
 
 
 class _Loader:
     """Loads a data set, with every check that fits its form."""
 
-    def __init__(self, training: bool, bad_annotations: str, filter_empty: bool, masks: bool):
+    def __init__(
+        self,
+        training: bool,
+        bad_annotations: str,
+        filter_empty: bool,
+        masks: bool,
+        drop_difficult: bool = False,
+    ):
         self.training, self.filter_empty, self.masks = training, filter_empty, masks
+        self.drop_difficult = drop_difficult
         self.policy = bad_annotations if training else "skip"
         self.done = _LEFT_OUT if training else _KEPT
 
@@ -76,6 +93,8 @@ class _Loader:
             return dicts
         if not dicts:
             raise BadDataError(f"The data set '{name}' has no image; add some.")
+        if self.drop_difficult and is_voc(name):
+            dicts = without(dicts, difficult_objects(dicts, MetadataCatalog.get(name).dirname))
         if source is None:
             self._settle(check_images(dicts), name)
             if MetadataCatalog.get(name).get("json_file"):
@@ -113,9 +132,9 @@ class _Loader:
             self._settle([Problem("no annotations", file, detail)], name)
 
     def _check_voc(self, name: str) -> None:
-        metadata = MetadataCatalog.get(name)
-        if not (metadata.get("dirname") and metadata.get("split")):
+        if not is_voc(name):
             return
+        metadata = MetadataCatalog.get(name)
         problems = check_voc(metadata.dirname, metadata.split, metadata.get("thing_classes"))
         if self.training:  # boxes are those of the dicts, which are checked as such
             problems = [p for p in problems if KINDS[p.kind].level == "refuse"]

@@ -2,7 +2,7 @@
 
 import os
 import xml.etree.ElementTree as ElementTree
-from typing import Any, Collection, List, Optional, Tuple
+from typing import Any, Collection, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -12,7 +12,15 @@ from d2ext.safe_load import UnsafeFileError, parse_xml
 from .boxes import BOX_KINDS, box_codes, show_box
 from .kinds import BadDataError, Problem
 
-__all__ = ["check_split", "check_voc", "check_xml", "read_split", "read_xml", "split_file"]
+__all__ = [
+    "check_split",
+    "check_voc",
+    "check_xml",
+    "difficult_objects",
+    "read_split",
+    "read_xml",
+    "split_file",
+]
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -35,6 +43,17 @@ def check_voc(dirname: str, split: str, class_names: Optional[Collection[str]]) 
         return found
     for name in names:
         found += check_xml(os.path.join(dirname, "Annotations", f"{name}.xml"), class_names)
+    return found
+
+
+def difficult_objects(dicts: Sequence[Dict[str, Any]], dirname: str) -> List[Tuple[int, int]]:
+    """Image and number of each object that a file calls difficult; the dicts hold all objects."""
+    found = []
+    for image, item in enumerate(dicts):
+        root = read_xml(os.path.join(dirname, "Annotations", f"{item['image_id']}.xml"))
+        for number, thing in enumerate(root.findall("object")):
+            if thing.findtext("difficult", "0").strip() == "1":
+                found.append((image, number))
     return found
 
 

@@ -27,6 +27,9 @@ class CenterAssigner(Assigner):
     That is: the point is inside the object, within ``center_sampling_radius`` strides of its centre
     in x and y, and the farthest of the four sides is in the range of the point's level. Equal to
     ``FCOS.label_anchors`` of Detectron2 on finite boxes, ties included.
+
+    With a radius of 0, as in the first FCOS, any point of the object will do, and ranges include
+    their ends: a side of just 64 pixels is learnt on two levels.
     """
 
     def __init__(
@@ -34,15 +37,18 @@ class CenterAssigner(Assigner):
         center_sampling_radius: float = 1.5,
         size_range: Tuple[float, float] = (4.0, 8.0),
         block_pairs: Optional[int] = None,
+        last_pixel: bool = False,
     ):
         """
         Args:
-            center_sampling_radius: in strides.
+            center_sampling_radius: in strides; 0: anywhere in the object.
             size_range: lowest and highest distance to an object's farthest side, in strides. The
                 first level has no lowest, the last no highest.
             block_pairs: the most (object, point) pairs computed at a time. By default what suits
                 the device.
+            last_pixel: an object ends one pixel before ``x2`` and ``y2``, but its area does not.
         """
+        self.last_pixel = last_pixel
         self.center_sampling_radius = float(center_sampling_radius)
         self.size_range = size_range
         self.block_pairs = block_pairs
@@ -56,7 +62,9 @@ class CenterAssigner(Assigner):
                 "have one anchor a place (one size a level in MODEL.ANCHOR_GENERATOR.SIZES and "
                 "one ASPECT_RATIOS for RetinaNet, one MODEL.ATSS.ANCHOR_SCALES for ATSS)."
             )
-        return {"center_sampling_radius": cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS}
+        node = cfg.MODEL.FCOS
+        last_pixel = node.DISTANCE == "exp_pixels"
+        return {"center_sampling_radius": node.CENTER_SAMPLING_RADIUS, "last_pixel": last_pixel}
 
     @torch.no_grad()
     def __call__(self, priors: Priors, targets: PackedTargets, num_classes: int) -> Assignment:
@@ -73,36 +81,42 @@ class CenterAssigner(Assigner):
         blocks = ObjectBlocks(targets.boxes, targets.counts, len(size), self.block_pairs)
         best = BestObject(blocks, floor=0.0)
         for block in blocks:
-            score, spare = _scores(block, centers, radius, lowest, highest)
+            score, spare = self._scores(block, centers, radius, lowest, highest)
             best.update(block, score, spare)
         score, matched = best.result()
         labels = targets.classes[matched].masked_fill_(score < 1e-5, num_classes)
         return Assignment(labels, matched)
 
-
-def _scores(
-    block: ObjectBlock,
-    centers: torch.Tensor,
-    radius: torch.Tensor,
-    lowest: torch.Tensor,
-    highest: torch.Tensor,
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Scores (n, K, R), 0 where a point is not for an object, and a buffer that is free again."""
-    score, side, flag = block.buffers
-    x, y = centers
-    x0, y0, x1, y1 = block.boxes.unsqueeze(2).unbind(dim=3)  # (n, K, 1)
-    # Near the centre.
-    torch.sub(x, (x0 + x1) / 2, out=score).abs_()
-    torch.sub(y, (y0 + y1) / 2, out=side).abs_()
-    score = torch.maximum(score, side, out=score).lt_(radius)
-    # Inside.
-    for difference in ((x, x0), (y, y0), (x1, x), (y1, y)):
-        score.mul_(torch.gt(*difference, out=flag))
-    # The farthest side in the range of the level.
-    torch.maximum(torch.sub(x, x0, out=side), torch.sub(x1, x, out=flag), out=side)
-    torch.maximum(side, torch.sub(y, y0, out=flag), out=side)
-    torch.maximum(side, torch.sub(y1, y, out=flag), out=side)
-    score.mul_(torch.gt(side, lowest, out=flag)).mul_(torch.lt(side, highest, out=flag))
-    # An infinite area would make 0 * inf of the points outside.
-    worth = (_LARGEST_AREA - areas(block.boxes)).masked_fill_(~block.valid, 0.0)
-    return score.mul_(worth.nan_to_num_(nan=0.0).unsqueeze(2)), flag
+    def _scores(
+        self,
+        block: ObjectBlock,
+        centers: torch.Tensor,
+        radius: torch.Tensor,
+        lowest: torch.Tensor,
+        highest: torch.Tensor,
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Scores (n, K, R), 0 where a point is not for an object, and a buffer that is free."""
+        score, side, flag = block.buffers
+        x, y = centers
+        x0, y0, x1, y1 = block.boxes.unsqueeze(2).unbind(dim=3)  # (n, K, 1)
+        above, below = torch.ge, torch.le
+        if self.center_sampling_radius:
+            above, below = torch.gt, torch.lt
+            torch.sub(x, (x0 + x1) / 2, out=score).abs_()
+            torch.sub(y, (y0 + y1) / 2, out=side).abs_()
+            score = torch.maximum(score, side, out=score).lt_(radius)
+        else:
+            score.fill_(1.0)
+        if self.last_pixel:
+            x1, y1 = x1 - 1, y1 - 1
+        # Inside.
+        for difference in ((x, x0), (y, y0), (x1, x), (y1, y)):
+            score.mul_(torch.gt(*difference, out=flag))
+        # The farthest side in the range of the level.
+        torch.maximum(torch.sub(x, x0, out=side), torch.sub(x1, x, out=flag), out=side)
+        torch.maximum(side, torch.sub(y, y0, out=flag), out=side)
+        torch.maximum(side, torch.sub(y1, y, out=flag), out=side)
+        score.mul_(above(side, lowest, out=flag)).mul_(below(side, highest, out=flag))
+        # An infinite area would make 0 * inf of the points outside.
+        worth = (_LARGEST_AREA - areas(block.boxes)).masked_fill_(~block.valid, 0.0)
+        return score.mul_(worth.nan_to_num_(nan=0.0).unsqueeze(2)), flag

@@ -45,6 +45,7 @@ for _registry, _classes in (
             "iou": losses.IoULoss,
             "iou_squared": losses.SquaredIoULoss,
             "log_iou": losses.LogIoULoss,
+            "log_iou_legacy": losses.LegacyLogIoULoss,
             "mpdiou": losses.MPDIoULoss,
             "nwd": losses.NWDLoss,
             "smooth_l1": losses.SmoothL1Loss,

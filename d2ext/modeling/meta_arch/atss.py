@@ -12,7 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform, Box2BoxTransformLinear
 from detectron2.modeling.meta_arch.fcos import FCOS
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes
 from torch import nn
 
 from d2ext.config import arguments, names_keys, validate
@@ -51,7 +51,6 @@ class ATSS(ExtDenseMixin, FCOS):
         score: str = "sqrt",
         clip_before_nms: bool = False,
         drop_empty: bool = False,
-        topk_per_level_cap: str = "none",
         test_score_thresh: float = 0.05,
         input_format: str = "BGR",
         **kwargs,
@@ -65,9 +64,8 @@ class ATSS(ExtDenseMixin, FCOS):
             box_loss_weight: constant weight of the box loss.
             l1_loss_weight: weight of the mean L1 of the positives' deltas, over this rank; 0: none.
             score: "sqrt" (geometric mean of class score and quality) or "product".
-            clip_before_nms: clip boxes to the image before NMS, not after it.
-            drop_empty: leave boxes without area in the image out before the best are taken.
-            topk_per_level_cap: "anchors": take no more pairs of a level than it has anchors.
+            clip_before_nms: see :class:`ExtDenseMixin`.
+            drop_empty: leave boxes without area in the image out before the best are taken; clips.
             test_score_thresh: compared with the score, whichever it is.
             input_format: order of the colours.
             kwargs: arguments of :class:`ExtDenseMixin` and Detectron2's ``FCOS``.
@@ -75,21 +73,21 @@ class ATSS(ExtDenseMixin, FCOS):
         for name, value, allowed in (
             ("quality", quality, ("centerness", "iou")),
             ("score", score, ("sqrt", "product")),
-            ("topk_per_level_cap", topk_per_level_cap, ("none", "anchors")),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(allowed)}, not '{value}'.")
-        super().__init__(test_score_thresh=test_score_thresh, **kwargs)
+        super().__init__(
+            test_score_thresh=test_score_thresh,
+            clip_before_nms=clip_before_nms or drop_empty,
+            **kwargs,
+        )
         self.anchor_generator = anchor_generator
         self.point_generator = point_generator
         self.quality = quality
         self.box_loss_weight = box_loss_weight
         self.l1_loss_weight = l1_loss_weight
-        self.score = score
         self.score_power = 0.5 if score == "sqrt" else 1.0
-        self.clip_before_nms = clip_before_nms or drop_empty
         self.drop_empty = drop_empty
-        self.cap_by_anchors = topk_per_level_cap == "anchors"
         self.input_format = input_format
 
     @classmethod
@@ -165,18 +163,3 @@ class ATSS(ExtDenseMixin, FCOS):
             return {}
         error = (positives.deltas - positives.target_deltas).abs().sum()
         return {"l1": error * (self.l1_loss_weight / max(4 * len(positives), 1))}
-
-    def forward_inference(self, images, features, predictions) -> List[Instances]:
-        pred_logits, pred_deltas, pred_quality = self._transpose_dense_predictions(
-            predictions, [self.num_classes, 4, 1]
-        )
-        _, priors = self.anchors_and_priors(features)
-        scores = [x.sigmoid() * q.sigmoid() for x, q in zip(pred_logits, pred_quality)]
-        if self.score == "sqrt":
-            scores = [s.sqrt() for s in scores]
-        return [
-            self.inference_single_image(
-                priors, [s[i] for s in scores], [d[i] for d in pred_deltas], image_size
-            )
-            for i, image_size in enumerate(images.image_sizes)
-        ]

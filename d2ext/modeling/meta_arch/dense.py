@@ -85,13 +85,12 @@ class ExtDenseMixin(OptimalBias):
         quality_weighs_boxes: whether the third branch's targets weigh the box losses, which are
             then divided by the targets' sum.
         box_loss_weight: constant weight of the box loss.
+        least_weight: floor of that sum.
         point_extent: for priors that are points, the sides in strides of the squares that stand
             for them where overlaps are compared; 0: they are anchors.
-        clip_before_nms: whether boxes are clipped to the image before NMS, not after it.
+        score_power: scores are class scores, times those of a third branch, to this power.
         drop_empty: whether boxes that have no area in the image are left out before the best of a
             level are taken.
-        cap_by_anchors: whether no more (anchor, class) pairs of a level are taken than it has
-            anchors, or boxes that are not left out.
     """
 
     # Detectron2's, whose classes are not typed.
@@ -106,11 +105,10 @@ class ExtDenseMixin(OptimalBias):
     loss_names: Mapping[str, str] = {"box": "box_reg"}
     quality_loss = "quality"
     quality_weighs_boxes = False
+    least_weight = 1.0
     box_loss_weight = 1.0
     point_extent = 0.0
-    clip_before_nms = False
     drop_empty = False
-    cap_by_anchors = False
 
     @configurable
     def __init__(
@@ -120,6 +118,9 @@ class ExtDenseMixin(OptimalBias):
         assigner: Any,
         normalizer: nn.Module,
         sampling_free: Optional[SamplingFreeOptions] = None,
+        clip_before_nms: bool = False,
+        topk_per_level_cap: str = "none",
+        score_thresh_on: str = "score",
         **kwargs,
     ):
         """
@@ -128,10 +129,24 @@ class ExtDenseMixin(OptimalBias):
             assigner: who is responsible for which object, see :mod:`d2ext.modeling.assigners`.
             normalizer: called with the number of positives, gives the divisor of the losses.
             sampling_free: how to train without sampling; None: not at all.
+            clip_before_nms: clip boxes to the image before NMS, not after it.
+            topk_per_level_cap: "anchors": take no more (anchor, class) pairs of a level than it
+                has anchors, or boxes that are not left out.
+            score_thresh_on: what the threshold is compared with, "score" or, where a third branch
+                is part of the score, "class" alone.
             kwargs: arguments of the Detectron2 detector. Its own matcher and loss parameters are
                 not used: assigner and criterion hold theirs.
         """
+        for name, value, allowed in (
+            ("topk_per_level_cap", topk_per_level_cap, ("none", "anchors")),
+            ("score_thresh_on", score_thresh_on, ("score", "class")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(allowed)}, not '{value}'.")
         super().__init__(**kwargs)
+        self.clip_before_nms = clip_before_nms
+        self.cap_by_anchors = topk_per_level_cap == "anchors"
+        self.threshold_on_class = score_thresh_on == "class"
         self.criterion = criterion
         self.assigner = assigner
         self.normalizer = normalizer
@@ -301,7 +316,7 @@ class ExtDenseMixin(OptimalBias):
                 self.normalizer, len(positives), positives.deltas, quality.sum()
             )
             # The weights' own sum, so that the box loss is their weighted mean.
-            return quality, divisor, total.clamp(min=1)
+            return quality, divisor, total.clamp(min=self.least_weight)
         else:
             weights, divisor = None, self.normalizer(len(positives), positives.deltas)
         return weights, divisor, divisor * self.numbers_per_box()
@@ -388,6 +403,33 @@ class ExtDenseMixin(OptimalBias):
         storage.put_scalar("num_pos_anchors", len(positives) / matched_boxes.shape[0])
         return positives
 
+    def forward_inference(self, images, features, predictions) -> List[Instances]:
+        """Detections of each image; a third branch's score is a factor of the classes'."""
+        logits, deltas, *quality = self.transpose(predictions)
+        _, priors = self.anchors_and_priors(features)
+        scores = [self._scores(*level) for level in zip(logits, *quality)]
+        return [
+            self.inference_single_image(
+                priors, [s[i] for s in scores], [d[i] for d in deltas], image_size
+            )
+            for i, image_size in enumerate(images.image_sizes)
+        ]
+
+    def _scores(self, logits: torch.Tensor, quality: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """Scores of a level (N, R_l, C), below 0 where the class' own is not enough."""
+        classes = logits.sigmoid()
+        scores = classes if quality is None else classes * quality.sigmoid()
+        if self.score_power == 0.5:
+            scores = scores.sqrt()
+        if self.threshold_on_class:
+            least = self.score_thresholds(self.test_score_thresh)
+            scores = scores.masked_fill(classes <= least, -1.0)
+        return scores
+
+    @property
+    def threshold_power(self) -> float:
+        return 1.0 if self.threshold_on_class else self.score_power
+
     def _decode_per_level_predictions(
         self, anchors, pred_scores, pred_deltas, score_thresh, topk_candidates, image_size
     ) -> Instances:
@@ -401,9 +443,8 @@ class ExtDenseMixin(OptimalBias):
             real = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
             pred_scores = pred_scores.masked_fill(~real[:, None], -1.0)
             limit = min(limit, int(real.sum())) if self.cap_by_anchors else limit
-        index, classes, scores = best_of_level(
-            pred_scores, self.score_thresholds(score_thresh), limit
-        )
+        least = -0.5 if self.threshold_on_class else self.score_thresholds(score_thresh)
+        index, classes, scores = best_of_level(pred_scores, least, limit)
         if boxes is not None:
             boxes = boxes[index]
         else:

@@ -10,7 +10,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.meta_arch.fcos import FCOS
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch.nn import functional as F
 
@@ -156,14 +156,3 @@ class YOLOX(ExtDenseMixin, FCOS):
             return {}
         error = (positives.deltas - positives.target_deltas).abs().sum()
         return {"l1": error * self.l1_loss_weight / divisor}
-
-    def forward_inference(self, images, features, predictions) -> List[Instances]:
-        logits, deltas, objectness = self.transpose(predictions)
-        cells = self.anchor_generator(features)
-        scores = [x.sigmoid() * y.sigmoid() for x, y in zip(logits, objectness)]
-        return [
-            self.inference_single_image(
-                cells, [s[i] for s in scores], [d[i] for d in deltas], image_size
-            )
-            for i, image_size in enumerate(images.image_sizes)
-        ]

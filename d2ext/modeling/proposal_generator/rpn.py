@@ -9,12 +9,14 @@ import torch
 from detectron2.config import configurable
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from d2ext.combinations import check, present
+from d2ext.config import arguments
 
 from ..assigners import IoUAssigner
 from ..losses import Criterion, Positives, build_criterion
@@ -41,6 +43,7 @@ class ExtRPN(OptimalBias, RPN):
         criterion: Criterion,
         sampling_free: Optional[SamplingFreeOptions] = None,
         ohem: bool = False,
+        post_nms_per_batch: bool = False,
         **kwargs,
     ):
         """
@@ -48,6 +51,8 @@ class ExtRPN(OptimalBias, RPN):
             criterion: objectness (one class) and box loss of all anchors.
             sampling_free: how to learn from all anchors instead of a random sample; None: not.
             ohem: learn from the anchors of largest loss instead of a random sample.
+            post_nms_per_batch: in training keep the best proposals of all images of the rank, as
+                many on average as otherwise of each.
             kwargs: arguments of Detectron2's ``RPN``. Its box loss type is not used: the
                 criterion holds its own. Of its ``anchor_matcher`` the thresholds are used; a
                 subclass of ``Matcher`` is called itself, image by image.
@@ -56,6 +61,7 @@ class ExtRPN(OptimalBias, RPN):
         check("rpn", *present(ohem=ohem, sampling_free=sampling_free is not None))
         self.criterion = criterion
         self.ohem = ohem
+        self.post_nms_per_batch = post_nms_per_batch
         self.assigner: Any = _assigner_like(self.anchor_matcher)
         self.enable_optimal_bias(sampling_free, 1)
 
@@ -72,6 +78,7 @@ class ExtRPN(OptimalBias, RPN):
         )
         args["sampling_free"] = SamplingFreeOptions.from_cfg(cfg, "rpn")
         args["ohem"] = cfg.MODEL.OHEM.ON_RPN
+        args.update(arguments(cfg, "MODEL.RPN"))
         return args
 
     @property
@@ -202,6 +209,31 @@ class ExtRPN(OptimalBias, RPN):
         labels = rpn_labels.view(logits.shape)
         return hardest_of_rows(loss.view_as(labels), labels, self.batch_size_per_image).flatten()
 
+    @torch.no_grad()
+    def predict_proposals(
+        self,
+        anchors: List[Boxes],
+        pred_objectness_logits: List[torch.Tensor],
+        pred_anchor_deltas: List[torch.Tensor],
+        image_sizes: List[Tuple[int, int]],
+    ) -> List[Instances]:
+        """As upstream's, or with the best of the batch instead of each image."""
+        if not (self.post_nms_per_batch and self.training):
+            return super().predict_proposals(
+                anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes
+            )
+        found = find_top_rpn_proposals(
+            self._decode_proposals(anchors, pred_anchor_deltas),
+            pred_objectness_logits,
+            image_sizes,
+            self.nms_thresh,
+            self.pre_nms_topk[True],
+            post_nms_topk=sum(len(x) for x in anchors),
+            min_box_size=self.min_box_size,
+            training=True,
+        )
+        return _best_of_batch(found, self.post_nms_topk[True] * len(found))
+
     def _gather_positives(self, anchors, index, gt_boxes, pred_deltas) -> Positives:
         priors = Boxes.cat(anchors).tensor
         return Positives(
@@ -211,6 +243,14 @@ class ExtRPN(OptimalBias, RPN):
             boxes=torch.cat(gt_boxes)[index],
             transform=self.box2box_transform,
         )
+
+
+def _best_of_batch(proposals: List[Instances], limit: int) -> List[Instances]:
+    """Of all images' proposals together the ``limit`` of highest score, in the order they had."""
+    scores = torch.cat([p.objectness_logits for p in proposals])
+    chosen = scores.topk(min(limit, len(scores))).indices
+    keep = torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, chosen, True)
+    return [p[k] for p, k in zip(proposals, keep.split([len(p) for p in proposals]))]
 
 
 def _assigner_like(matcher: Matcher) -> Optional[IoUAssigner]:

@@ -7,6 +7,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 
+from ..last_pixel import pool_to_last_pixel
 from ..losses.guided import sampling_free_on
 from .fast_rcnn import ExtFastRCNNOutputLayers
 from .unsampled import UnsampledMixin
@@ -55,7 +56,11 @@ class _ExtROIHeads(UnsampledMixin):
     @classmethod
     def from_config(cls, cfg, input_shape):
         upstream: Any = super()
-        return {**upstream.from_config(cfg, input_shape), **_unsampled_options(cfg)}
+        args = {**upstream.from_config(cfg, input_shape), **_unsampled_options(cfg)}
+        for name, node in (("box", cfg.MODEL.ROI_BOX_HEAD), ("mask", cfg.MODEL.ROI_MASK_HEAD)):
+            if node.LEGACY_ROIS and args.get(f"{name}_pooler") is not None:
+                pool_to_last_pixel(args[f"{name}_pooler"])
+        return args
 
 
 @ROI_HEADS_REGISTRY.register()
