@@ -91,5 +91,8 @@ SECTIONS = [
         Key("MOMENTUM", 0.75, number(0, below=1), "momentum of their counts"),
         Key("DIVIDE_BY", "occupied", one_of("occupied", "all"),
             "divisor of the loss: regions that are not empty (authors' code), or all (paper)"),
+        # As mmdetection. The counts then start at 0. GHM-R of MODEL.GHM_R follows this key, too.
+        Key("PER_LEVEL", False, BOOLEAN,
+            "dense heads: GHM-C and GHM-R count each level of the pyramid on its own"),
     ),
 ]  # fmt: skip

@@ -25,7 +25,7 @@ from .box_variants import (
 from .class_margin import EffectiveClassMarginLoss
 from .cls_losses import BCELoss, ClsLoss, FocalLoss, QualityFocalLoss, SoftmaxLoss
 from .correlation import CorrelationCoupling
-from .counted import CountedLoss
+from .counted import CountedLoss, Levels
 from .criterion import CoupledTerms, Criterion
 from .eqlv2 import EQLv2Loss
 from .equalized_focal import EqualizedFocalLoss, EqualizedQualityFocalLoss
@@ -65,6 +65,7 @@ __all__ = [
     "InnerIoULoss",
     "IoULoss",
     "LegacyLogIoULoss",
+    "Levels",
     "LogIoULoss",
     "MatchabilityAwareLoss",
     "MPDIoULoss",

@@ -34,10 +34,12 @@ class BoxLoss(nn.Module):
         overlap: True if it measures how far the boxes overlap, so that another such loss beside it
             would count the overlap twice.
         needs_image_sizes: True if it reads ``positives.image_sizes``.
+        needs_levels: True if it reads ``positives.levels``.
     """
 
     overlap = False
     needs_image_sizes = False
+    needs_levels = False
 
     def forward(self, positives: Positives) -> torch.Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define forward(positives).")

@@ -3,7 +3,7 @@
 Shapes: K positive samples. Each returns (K,) but GHM-R, which returns (K, 4).
 """
 
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 import torch
 
@@ -12,7 +12,7 @@ from d2ext.ops.boxes import iou_loss
 from d2ext.ops.reduce import reduce_sum
 
 from .box_losses import BoxLoss, OverlapLoss
-from .counted import Counted
+from .counted import Counted, Levels, running_counts
 from .positives import Positives
 
 __all__ = [
@@ -158,15 +158,21 @@ class GHMRLoss(Counted, BoxLoss):
     region that is empty now keeps its own. It starts at 0, so that the first weights are
     ``1 / (1 - momentum)`` times too large, as in the authors' code.
 
+    With ``per_level``, as mmdetection applies it, the regions of each level are counted on their
+    own, the running mean moves from level to level, and their losses add up to about 4 K each.
+
     Args:
         mu: where the loss turns from quadratic to linear.
         bins: regions of the gradient's size.
         momentum: how much of the old counts stays in each step; 0: none.
+        per_level: count level by level, by ``positives.levels``.
     """
 
     count: torch.Tensor
 
-    def __init__(self, mu: float = 0.02, bins: int = 10, momentum: float = 0.0):
+    def __init__(
+        self, mu: float = 0.02, bins: int = 10, momentum: float = 0.0, per_level: bool = False
+    ):
         super().__init__()
         _above_0(mu=mu)
         if bins < 1 or not 0 <= momentum < 1:
@@ -176,35 +182,47 @@ class GHMRLoss(Counted, BoxLoss):
         self.mu = mu
         self.bins = bins
         self.momentum = momentum
+        self.needs_levels = per_level
+        # What a repetition of the last counted pass must see.
+        self._weight_read: Optional[torch.Tensor] = None
         if momentum:
             self.register_buffer("count", torch.zeros(bins, dtype=torch.float64))
 
     def forward(self, positives: Positives) -> torch.Tensor:
         deltas, targets = positives.deltas, positives.target_deltas
-        options: Dict[str, Any] = {"mu": self.mu, "bins": self.bins}
+        levels = positives.levels if self.needs_levels else None
+        levels = levels or Levels(torch.zeros_like(positives.index), 1)
+        options: Dict[str, Any] = {
+            "mu": self.mu, "bins": self.bins, "group": levels.of, "num_groups": levels.count
+        }  # fmt: skip
         now = ops.ghm_r_bins(deltas, targets, **options)[1]
         if self.training and torch.is_grad_enabled():
             # A validation pass reduces nothing: ranks may have unequal numbers of those.
             now = reduce_sum(now)
-        weight = self._weight(now, repeats=self.is_repetition(), counts=self.counts_now())
+        if self.is_repetition():
+            weight = self._weight_read
+        else:
+            weight = self._weight(now.view(levels.count, -1), counts=self.counts_now())
         return ops.ghm_r_loss(deltas, targets, weight=weight, **options)
 
     @torch.no_grad()
-    def _weight(self, now: torch.Tensor, repeats: bool, counts: bool) -> torch.Tensor:
-        """(bins,)"""
+    def _weight(self, now: torch.Tensor, counts: bool) -> torch.Tensor:
+        """(L bins,), of counts (L, bins)."""
         count = now
-        if self.momentum and repeats:
-            count = self.count  # it has moved already
-        elif self.momentum:
-            moved = self.momentum * self.count + (1 - self.momentum) * now
-            count = torch.where(now > 0, moved, self.count)
+        if self.momentum:
+            count, last = running_counts(self.count, now, self.momentum)
             if counts:
-                self.count.copy_(count)
+                self.count.copy_(last)
         occupied = now > 0
-        return torch.where(occupied, now.sum() / (count * occupied.sum()).clamp(min=1e-9), 0.0)
+        regions = occupied.sum(dim=1, keepdim=True)
+        weight = torch.where(occupied, now.sum() / (count * regions).clamp(min=1e-9), 0.0)
+        if counts:
+            self._weight_read = weight.flatten()
+        return weight.flatten()
 
     def extra_repr(self) -> str:
-        return f"mu={self.mu}, bins={self.bins}, momentum={self.momentum}"
+        text = f"mu={self.mu}, bins={self.bins}, momentum={self.momentum}"
+        return f"{text}, per_level={self.needs_levels}"
 
 
 def _above_0(**values: float) -> None:

@@ -34,6 +34,8 @@ class ClsLoss(nn.Module):
         sigmoid: True if a sample's classes are independent (logits (M, C)), False if they are one
             softmax with the background last (logits (M, C + 1)).
         needs_quality: True if ``forward`` needs the IoU of each positive.
+        needs_levels: True if ``forward`` takes ``levels``, the pyramid level of each sample as
+            :class:`~d2ext.losses.counted.Levels`; None where a head has none.
         objectness: True for independent classes beside a column of its own for the background
             (logits (M, C + 1)); the loss then defines ``scores``, (M, C) for inference.
         counts_first: True if ``forward`` takes the batch into its statistics before it computes the
@@ -50,6 +52,7 @@ class ClsLoss(nn.Module):
     weighs_classes = False
     sigmoid = True
     needs_quality = False
+    needs_levels = False
     objectness = False
     counts_first = False
     class_weights: Optional[torch.Tensor]

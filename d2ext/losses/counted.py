@@ -1,11 +1,47 @@
 """When a forward pass of a loss counts towards its statistics."""
 
+from typing import NamedTuple, Tuple
+
 import torch
 from torch import nn
 
 from .cls_losses import ClsLoss
 
-__all__ = ["Counted", "CountedLoss"]
+__all__ = ["Counted", "CountedLoss", "Levels", "running_counts"]
+
+
+class Levels(NamedTuple):
+    """The pyramid level of each of some samples, for losses that count level by level.
+
+    Attributes:
+        of: (M,) int64, the level of each sample.
+        count: how many levels there are.
+    """
+
+    of: torch.Tensor
+    count: int
+
+
+def running_counts(
+    before: torch.Tensor, now: torch.Tensor, momentum: float
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Running means of counts after each of several levels, which come one after the other.
+
+    A region that a level leaves empty keeps its mean.
+
+    Args:
+        before: (B,) the means so far.
+        now: (L, B) counts of each level.
+        momentum: how much of the old counts stays with each level.
+
+    Returns:
+        (L, B) the means as each level sees them, and (B,) after the last.
+    """
+    seen = []
+    for row in now:  # each starts from what the one before has left
+        before = torch.where(row > 0, momentum * before + (1 - momentum) * row, before)
+        seen.append(before)
+    return torch.stack(seen), before
 
 
 class Counted(nn.Module):

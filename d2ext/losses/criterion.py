@@ -17,6 +17,7 @@ from d2ext.ops.precision import full_precision
 
 from .box_losses import BoxLoss
 from .cls_losses import ClsLoss
+from .counted import Levels
 from .positives import Positives
 
 __all__ = ["CoupledTerms", "Criterion"]
@@ -74,6 +75,7 @@ class Criterion(nn.Module):
         box_scale: float = 1.0,
         others: Optional[Dict[str, torch.Tensor]] = None,
         target: Optional[torch.Tensor] = None,
+        levels: Optional[Levels] = None,
     ) -> Dict[str, torch.Tensor]:
         """The losses of all samples of a batch.
 
@@ -88,6 +90,7 @@ class Criterion(nn.Module):
                 returned too, and a guide sees them.
             target: (M,) what a class loss that needs a quality aims at for positives; None: the
                 IoU of the predicted box.
+            levels: the pyramid level of each sample, for a class loss that has ``needs_levels``.
 
         Returns:
             ``{"cls": ..., "box": ..., **others}`` and what a coupling adds, all scalars in
@@ -100,7 +103,8 @@ class Criterion(nn.Module):
             # must see what the class loss itself sees.
             first = self.cls_loss.counts_first
             terms = None if first else self._couple(logits, labels, positives)
-            cls = self.cls_loss(logits, labels, cls_normalizer, quality)
+            more_of_rows = {"levels": levels} if self.cls_loss.needs_levels else {}
+            cls = self.cls_loss(logits, labels, cls_normalizer, quality, **more_of_rows)
             if first:
                 terms = self._couple(logits, labels, positives)
             box = self.box_loss(positives) if terms is None else terms.box

@@ -29,6 +29,8 @@ class Positives:
             ``apply_deltas(deltas, priors)``, such as Detectron2's box2box transforms.
         image_sizes: (K, 2) height and width of each sample's image, for a box loss that has
             ``needs_image_sizes``.
+        levels: the pyramid level of each sample, as :class:`~d2ext.losses.counted.Levels`, for a
+            box loss that has ``needs_levels``.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Positives:
         boxes: torch.Tensor,
         transform: Any,
         image_sizes: Optional[torch.Tensor] = None,
+        levels: Optional[Any] = None,
     ):
         self.index = index
         self.deltas = full_precision(deltas)
@@ -46,6 +49,7 @@ class Positives:
         self.boxes = boxes
         self.transform = transform
         self.image_sizes = image_sizes
+        self.levels = levels
 
     def __len__(self) -> int:
         return self.index.shape[0]

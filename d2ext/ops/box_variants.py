@@ -168,6 +168,8 @@ def ghm_r_loss(
     mu: float = 0.02,
     bins: int = 10,
     weight: Optional[torch.Tensor] = None,
+    group: Optional[torch.Tensor] = None,
+    num_groups: int = 1,
 ) -> torch.Tensor:
     """GHM-R (Li et al., AAAI 2019): a smooth L1 whose rows are divided by how many are like them.
 
@@ -181,6 +183,7 @@ def ghm_r_loss(
         bins: regions.
         weight: (bins,) w, for a caller who counts over several batches or ranks; None: of these
             rows alone.
+        group, num_groups: see :func:`ghm_r_bins`; the weights are then (num_groups * bins,).
 
     Returns:
         (K, 4).
@@ -188,22 +191,38 @@ def ghm_r_loss(
     deltas, target_deltas = full_precision(deltas), full_precision(target_deltas)
     difference = deltas - target_deltas
     root = (difference.square() + mu**2).sqrt()
-    region, count = ghm_r_bins(deltas, target_deltas, mu=mu, bins=bins)
+    region, count = ghm_r_bins(
+        deltas, target_deltas, mu=mu, bins=bins, group=group, num_groups=num_groups
+    )
     if weight is None:
-        weight = region.numel() / (count * (count > 0).sum()).clamp(min=1)
+        by_group = count.view(num_groups, bins)
+        occupied = (by_group > 0).sum(dim=1, keepdim=True)
+        weight = (region.numel() / (by_group * occupied).clamp(min=1)).flatten()
     return (root - mu) * weight.to(root.dtype)[region]
 
 
 @torch.no_grad()
 def ghm_r_bins(
-    deltas: torch.Tensor, target_deltas: torch.Tensor, *, mu: float = 0.02, bins: int = 10
+    deltas: torch.Tensor,
+    target_deltas: torch.Tensor,
+    *,
+    mu: float = 0.02,
+    bins: int = 10,
+    group: Optional[torch.Tensor] = None,
+    num_groups: int = 1,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """The region of each coordinate, (K, 4) int64, and how many each has, (bins,) float64."""
+    """The region of each coordinate, (K, 4) int64, and how many each has, float64.
+
+    Rows of several groups, (K,) numbers below ``num_groups``, have regions of their own: there are
+    (num_groups * bins,) of them, group after group.
+    """
     difference = full_precision(deltas) - full_precision(target_deltas)
     size = difference.abs() / (difference.square() + mu**2).sqrt()
     # A NaN stays one in the loss, whatever its region.
     region = (size * bins).nan_to_num_(nan=0.0).long().clamp_(0, bins - 1)
-    count = torch.zeros(bins, dtype=torch.float64, device=region.device)
+    if group is not None:
+        region += group[:, None] * bins
+    count = torch.zeros(num_groups * bins, dtype=torch.float64, device=region.device)
     return region, count.index_add_(0, region.flatten(), torch.ones_like(region).flatten().double())
 
 

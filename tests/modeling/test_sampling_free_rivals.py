@@ -9,7 +9,15 @@ from detectron2.utils.events import EventStorage
 from model_kit import build, make_batch, small_cfg, train_step
 from torch.nn import functional as F
 
-from d2ext.modeling.losses import BCELoss, Criterion, GHMCLoss, SmoothL1Loss
+from d2ext.modeling.losses import (
+    BCELoss,
+    Criterion,
+    GHMCLoss,
+    GHMRLoss,
+    Levels,
+    Positives,
+    SmoothL1Loss,
+)
 from d2ext.modeling.roi_heads import ExtFastRCNNOutputLayers
 from d2ext.modeling.roi_heads.ohem import hard_proposals, hardest_of_rows
 
@@ -188,6 +196,96 @@ def test_ghmc_counts_move_in_training_only_and_are_saved():
     # A region that is empty now keeps its count.
     again.train()(logits[:1], labels[:1])
     assert again.count[1] == before[1]
+
+
+def ghm_of_a_level(size, values, count, momentum):
+    """The sum of ``values`` by the sizes of their gradients, as mmdetection weighs them.
+
+    Args:
+        size, values: of every term, gradients from 0 to 1.
+        count: the running means of the regions' counts, which are moved.
+    """
+    bins, loss, occupied = len(count), 0.0, 0
+    region = (size * bins).long().clamp(max=bins - 1)
+    for k in range(bins):
+        chosen = region == k
+        if chosen.any():
+            count[k] = momentum * count[k] + (1 - momentum) * int(chosen.sum())
+            loss = loss + values[chosen].sum() / float(count[k])
+            occupied += 1
+    return loss / max(occupied, 1)
+
+
+def test_ghm_goes_level_by_level_as_in_mmdetection():
+    """Three steps of the whole detector; both losses and their gradients."""
+    model = build(small_cfg("configs/SamplingFree/retinanet_R_50_FPN_1x_ghm_authors.yaml"))
+    with torch.no_grad():
+        model.head.cls_score.bias.fill_(-1.0)
+        model.head.cls_score.weight.mul_(30)
+        model.head.bbox_pred.weight.mul_(10)
+    counts = torch.zeros(30, dtype=torch.float64), torch.zeros(10, dtype=torch.float64)
+    most = 0
+    for seed in range(3):
+        batch = make_batch((4, 2), size=128, seed=seed)
+        losses, grads = train_step(model, batch)
+        images = model.preprocess_image(batch)
+        features = [model.backbone(images.tensor)[n] for n in model.head_in_features]
+        logits, deltas = model.transpose(model.head(features))
+        anchors = model.anchor_generator(features)
+        labels, boxes = model.label_anchors(anchors, [x["instances"] for x in batch])
+        cls = box = start = levels = 0
+        for prior, z, d in zip(anchors, logits, deltas):
+            end = start + len(prior)
+            label, target = labels[:, start:end], boxes[:, start:end]
+            valid, fg = label >= 0, (label >= 0) & (label < 3)
+            one_hot = F.one_hot(label.clamp(min=0), 4)[..., :3].float()[valid]
+            bce = F.binary_cross_entropy_with_logits(z[valid], one_hot, reduction="none")
+            size = (z[valid].sigmoid().detach() - one_hot).abs()
+            cls = cls + ghm_of_a_level(size, bce, counts[0], 0.75)
+            prior = prior.tensor.expand(len(label), -1, -1)[fg]
+            error = d[fg] - model.box2box_transform.get_deltas(prior, target[fg])
+            root = (error**2 + 0.02**2).sqrt()
+            size = (error.abs() / root).detach()
+            box = box + 10 * ghm_of_a_level(size, root - 0.02, counts[1], 0.7)
+            start, levels = end, levels + int(fg.any())
+        most = max(most, levels)
+        torch.testing.assert_close(losses["loss_cls"], cls.detach().float())
+        torch.testing.assert_close(2.5 * losses["loss_box_reg"], box.detach().float())
+        for loss, layer in ((cls, "cls_score"), (box, "bbox_pred")):
+            weight = getattr(model.head, layer).weight
+            (want,) = torch.autograd.grad(loss, weight, retain_graph=True)
+            found = grads[f"head.{layer}.weight"] * (2.5 if layer == "bbox_pred" else 1.0)
+            torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-6)
+    assert most > 1
+    parts = model.criterion.cls_loss, model.criterion.box_loss
+    for part, count in zip(parts, counts):
+        torch.testing.assert_close(part.count, count)
+
+
+@pytest.mark.parametrize("name", ["ghmc", "ghm_r"])
+def test_ghm_of_one_level_is_that_of_all(name):
+    """A head without levels counts everything together."""
+    levels = Levels(torch.zeros(40, dtype=torch.int64), 1)
+    labels = torch.randint(-1, 4, (40,))
+    for given in (None, levels):
+        torch.manual_seed(0)
+        one, all_ = (make(per_level=p) for p in (True, False) for make in [GHM[name]])
+        for _ in range(2):
+            inputs = torch.randn(40, 3 if name == "ghmc" else 4)
+            if name == "ghmc":
+                losses = one(inputs, labels, levels=given), all_(inputs, labels)
+            else:
+                index, transform = torch.arange(40), Box2BoxTransform((1.0, 1.0, 1.0, 1.0))
+                prior = torch.tensor([0.0, 0, 10, 10]).expand(40, 4)
+                positives = Positives(index, inputs, prior, prior, transform, levels=given)
+                losses = one(positives), all_(positives)
+            torch.testing.assert_close(*losses)
+
+
+GHM = {
+    "ghmc": lambda **kwargs: GHMCLoss(bins=5, momentum=0.0, **kwargs),
+    "ghm_r": lambda **kwargs: GHMRLoss(momentum=0.5, **kwargs),
+}
 
 
 def test_ghmc_trains_a_detector_and_refuses_nonsense():

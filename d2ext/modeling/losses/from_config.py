@@ -88,13 +88,17 @@ def _harmonic_iou(cls, cfg, *, smooth_l1_beta):
     return cls() if cfg is None else cls(gamma=cfg.MODEL.HARMONIC.GAMMA)
 
 
+def _ghm_r(cls, cfg, *, smooth_l1_beta):
+    return construct(cls, cfg, "MODEL.GHM_R", per_level=cfg.MODEL.GHM.PER_LEVEL)
+
+
 _BUILDERS: Dict[type, Callable[..., nn.Module]] = {
     losses.EffectiveClassMarginLoss: _class_margins,
     losses.EQLv2Loss: _with_classes("MODEL.EQLV2"),
     losses.EqualizedFocalLoss: _with_classes("MODEL.EFL"),
     losses.FocalLoss: _focal,
     losses.GHMCLoss: _of_section("MODEL.GHM"),
-    losses.GHMRLoss: _of_section("MODEL.GHM_R"),
+    losses.GHMRLoss: _ghm_r,
     losses.HarmonicIoULoss: _harmonic_iou,
     losses.InnerIoULoss: _of_section("MODEL.INNER_IOU"),
     losses.MatchabilityAwareLoss: _of_section("MODEL.MAL"),

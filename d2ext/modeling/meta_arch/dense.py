@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from d2ext.ops.precision import full_precision
 
 from ..assigners import Priors, needs_predictions
+from ..losses import Levels
 from ..losses.box_losses import SmoothL1Loss
 from ..losses.criterion import Criterion
 from ..losses.normalizers import divisor_and_mean
@@ -280,6 +281,7 @@ class ExtDenseMixin(OptimalBias):
             sizes = torch.tensor(image_sizes).to(positives.index.device, non_blocking=True)
             image = torch.div(positives.index, gt_labels.shape[1], rounding_mode="floor")
             positives.image_sizes = sizes[image]
+        levels = self._levels([len(x) for x in anchors], positives, len(gt_labels))
         quality = None if pred_quality is None else self.quality_targets(positives)
         soft = soft or SoftTargets()
         weights, divisor, box_divisor = self._weigh(positives, quality, soft.weights)
@@ -297,8 +299,19 @@ class ExtDenseMixin(OptimalBias):
             box_scale=self.box_loss_weight,
             others=others,
             target=None if soft.target is None else soft.target.flatten(),
+            levels=levels,
         )
         return {self.loss_prefix + self.loss_names.get(k, k): v for k, v in losses.items()}
+
+    def _levels(self, sizes: List[int], positives: Positives, num_images: int) -> Optional[Levels]:
+        """The level of each of M samples, if a loss counts by level; positives are told theirs."""
+        parts = self.criterion.cls_loss, self.criterion.box_loss
+        if not any(part.needs_levels for part in parts):
+            return None
+        of_image = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        of = of_image.to(positives.index.device, non_blocking=True).repeat(num_images)
+        positives.levels = Levels(of[positives.index], len(sizes))
+        return Levels(of, len(sizes))
 
     def _weigh(
         self,
