@@ -36,6 +36,17 @@ def add_convert(commands) -> None:
         metavar="F",
         help="the detector's config; may be repeated, later ones over earlier ones",
     )
+    parser.add_argument(
+        "--class-first",
+        action="store_true",
+        help="class and box maps have the anchor last, as United-Perception trains since 2022-05",
+    )
+    parser.add_argument(
+        "--rpn-background",
+        choices=("first", "last"),
+        default="",
+        help="of an RPN with two channels an anchor, which is the background",
+    )
     parser.add_argument("--output", required=True, metavar="FILE", help="the .pth file to write")
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of config keys"
@@ -55,7 +66,13 @@ def run_convert(args: argparse.Namespace) -> Done:
     cfg = load_config("+".join(args.config_file), args.opts)
     try:
         checkpoint = load_tensors(args.file, allow_pickle=args.allow_pickle)
-        converted, report = convert_checkpoint(checkpoint, args.source, cfg)
+        converted, report = convert_checkpoint(
+            checkpoint,
+            args.source,
+            cfg,
+            class_first=args.class_first,
+            rpn_background=args.rpn_background,
+        )
         torch.save({"model": converted, **describe_run(cfg)}, args.output)
     except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise RunError(sentence_of(error)) from error

@@ -56,6 +56,10 @@ _HEAD = [
     # For the backbone see MODEL.RESNETS.DEFORM_ON_PER_STAGE and DEFORM_MODULATED.
     Key("DEFORM_LAST_CONV", False, BOOLEAN, "deformable last convolution of both towers",
         part="head"),
+    # A checkpoint of a whole detector makes it irrelevant.
+    Key("DEFORM_INIT", "zero", one_of("zero", "authors"),
+        "its offsets start at 0 and weights as the others', or all as in the authors' code",
+        part="head"),
 ]  # fmt: skip
 
 _WEIGHTS = [

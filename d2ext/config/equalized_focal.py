@@ -27,6 +27,14 @@ SECTIONS = [
         Key("ALPHA", 4.0, number(0), "alpha: the most that is added to the weight of positives"),
         # Classes are then scored by their probability times that of not being background.
         Key("OBJECTNESS", False, BOOLEAN, "train an ROI head's last column as 'background'"),
+        # As the authors' code does: then everything looks like an object at first.
+        Key(
+            "BACKGROUND_PRIOR",
+            False,
+            BOOLEAN,
+            "`OBJECTNESS`: the background's column starts at PRIOR_PROB too, not at 0.5",
+            "",
+        ),
     ),
     Section(
         "MODEL.SEESAW",

@@ -7,9 +7,9 @@ import torch
 
 from .dual_weighting import DUAL_WEIGHTING
 from .maskrcnn_benchmark import MASKRCNN_BENCHMARK
-from .mmdet import MMDET
+from .mmdet import MMDET, one_channel_rpn
 from .names import ConvertError, Source, Tensors, rename
-from .united_perception import united_perception
+from .united_perception import IMPROVED_BASELINE, anchor_first, united_perception
 from .yolox import MMDET_YOLOX
 
 __all__ = ["SOURCES", "ConvertReport", "convert_checkpoint"]
@@ -52,7 +52,12 @@ class ConvertReport(NamedTuple):
 
 
 def convert_checkpoint(
-    state_dict: Mapping[str, Any], source: str, cfg: Any
+    state_dict: Mapping[str, Any],
+    source: str,
+    cfg: Any,
+    *,
+    class_first: bool = False,
+    rpn_background: str = "",
 ) -> Tuple[Dict[str, torch.Tensor], ConvertReport]:
     """A checkpoint under the names of the detector that a config builds.
 
@@ -60,6 +65,10 @@ def convert_checkpoint(
         state_dict: what the file holds: tensors by name, or a checkpoint with such an entry.
         source: one of :data:`SOURCES`.
         cfg: the config of the detector.
+        class_first: the class and box maps of an improved baseline of EFL have the class, or the
+            number of the box, first and the anchor last, as United-Perception trains since 2022-05.
+        rpn_background: of the two channels an anchor has in an RPN with a softmax, "first" or
+            "last" is the background: first in mmdetection before 2.5, last since then.
 
     Returns:
         The state dict and a report.
@@ -75,6 +84,14 @@ def convert_checkpoint(
     found, tensors = SOURCES[source](_unwrap(state_dict))
     counts = [name for name in tensors if name.endswith(".num_batches_tracked")]
     converted = rename(tensors, found.rules(cfg), found.model)
+    if class_first:
+        if found.model != IMPROVED_BASELINE.model:
+            raise ConvertError(
+                f"class_first is for {IMPROVED_BASELINE.model}, and this is {found.model}; leave "
+                "it out."
+            )
+        converted = anchor_first(converted, cfg)
+    converted = one_channel_rpn(converted, shapes, rpn_background)
     if found.finish is not None:
         converted = found.finish(converted, cfg)
     # Frozen normalisations count no batches.

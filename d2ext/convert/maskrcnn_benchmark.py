@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, List
 
 import torch
 
-from .names import Rule, Source, background_last, resnet_rules
+from .names import ConvertError, Rule, Source, background_last, resnet_rules
 
 __all__ = ["MASKRCNN_BENCHMARK", "by_scale_and_ratio"]
 
@@ -51,7 +51,7 @@ def _rules(cfg: Any) -> List[Rule]:
         Rule(rf"{fpn}fpn_inner(\d)\.(\w+)", "backbone.fpn_lateral{1+1}.{2}"),
         Rule(rf"{fpn}fpn_layer(\d)\.(\w+)", "backbone.fpn_output{1+1}.{2}"),
         Rule(rf"{fpn}top_blocks\.(p[67])\.(\w+)", "backbone.top_block.{1}.{2}"),
-        Rule(r"(?:rpn|anchor_generator)\..*cell_anchors\.\d", None),
+        Rule(r"(?:rpn|anchor_generator)\..*cell_anchors\.(\d)", "cell_anchors.{1}"),
     ]
     if dense:
         third = "ctrness" if cfg.MODEL.META_ARCHITECTURE == "ExtFCOS" else "quality"
@@ -97,10 +97,15 @@ def _rules(cfg: Any) -> List[Rule]:
     ]
 
 
-def _fold_statistics(tensors: Dict[str, torch.Tensor], cfg: Any) -> Dict[str, torch.Tensor]:
-    """Normalisations without an epsilon, as such that add one to a variance of 1."""
-    result = dict(tensors)
+def _finish(tensors: Dict[str, torch.Tensor], cfg: Any) -> Dict[str, torch.Tensor]:
+    """Normalisations without an epsilon, as such that add one to a variance of 1.
+
+    Anchors are only checked: a model makes its own.
+    """
+    result = {n: v for n, v in tensors.items() if not n.startswith("cell_anchors.")}
     for name in tensors:
+        if name.startswith("cell_anchors."):
+            _check_anchors(int(name.rpartition(".")[2]), tensors[name], cfg)
         if not name.endswith(".norm.running_var"):
             continue
         norm = name[: -len("running_var")]
@@ -114,6 +119,34 @@ def _fold_statistics(tensors: Dict[str, torch.Tensor], cfg: Any) -> Dict[str, to
     return result
 
 
+def _check_anchors(level: int, theirs: torch.Tensor, cfg: Any) -> None:
+    """Refuse a checkpoint whose anchors on a level are not those of the config, rounded."""
+    from d2ext.modeling.last_pixel import rounded_anchors
+
+    theirs = theirs.double()
+    sides = theirs[:, 2:] - theirs[:, :2] + 1  # they end with their last pixel
+    stride = round(2 * float(theirs[0, ::2].mean()) + 1)
+    if cfg.MODEL.META_ARCHITECTURE in ("ExtFCOS", "ATSS"):
+        sizes, ratios = [s * stride for s in cfg.MODEL.ATSS.ANCHOR_SCALES], [1.0]
+    else:
+        node = cfg.MODEL.ANCHOR_GENERATOR
+        sizes, ratios = (
+            of_level[min(level, len(of_level) - 1)] for of_level in (node.SIZES, node.ASPECT_RATIOS)
+        )
+    ours = rounded_anchors(stride, sizes, ratios).double()
+    ours = (ours[:, 2:] - ours[:, :2]).reshape(len(sizes), -1, 2).transpose(0, 1).flatten(0, 1)
+    if ours.shape != sides.shape or not torch.allclose(ours, sides, atol=1e-3):
+        raise ConvertError(
+            f"cell_anchors.{level} are {_shown(sides)} at a stride of {stride}, and the config's, "
+            f"rounded, {_shown(ours)}; set MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS to those "
+            "of this checkpoint."
+        )
+
+
+def _shown(sides: torch.Tensor) -> str:
+    return ", ".join(f"{width:g} x {height:g}" for width, height in sides.tolist())
+
+
 MASKRCNN_BENCHMARK = Source(
-    "maskrcnn-benchmark's detectors (Sampling-Free)", _rules, finish=_fold_statistics
+    "maskrcnn-benchmark's detectors (Sampling-Free)", _rules, finish=_finish
 )

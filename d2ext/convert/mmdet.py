@@ -4,14 +4,14 @@ Shapes: C classes.
 """
 
 import re
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Mapping
 
 import torch
 
 from .maskrcnn_benchmark import by_scale_and_ratio
-from .names import Rule, Source, background_last, resnet_rules
+from .names import ConvertError, Rule, Source, background_last, resnet_rules
 
-__all__ = ["MMDET"]
+__all__ = ["MMDET", "one_channel_rpn"]
 
 
 def _rules(cfg: Any) -> List[Rule]:
@@ -85,6 +85,35 @@ def _finish(tensors: Dict[str, torch.Tensor], cfg: Any) -> Dict[str, torch.Tenso
             result[name] = result[name][4:]
             scores = name.replace("bbox_pred", "cls_score")
             result[scores] = background_last(result[scores])
+    return result
+
+
+def one_channel_rpn(
+    tensors: Dict[str, torch.Tensor], shapes: Mapping[str, torch.Size], background: str
+) -> Dict[str, torch.Tensor]:
+    """The two channels of an anchor in an RPN with a softmax as one: their difference.
+
+    Args:
+        tensors: renamed; changed where the RPN has twice the channels of the model's.
+        shapes: the model's.
+        background: which of the two it is, "first" or "last"; no file says so.
+    """
+    if background not in ("", "first", "last"):
+        raise ConvertError(f"rpn_background must be first or last, not '{background}'.")
+    result = dict(tensors)
+    for leaf in ("weight", "bias"):
+        name = f"proposal_generator.rpn_head.objectness_logits.{leaf}"
+        rows = tensors.get(name)
+        if rows is None or name not in shapes or len(rows) != 2 * shapes[name][0]:
+            continue
+        if not background:
+            raise ConvertError(
+                "The RPN has two channels an anchor, for a softmax; say which is the background "
+                "with rpn_background (--rpn-background): first in mmdetection before 2.5, last "
+                "since then."
+            )
+        first, last = rows.reshape(-1, 2, *rows.shape[1:]).unbind(dim=1)
+        result[name] = last - first if background == "first" else first - last
     return result
 
 

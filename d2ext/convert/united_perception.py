@@ -1,5 +1,9 @@
-"""EFL's and EQFL's detectors under United-Perception's names."""
+"""EFL's and EQFL's detectors under United-Perception's names.
 
+Shapes: A anchors a location.
+"""
+
+import re
 from typing import Any, Dict, List
 
 import torch
@@ -7,7 +11,7 @@ import torch
 from .names import Rule, Source, resnet_rules
 from .yolox import MMDET_YOLOX, is_united_perception_yolox, with_mmdet_names
 
-__all__ = ["united_perception"]
+__all__ = ["IMPROVED_BASELINE", "anchor_first", "united_perception"]
 
 
 def _rules(cfg: Any) -> List[Rule]:
@@ -28,7 +32,7 @@ def _rules(cfg: Any) -> List[Rule]:
     ]
 
 
-_IMPROVED_BASELINE = Source(
+IMPROVED_BASELINE = Source(
     "EFL's improved baseline in United-Perception", _rules, optional=r"criterion\..*"
 )
 
@@ -38,4 +42,15 @@ def united_perception(tensors: Dict[str, torch.Tensor]):
     if is_united_perception_yolox(tensors):
         source = MMDET_YOLOX._replace(model="EFL's YOLOX in United-Perception")
         return source, with_mmdet_names(tensors)
-    return _IMPROVED_BASELINE, tensors
+    return IMPROVED_BASELINE, tensors
+
+
+def anchor_first(tensors: Dict[str, torch.Tensor], cfg: Any) -> Dict[str, torch.Tensor]:
+    """Rows of class and box maps, (k * A, ...) with the anchor last, as (A * k, ...)."""
+    anchors = len(cfg.MODEL.ATSS.ANCHOR_SCALES)
+    result = dict(tensors)
+    for name, rows in tensors.items():
+        if re.fullmatch(r"head\.(?:cls_score|bbox_pred)\.\w+", name) and len(rows) % anchors == 0:
+            by_anchor = rows.reshape(-1, anchors, *rows.shape[1:]).transpose(0, 1)
+            result[name] = by_anchor.reshape(rows.shape)
+    return result

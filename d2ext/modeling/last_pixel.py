@@ -19,7 +19,7 @@ from detectron2.modeling.box_regression import Box2BoxTransformLinear
 from detectron2.modeling.poolers import ROIPooler
 from torch import nn
 
-__all__ = ["LastPixelTransform", "RoundedAnchorGenerator", "pool_to_last_pixel"]
+__all__ = ["LastPixelTransform", "RoundedAnchorGenerator", "pool_to_last_pixel", "rounded_anchors"]
 
 
 class LastPixelTransform(Box2BoxTransformLinear):
@@ -48,13 +48,13 @@ class RoundedAnchorGenerator(DefaultAnchorGenerator):
     def _calculate_anchors(self, sizes: List[Any], aspect_ratios: List[Any]) -> BufferList:
         return BufferList(
             [
-                _rounded_anchors(stride, of_level, ratios)
+                rounded_anchors(stride, of_level, ratios)
                 for stride, of_level, ratios in zip(self.strides, sizes, aspect_ratios)
             ]
         )
 
 
-def _rounded_anchors(stride: int, sizes: List[float], ratios: List[float]) -> torch.Tensor:
+def rounded_anchors(stride: int, sizes: List[float], ratios: List[float]) -> torch.Tensor:
     """(sizes * ratios, 4) around the origin."""
     rows = []
     for size in sizes:

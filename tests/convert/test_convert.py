@@ -219,3 +219,56 @@ def test_learned_scales_and_names_of_mmdetection_1():
         old[k] = torch.cat((torch.rand_like(old[k][:4]), old[k]))
     again, _ = convert_checkpoint(old, "mmdet", case.cfg)
     assert all(torch.equal(again[k], plain[k]) for k in plain)
+
+
+def test_maps_with_the_class_first():
+    case = Case("united_perception_efl_r50")
+    plain, _ = convert_checkpoint(case.state, "efl", case.cfg)
+    other = dict(case.state)
+    for name, rows in case.state.items():
+        if name.startswith(("roi_head.cls_subnet_pred", "roi_head.box_subnet_pred")):
+            # Row j * 2 + a of theirs is what we have as a * k + j.
+            k = len(rows) // 2
+            other[name] = torch.stack([rows[a * k + j] for j in range(k) for a in range(2)])
+    again, _ = convert_checkpoint(other, "efl", case.cfg, class_first=True)
+    assert all(torch.equal(again[k], plain[k]) for k in plain)
+    case = Case("mb_retinanet_r50")
+    with pytest.raises(ConvertError, match="class_first is for EFL's improved baseline"):
+        convert_checkpoint(case.state, case.source, case.cfg, class_first=True)
+
+
+def test_an_rpn_with_a_softmax():
+    case = Case("mmdet_eqlv2_mask_r50")
+    plain, _ = convert_checkpoint(case.state, "mmdet", case.cfg)
+    background = torch.Generator().manual_seed(0)
+    both = {"first": dict(case.state), "last": dict(case.state)}
+    for leaf in ("weight", "bias"):
+        name = f"rpn_head.rpn_cls.{leaf}"
+        rows = case.state[name]
+        other = torch.rand(rows.shape, generator=background)
+        for order, state in both.items():
+            pair = (other, rows + other) if order == "first" else (rows + other, other)
+            state[name] = torch.stack(pair, dim=1).flatten(0, 1)
+    for order, state in both.items():
+        again, _ = convert_checkpoint(state, "mmdet", case.cfg, rpn_background=order)
+        for name in plain:
+            torch.testing.assert_close(again[name], plain[name], rtol=0, atol=1e-6)
+    with pytest.raises(ConvertError, match=r"two channels .*--rpn-background.* before 2\.5"):
+        convert_checkpoint(both["last"], "mmdet", case.cfg)
+    with pytest.raises(ConvertError, match="must be first or last"):
+        convert_checkpoint(case.state, "mmdet", case.cfg, rpn_background="second")
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("mb_retinanet_r50", ["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [[0.5, 1.0, 3.0]]]),
+        ("mb_mask_r50", ["MODEL.ANCHOR_GENERATOR.SIZES", [[32], [64], [128], [256], [384]]]),
+    ],
+)
+def test_other_anchors_are_refused(name, words):
+    case = Case(name)
+    convert_checkpoint(case.state, case.source, case.cfg)
+    case.cfg.merge_from_list(words)
+    with pytest.raises(ConvertError, match=r"cell_anchors\.\d are .* x .*ANCHOR_GENERATOR.SIZES"):
+        convert_checkpoint(case.state, case.source, case.cfg)

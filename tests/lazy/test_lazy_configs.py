@@ -155,6 +155,22 @@ def test_efl_has_the_recipe_of_its_yaml():
     assert threshold == cfg.DATALOADER.REPEAT_THRESHOLD
 
 
+def test_the_schedule_of_dual_weighting_is_that_of_its_yaml():
+    lazy = LazyConfig.load(str(ROOT / "dual_weighting.py"))
+    cfg = get_cfg()
+    cfg.merge_from_file(config_files(YAML["dual_weighting"]))
+    solver = cfg.SOLVER
+    assert (lazy.train.max_iter, lazy.optimizer.lr) == (solver.MAX_ITER, solver.BASE_LR)
+    assert lazy.dataloader.train.total_batch_size == solver.IMS_PER_BATCH
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=solver.BASE_LR)
+    yaml_schedule = build_lr_scheduler(cfg, optimizer)._multiplier
+    lazy_schedule = instantiate(lazy.lr_multiplier)
+    steps = [0, 1, 500, 999, 1000, 1001, solver.MAX_ITER - 1]
+    for step in (*steps, *(s + d for s in solver.STEPS for d in (-1, 1))):
+        where = step / solver.MAX_ITER
+        assert lazy_schedule(where) == pytest.approx(yaml_schedule(where)), step
+
+
 def test_the_loader_of_efl_repeats_images_and_counts_them(monkeypatch):
     cfg = LazyConfig.load(str(ROOT / "equalized_focal.py"))
     cfg.dataloader.train.sampler.repeat_factors.repeat_thresh = 1.0

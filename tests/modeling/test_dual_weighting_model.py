@@ -1,5 +1,6 @@
 """DualWeightingFCOS: the head and post-processing of the authors, training, precision."""
 
+import model_kit
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from d2ext.config import get_cfg
 from d2ext.convert.dual_weighting import DUAL_WEIGHTING
 from d2ext.convert.names import rename
+from d2ext.modeling.backbones.deform import ModulatedDeformConv
 from d2ext.modeling.meta_arch import DualWeightingFCOS
 from d2ext.modeling.meta_arch.dual_weighting_head import DualWeightingHead
 from d2ext.ops import host
@@ -367,3 +369,19 @@ def test_keys_reach_the_parts():
 def test_senseless_combinations_are_refused(keys, word):
     with pytest.raises(ValueError, match=word):
         build_model(small_cfg(**keys))
+
+
+def test_the_authors_start_of_the_deformable_towers():
+    path = "configs/DualWeighting/dw_R_50_FPN_dcn_2x_ms_refine.yaml"
+    head = model_kit.build(model_kit.small_cfg(path, ["MODEL.FPN.OUT_CHANNELS", 256])).head
+    for tower in (head.cls_subnet, head.bbox_subnet):
+        (conv,) = [m for m in tower if isinstance(m, ModulatedDeformConv)]
+        offset = conv.conv_offset
+        assert offset.weight.std().item() == pytest.approx(0.01, rel=0.02)
+        assert not offset.bias.any() and not conv.bias.any()
+        # Uniform up to 1 / sqrt(9 * 256).
+        assert conv.weight.abs().max().item() == pytest.approx(0.0208, rel=0.01)
+        assert conv.weight.std().item() == pytest.approx(0.0208 / 3**0.5, rel=0.01)
+    head = model_kit.build(model_kit.small_cfg(path, ["MODEL.DW.DEFORM_INIT", "zero"])).head
+    (conv,) = [m for m in head.cls_subnet if isinstance(m, ModulatedDeformConv)]
+    assert not conv.conv_offset.weight.any()

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from model_kit import build, small_cfg
 
 from d2ext.config import get_cfg
 from d2ext.modeling.losses import EQLv2Loss, SeesawLoss, build_cls_loss
@@ -151,3 +152,13 @@ def test_built_for_an_roi_head_from_a_config():
     assert build_cls_loss(cfg, "seesaw", place="roi", num_classes=3).p == 0.5
     with pytest.raises(ValueError, match="background"):
         build_cls_loss(cfg, "seesaw", place="dense", num_classes=3)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_where_the_columns_of_eql_v2_start(background):
+    path = "configs/EqualizedFocalLoss/faster_rcnn_R_50_FPN_openimages_eqlv2_authors.yaml"
+    words = ["MODEL.EQLV2.BACKGROUND_PRIOR", background]
+    bias = build(small_cfg(path, words)).roi_heads.box_predictor.cls_score.bias
+    start = -math.log(999)
+    want = torch.tensor([start, start, start, start if background else 0.0])
+    torch.testing.assert_close(bias.detach(), want)

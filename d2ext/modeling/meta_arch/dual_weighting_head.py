@@ -44,6 +44,7 @@ class DualWeightingHead(FCOSHead):
         anchor_scale: float = 8.0,
         refine: bool = False,
         deform_last_conv: bool = False,
+        deform_init: str = "zero",
     ):
         """
         Args:
@@ -58,7 +59,11 @@ class DualWeightingHead(FCOSHead):
             anchor_scale: side of the anchor, in strides; for "anchor".
             refine: refine the boxes.
             deform_last_conv: make the last convolution of both towers deformable.
+            deform_init: "zero", offsets of 0 and weights as the other convolutions'; or "authors",
+                offsets as the other convolutions' and weights uniform up to 1 / sqrt(fan-in).
         """
+        if deform_init not in ("zero", "authors"):
+            raise ValueError(f"deform_init must be zero or authors, not '{deform_init}'.")
         if regression not in ("point", "anchor"):
             raise ValueError(
                 "The boxes of dual weighting are regressed from a 'point' or from one 'anchor' at "
@@ -78,7 +83,7 @@ class DualWeightingHead(FCOSHead):
         nn.init.constant_(self.bbox_pred.bias, 0.0 if self.anchor_scale else box_bias)
         if deform_last_conv:
             for tower in (self.cls_subnet, self.bbox_subnet):
-                _deform_last_conv(tower)
+                _deform_last_conv(tower, deform_init)
         self.reg_offset: Any = None
         if refine:
             self.reg_offset = nn.Conv2d(conv_dims[-1], 8, kernel_size=3, padding=1)
@@ -134,11 +139,19 @@ def _sides_of_anchor(deltas: torch.Tensor, scale: float) -> torch.Tensor:
     return torch.cat((half - shift, half + shift), dim=1)
 
 
-def _deform_last_conv(tower: nn.Sequential) -> None:
-    """Replace the last convolution of a tower by a deformable one, initialised alike."""
+def _deform_last_conv(tower: nn.Sequential, init: str) -> None:
+    """Replace the last convolution of a tower by a deformable one."""
     index = max(i for i, layer in enumerate(tower) if isinstance(layer, nn.Conv2d))
     plain = tower[index]
-    tower[index] = ModulatedDeformConv(
+    deformable = ModulatedDeformConv(
         plain.in_channels, plain.out_channels, plain.kernel_size, padding=plain.padding
     )
-    tower[index].weight, tower[index].bias = plain.weight, plain.bias
+    if init == "zero":
+        deformable.weight, deformable.bias = plain.weight, plain.bias
+    else:
+        # The authors' head initialises ordinary convolutions, and the offsets' is one.
+        nn.init.normal_(deformable.conv_offset.weight, std=0.01)
+        bound = plain.weight[0].numel() ** -0.5
+        nn.init.uniform_(deformable.weight, -bound, bound)
+        nn.init.zeros_(deformable.bias)
+    tower[index] = deformable

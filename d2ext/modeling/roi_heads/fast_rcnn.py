@@ -41,6 +41,7 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
         *,
         criterion: Criterion,
         prior_prob: float = 0.0,
+        background_prior: bool = False,
         sampling_free: Optional[SamplingFreeOptions] = None,
         bias_fg_ratio: float = 0.0,
         num_hard: int = 0,
@@ -54,6 +55,7 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
             criterion: class and box loss of all proposals.
             prior_prob: score of every class at the start, for losses with independent classes;
                 0 leaves the bias at 0.
+            background_prior: a column of objectness starts there too, not at a score of 0.5.
             sampling_free: how to learn from all proposals without sampling; None: not.
             bias_fg_ratio: share of foreground proposals for which to set the classifier's bias to
                 its optimum; 0: leave it.
@@ -86,7 +88,7 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.num_hard = num_hard
         self.hard_nms_thresh = hard_nms_thresh
         self.logit_norm = logit_norm
-        self._init_bias(prior_prob, bias_fg_ratio)
+        self._init_bias(prior_prob, bias_fg_ratio, background_prior)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -106,6 +108,7 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
             smooth_l1_beta=node.SMOOTH_L1_BETA,
         )
         args["prior_prob"] = node.PRIOR_PROB
+        args["background_prior"] = cfg.MODEL.EQLV2.BACKGROUND_PRIOR
         if node.LOGIT_NORM.ENABLED:
             args["logit_norm"] = LogitNorm(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         if cfg.MODEL.OHEM.ON_ROI:
@@ -119,7 +122,7 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
                 args["test_score_thresh"] = node.ROI_SCORE_THRESH
         return args
 
-    def _init_bias(self, prior_prob: float, bias_fg_ratio: float) -> None:
+    def _init_bias(self, prior_prob: float, bias_fg_ratio: float, background: bool) -> None:
         sigmoid = self.criterion.cls_loss.sigmoid
         if prior_prob:
             if not 0 < prior_prob < 1 or not sigmoid:
@@ -128,7 +131,7 @@ class ExtFastRCNNOutputLayers(FastRCNNOutputLayers):
                     "with independent classes (bce, focal, efl, eqlv2)."
                 )
             nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
-            if self.criterion.cls_loss.objectness:
+            if self.criterion.cls_loss.objectness and not background:
                 # Most proposals are background: no reason to begin with the opposite.
                 with torch.no_grad():
                     self.cls_score.bias[-1] = 0.0
