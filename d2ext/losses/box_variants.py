@@ -193,7 +193,7 @@ class GHMRLoss(Counted, BoxLoss):
         levels = positives.levels if self.needs_levels else None
         levels = levels or Levels(torch.zeros_like(positives.index), 1)
         options: Dict[str, Any] = {
-            "mu": self.mu, "bins": self.bins, "group": levels.of, "num_groups": levels.count
+            "mu": self.mu, "bins": self.bins, "group": levels.of, "num_groups": levels.number
         }  # fmt: skip
         now = ops.ghm_r_bins(deltas, targets, **options)[1]
         if self.training and torch.is_grad_enabled():
@@ -202,7 +202,7 @@ class GHMRLoss(Counted, BoxLoss):
         if self.is_repetition():
             weight = self._weight_read
         else:
-            weight = self._weight(now.view(levels.count, -1), counts=self.counts_now())
+            weight = self._weight(now.view(levels.number, -1), counts=self.counts_now())
         return ops.ghm_r_loss(deltas, targets, weight=weight, **options)
 
     @torch.no_grad()

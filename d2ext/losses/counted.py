@@ -15,11 +15,11 @@ class Levels(NamedTuple):
 
     Attributes:
         of: (M,) int64, the level of each sample.
-        count: how many levels there are.
+        number: how many levels there are.
     """
 
     of: torch.Tensor
-    count: int
+    number: int
 
 
 def running_counts(

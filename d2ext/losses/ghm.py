@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from d2ext.ops.precision import full_precision
 from d2ext.ops.reduce import reduce_sum, world_size
 
-from .counted import CountedLoss, Levels, running_counts
+from .counted import CountedLoss, running_counts
 
 __all__ = ["GHMCLoss"]
 
@@ -87,12 +87,13 @@ class GHMCLoss(CountedLoss):
             target = logits.new_zeros(len(logits), num_classes + 1).scatter_(1, column, 1.0)
             target = target[:, :num_classes]
             region = self._regions(logits.detach(), target, labels)
-            levels = levels or Levels(torch.zeros_like(labels), 1)
-            region += levels.of[:, None] * (self.bins + 1)
-            if self.is_repetition():
+            if levels is not None:
+                region += levels.of[:, None] * (self.bins + 1)
+            if self.is_repetition() and self._weight_read is not None:
                 weight = self._weight_read
             else:
-                weight = self._weights(region, levels.count, learning=self.counts_now())
+                number = 1 if levels is None else levels.number
+                weight = self._weights(region, number, learning=self.counts_now())
             weight = weight.to(logits.dtype)[region]
             if self.weights_of_classes is not None:
                 weight = weight * self.weights_of_classes

@@ -100,6 +100,8 @@ class ExtDenseMixin(OptimalBias):
     head: Any
     head_in_features: Sequence[str]
     num_classes: int
+    test_score_thresh: float
+    inference_single_image: Any
     _transpose_dense_predictions: Any
 
     loss_prefix = "loss_"

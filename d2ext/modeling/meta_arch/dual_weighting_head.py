@@ -142,8 +142,8 @@ def _sides_of_anchor(deltas: torch.Tensor, scale: float) -> torch.Tensor:
 def _deform_last_conv(tower: nn.Sequential, init: str) -> None:
     """Replace the last convolution of a tower by a deformable one."""
     index = max(i for i, layer in enumerate(tower) if isinstance(layer, nn.Conv2d))
-    plain = tower[index]
-    deformable = ModulatedDeformConv(
+    plain: Any = tower[index]
+    deformable: Any = ModulatedDeformConv(
         plain.in_channels, plain.out_channels, plain.kernel_size, padding=plain.padding
     )
     if init == "zero":
