@@ -27,6 +27,7 @@ COMPONENTS = (
     "rivals",
     "steps",
     "peers",
+    "small",
     "trainer",
     "evaluation",
     "data",

@@ -72,6 +72,13 @@ def test_torchvisions_detectors_train_on_the_same_objects():
     case.close()
 
 
+def test_the_small_detectors_train_and_predict():
+    for case in importlib.import_module("benchmarks.small").cases(QUICK):
+        for name in ("fcos", "faster_rcnn"):
+            case.versions[name]()
+        case.close()
+
+
 def _objects():
     boxes = Boxes(torch.tensor([[0.0, 0, 4, 4], [2, 2, 8, 8]]))
     return Instances((8, 8), gt_boxes=boxes, gt_classes=torch.tensor([0, 79]))
