@@ -16,13 +16,16 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from . import model_zoo
-from ._files import RunError, open_image
+from ._files import open_image
 from .config import validate
+from .safe_load import weights_file
 
 __all__ = ["Predictor", "describe_weights", "load_config"]
 
 logger = logging.getLogger(__name__)
 
+# What exported detectors and folders of safetensors say of their scores.
+_SAID = ("thresholds", "chosen_on", "calibration")
 Picture = Union[np.ndarray, Image.Image, str, Path]
 
 
@@ -76,8 +79,8 @@ class Predictor:
     Args:
         cfg_or_name: a config, the name of a YAML file or of a config of the model zoo, or a list of
             names, later ones over earlier ones; None: the config that the checkpoint holds.
-        weights: a checkpoint, a model-zoo file or an exported detector, which runs on the CPU; "":
-            ``MODEL.WEIGHTS`` of the config.
+        weights: a checkpoint, a model-zoo file, a folder of safetensors or an exported detector,
+            which runs on the CPU; "": ``MODEL.WEIGHTS`` of the config.
         device: where the model runs; None: ``MODEL.DEVICE``, or the CPU where there is no GPU.
         score_thresh: detections below this score are left out; a list has one score a class;
             "auto": those with the highest F1, which an evaluation left beside ``weights``.
@@ -89,6 +92,8 @@ class Predictor:
 
     Attributes:
         class_names: from the checkpoint, else from the data sets of the config, else numbers.
+        weights: the file that was loaded.
+        about: thresholds and calibration, where its file holds them.
     """
 
     def __init__(
@@ -107,9 +112,10 @@ class Predictor:
         from .engine.setup import choose_device
         from .export.runtime import ExportedModel, is_exported
 
+        weights = weights_file(weights)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
-        cfg = load_config(cfg_or_name, str(weights))
+        cfg = load_config(cfg_or_name, weights)
         if device is not None:
             cfg.MODEL.DEVICE = str(device)
         # How it was trained does not matter here.
@@ -128,40 +134,33 @@ class Predictor:
         else:
             self.model = build_model(cfg).eval()
             checkpointer = Checkpointer(self.model, allow_pickle=allow_pickle)
-            extra = checkpointer.load(str(weights) or cfg.MODEL.WEIGHTS)
+            extra = checkpointer.load(weights or cfg.MODEL.WEIGHTS)
             if weights:
-                _refuse_other_weights(self.model, checkpointer.last_incompatible, str(weights))
+                _refuse_other_weights(self.model, checkpointer.last_incompatible, weights)
         names = extra.get("class_names") or class_names_of(cfg)
         self.class_names: List[str] = list(names or _numbers(self.model))
-        weights = str(weights) or cfg.MODEL.WEIGHTS
+        self.weights = weights = weights or cfg.MODEL.WEIGHTS
+        self.about = {key: extra[key] for key in _SAID if key in extra}
         self.recalibration = None
         if calibrated:
             from .evaluation.recalibration import Recalibration
 
-            self.recalibration = Recalibration.of(weights, extra)
+            self.recalibration = Recalibration.of(weights, self.about)
             if self.recalibration is None:
                 raise ValueError(
                     f"There is no calibration for {weights}; fit one with 'd2ext calibrate'."
                 )
         if score_thresh == "auto":
-            score_thresh = self._best_thresholds(weights, extra)
+            from .evaluation.thresholds import thresholds_of
+
+            score_thresh = thresholds_of(weights, self.about, self.class_names).of(self.class_names)
+            if self.recalibration is not None:
+                classes = range(len(score_thresh))
+                mapped = self.recalibration.apply(score_thresh, classes, self.class_names)
+                score_thresh = mapped.tolist()
         self.score_thresh = score_thresh
         self.batch_size = batch_size
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
-
-    def _best_thresholds(self, weights: str, about: Dict[str, Any]) -> List[float]:
-        """Those beside the weights, else those in the file."""
-        from .evaluation.thresholds import Thresholds, find_thresholds
-
-        try:
-            found = Thresholds.load(find_thresholds(weights)).of(self.class_names)
-        except RunError:
-            if "thresholds" not in about:
-                raise
-            found = about["thresholds"]
-        if self.recalibration is None:
-            return found
-        return self.recalibration.apply(found, range(len(found)), self.class_names).tolist()
 
     def __call__(
         self, images: Union[Picture, Sequence[Picture]]

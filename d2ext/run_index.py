@@ -8,11 +8,12 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 from ._files import atomic_write, writing
 
-__all__ = ["FILE_NAME", "describe_set", "note_in_run", "read_index", "record", "record_sets"]
+__all__ = ["FILE_NAME", "describe_set", "note_in_run", "read_index", "record", "record_sets",
+           "run_of"]  # fmt: skip
 
 FILE_NAME = "index.json"
 logger = logging.getLogger(__name__)
@@ -70,10 +71,15 @@ def record_sets(run: Union[str, Path], train: Sequence[str], test: Sequence[str]
 
 def note_in_run(source: Union[str, Path], kind: str, path: Union[str, Path]) -> None:
     """:func:`record` in the run that a file belongs to; nothing where it belongs to none."""
-    for folder in Path(os.path.abspath(source)).parents[:4]:
-        if (folder / "metrics.json").is_file():
-            record(folder, kind, path)
-            return
+    run = run_of(source)
+    if run is not None:
+        record(run, kind, path)
+
+
+def run_of(source: Union[str, Path]) -> Optional[Path]:
+    """The output folder of the training that a file belongs to, if there is one."""
+    folders = Path(os.path.abspath(source)).parents[:4]
+    return next((folder for folder in folders if (folder / "metrics.json").is_file()), None)
 
 
 def read_index(run: Union[str, Path]) -> List[Dict[str, Any]]:

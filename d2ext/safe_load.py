@@ -6,10 +6,11 @@ files) by one that can rebuild arrays and nothing else, and XML without entities
 """
 
 import logging
+import os
 import pickle
 import xml.etree.ElementTree as ElementTree
 import zipfile
-from typing import Any, BinaryIO, Optional
+from typing import Any, BinaryIO, Dict, Optional
 from xml.parsers import expat
 
 import torch
@@ -17,9 +18,19 @@ import torch
 from ._array_pickle import RefusedError, read_array_pickle
 from ._files import open_regular, reason_of
 
-__all__ = ["UnsafeFileError", "load_arrays", "load_tensors", "parse_xml"]
+__all__ = [
+    "UnsafeFileError",
+    "load_arrays",
+    "load_tensors",
+    "parse_xml",
+    "safetensors_description",
+    "weights_file",
+]
 
 logger = logging.getLogger(__name__)
+
+# A folder of ``d2ext export --format safetensors``, and the entry of the metadata that describes.
+WEIGHTS, CONFIG, ABOUT = "model.safetensors", "config.yaml", "d2ext"
 
 _ADVICE = "if you trust it, add --allow-pickle on the command line or allow_pickle=True in Python"
 
@@ -56,6 +67,30 @@ def load_tensors(path: str, *, allow_pickle: bool = False) -> Any:
             ) from error
     _warn(path)
     return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def weights_file(path: Any) -> str:
+    """The weights of a folder that ``d2ext export --format safetensors`` wrote; else the path."""
+    inside = os.path.join(str(path), WEIGHTS)
+    return inside if str(path) and os.path.isfile(inside) else str(path)
+
+
+def safetensors_description(path: str) -> Dict[str, Any]:
+    """What d2ext has written into a safetensors file, with the config beside it; else empty."""
+    import json
+
+    with open_regular(path) as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        try:
+            header = json.loads(stream.read(min(size, 1 << 27)))
+            about = json.loads(header["__metadata__"][ABOUT])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return {}
+    config = os.path.join(os.path.dirname(path), CONFIG)
+    if isinstance(about, dict) and os.path.isfile(config):
+        with open_regular(config) as stream:
+            about["config"] = stream.read().decode("utf-8", "replace")
+    return about if isinstance(about, dict) else {}
 
 
 def _load_safetensors(path: str) -> Any:

@@ -1,6 +1,10 @@
 """Prediction in Python and on the command line, with what a checkpoint says of itself."""
 
+import csv
+import functools
+import http.server
 import json
+import threading
 from pathlib import Path
 
 import cv2
@@ -198,6 +202,68 @@ def test_command_predicts_a_video(checkpoint, image, tmp_path):
     assert main(["predict", str(clip), *arguments, "--batch-size", "2"]) == 0
     data = json.loads((output / "predictions.json").read_text())
     assert [i["frame"] for i in data["images"]] == [0, 1, 2]
+
+
+def test_command_writes_yolo_text_and_csv(checkpoint, image, tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(image).save(tmp_path / folder / "same.png")
+    output = tmp_path / "out"
+    words = ["--weights", str(checkpoint), "--output", str(output), "--threshold", "0"]
+    words += ["--no-pictures", "--yolo", "--csv"]
+    assert main(["predict", str(tmp_path / "one"), str(tmp_path / "two"), *words]) == 0
+    data = json.loads((output / "predictions.json").read_text())
+    with open(output / "predictions.csv", newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == len(data["annotations"]) > 0
+    assert sorted(p.name for p in (output / "labels").iterdir()) == ["same.txt", "same_2.txt"]
+    lines = (output / "labels" / "same_2.txt").read_text().splitlines()
+    mine = [a for a in data["annotations"] if a["image_id"] == 2]
+    assert len(lines) == len(mine)
+    label, cx, cy, w, h, score = map(float, lines[0].split())
+    box = [(cx - w / 2) * 90, (cy - h / 2) * 70, w * 90, h * 70]
+    assert box == pytest.approx(mine[0]["bbox"], abs=1e-3) and score == mine[0]["score"]
+    row = rows[-len(mine)]
+    assert row["file"].endswith("two/same.png") and row["name"] == NAMES[int(label)]
+    sides = [float(row["x2"]) - float(row["x1"]), float(row["y2"]) - float(row["y1"])]
+    assert sides == pytest.approx(box[2:], abs=2e-3)
+
+
+def test_command_fetches_addresses(checkpoint, image, tmp_path, capsys):
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    (tmp_path / "photo.png").rename(tmp_path / "camera")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        extensions_map = {"": "image/png"}
+
+        def log_message(self, *words):
+            pass
+
+    handler = functools.partial(Handler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/camera?now=1"
+        words = [
+            "--weights",
+            str(checkpoint),
+            "--output",
+            str(tmp_path / "out"),
+            "--threshold",
+            "0",
+        ]
+        words.append("--quiet")
+        assert main(["predict", url, *words]) == 0
+        assert main(["predict", url.replace("camera", "none"), *words]) == 1
+        server.shutdown()
+        thread.join()
+    data = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [i["file_name"] for i in data["images"]] == [url] and data["annotations"]
+    assert (tmp_path / "out" / "camera.png").is_file()
+    said = capsys.readouterr().err
+    assert "none?now=1 cannot be fetched (" in said and said.count("\n") == 1
+    assert main(["predict", url, *words]) == 1  # as where there is no network
+    assert "cannot be fetched (Connection refused); correct" in capsys.readouterr().err
 
 
 def test_drawing_marks_boxes_and_masks(checkpoint, image):

@@ -73,7 +73,7 @@ def run_calibrate(args: argparse.Namespace) -> Done:
     figures = {"before": _figures(test_results, test_data)}
     for method, how in maps.items():
         figures[method] = _figures(_applied(how, test_results, test_data), test_data)
-    file = maps[args.method].save(args.weights)
+    file = maps[args.method].save(predictor.weights)
     print(f"Fitted on {name}, figures on {test}:")
     print(f"{'':<12}{'ECE':>8}{'ECE, IoU':>10}{'LRP at 0.5':>12}{'AP':>8}")
     for key, row in figures.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from .._arguments import at_least
-from .._files import RunError, sentence_of
+from .._files import RunError, sentence_of, writing
 from .common import (
     Done,
     add_data_arguments,
@@ -20,9 +20,9 @@ from .common import (
 
 __all__ = ["add_export", "run_export"]
 
-_FORMATS = ("onnx", "openvino", "program", "torchscript")
+_FORMATS = ("onnx", "openvino", "program", "torchscript", "safetensors")
 _OUTPUT = {"onnx": "detector.onnx", "openvino": "detector.xml", "program": "detector.pt2",
-           "torchscript": "detector.ts"}  # fmt: skip
+           "torchscript": "detector.ts", "safetensors": "detector"}  # fmt: skip
 _BATCHES = (1, 3)
 _SPLITS = ("val", "test", "train")
 # Points of AP that a file of fewer bits may lose.
@@ -39,13 +39,14 @@ def add_export(commands) -> None:
         "d2ext export --weights output/model_final.pth --pixels --output detector.onnx",
         "d2ext export --weights output/model_final.pth --precision int8 --data photos "
         "--output detector.xml",
+        "d2ext export --weights output/model_final.pth --format safetensors --card --output cells",
     )
     add_model_arguments(parser)
     parser.add_argument(
         "--format",
         choices=_FORMATS,
         help="default: what --output ends in, else onnx; program is torch.export's: one image size "
-        "(--size), no NMS",
+        "(--size), no NMS; safetensors is a folder of weights and config, as hubs take it",
     )
     parser.add_argument("--output", metavar="FILE", help="default: detector.onnx, .xml, .ts, .pt2")
     parser.add_argument("--no-nms", action="store_true", help="all boxes and scores, unselected")
@@ -78,6 +79,10 @@ def add_export(commands) -> None:
         metavar="N",
         help="training images that int8 measures ranges on (default 128)",
     )
+    parser.add_argument(
+        "--card", action="store_true", help="also README.md: a model card, from the run's files"
+    )
+    parser.add_argument("--licence", default="", metavar="ID", help="of the weights, for the card")
     parser.add_argument("--no-check", action="store_true", help="do not compare with PyTorch")
     parser.set_defaults(func=run_export)
 
@@ -93,32 +98,60 @@ def run_export(args: argparse.Namespace) -> Done:
         predictor = Predictor(
             args.config_file, args.weights, device="cpu", allow_pickle=args.allow_pickle
         )
-        output.parent.mkdir(parents=True, exist_ok=True)
-        node = predictor.cfg.INPUT
-        graph = export.export(
-            predictor.model,
-            output,
-            format=format,
-            with_nms=not args.no_nms,
-            inputs="pixels" if args.pixels else "images",
-            channel_order=node.FORMAT,
-            sizes=(node.MIN_SIZE_TEST, node.MAX_SIZE_TEST),
-            size=tuple(args.size),
-            precision=args.precision,
-            calibration=_calibration(predictor, args) if args.precision == "int8" else (),
-            about=describe(predictor, args.weights),
-            **({} if args.opset is None else {"opset": args.opset}),
-        )
-        if args.no_check:
-            print(f"{output}: not checked")
-            return Done({"checked": False}, [output])
-        if args.precision != "fp32":
-            return _compare_ap(predictor, output, args)
-        found = _check(predictor.model, graph, output, args)
+        about = describe(predictor)
+        if format == "safetensors":
+            done = Done({"checked": False}, export.write_folder(predictor.model, output, about))
+        else:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            done = _export_graph(predictor, output, format, about, args)
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise RunError(sentence_of(error)) from error
+    if not args.card:
+        return done
+    card = (output if format == "safetensors" else output.parent) / "README.md"
+    return done._replace(files=[*done.files, _write_card(card, about, predictor.weights, args)])
+
+
+def _export_graph(
+    predictor: Any, output: Path, format: str, about: Dict[str, Any], args: argparse.Namespace
+) -> Done:
+    from d2ext import export
+
+    node = predictor.cfg.INPUT
+    graph = export.export(
+        predictor.model,
+        output,
+        format=format,
+        with_nms=not args.no_nms,
+        inputs="pixels" if args.pixels else "images",
+        channel_order=node.FORMAT,
+        sizes=(node.MIN_SIZE_TEST, node.MAX_SIZE_TEST),
+        size=tuple(args.size),
+        precision=args.precision,
+        calibration=_calibration(predictor, args) if args.precision == "int8" else (),
+        about=about,
+        **({} if args.opset is None else {"opset": args.opset}),
+    )
+    if args.no_check:
+        print(f"{output}: not checked")
+        return Done({"checked": False}, [output])
+    if args.precision != "fp32":
+        return _compare_ap(predictor, output, args)
+    found = _check(predictor.model, graph, output, args)
     fine = found.acceptable(box=1e-2, score=1e-4)
     return Done({"checked": True, "acceptable": fine, **found}, [output], code=0 if fine else 1)
+
+
+def _write_card(path: Path, about: Dict[str, Any], weights: str, args: argparse.Namespace) -> Path:
+    from ..report.card import make_card
+    from ..run_index import run_of
+
+    if path.is_file() and "library_name: d2ext" not in path.read_text(errors="replace")[:500]:
+        raise RunError(f"{path} is no model card of d2ext; move it, or choose another --output.")
+    with quiet(), writing(path):
+        text = make_card(about, run_of(weights), Path(weights), args.licence)
+        path.write_text(text, encoding="utf-8")
+    return path
 
 
 def _check(model: Any, graph: Any, output: Path, args: argparse.Namespace) -> Any:

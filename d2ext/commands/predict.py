@@ -1,19 +1,26 @@
-"""``d2ext predict``: detections of files, folders, globs and videos as pictures and as JSON."""
+"""``d2ext predict``: detections of files, folders, globs, videos and addresses of the web.
+
+They are written as pictures, as COCO JSON, as YOLO text and as CSV.
+"""
 
 import argparse
+import csv
 import glob
 import itertools
 import json
+import mimetypes
+import shutil
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from .._arguments import at_least, share_or_auto
-from .._files import RunError, sentence_of, writing
+from .._files import RunError, reason_of, sentence_of, writing
 from .._text import printable_lines
 from .common import Done, add_model_arguments, new_parser
 
-__all__ = ["add_predict", "coco_records", "find_inputs", "run_predict"]
+__all__ = ["add_predict", "coco_records", "fetch", "find_inputs", "run_predict"]
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
@@ -28,7 +35,9 @@ def add_predict(commands) -> None:
         "d2ext predict --weights output/model_final.pth photos/ --output predictions",
         'd2ext predict --weights output/model_final.pth "more/*.jpg" clip.mp4 --threshold 0.5',
     )
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="file, folder, glob or video")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="file, folder, glob, video or http(s) address"
+    )
     add_model_arguments(parser)
     parser.add_argument("--output", default="predictions", metavar="DIR", help="where to write")
     parser.add_argument(
@@ -48,7 +57,15 @@ def add_predict(commands) -> None:
         "--batch-size", type=at_least(1), default=4, help="images at a time (default 4)"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default the config's")
-    parser.add_argument("--no-pictures", action="store_true", help="write predictions.json only")
+    parser.add_argument("--no-pictures", action="store_true", help="draw no pictures and videos")
+    parser.add_argument(
+        "--yolo",
+        action="store_true",
+        help="also labels/NAME.txt: class, centre and size as shares of the image, score",
+    )
+    parser.add_argument(
+        "--csv", action="store_true", help="also predictions.csv, a row a detection"
+    )
     parser.set_defaults(func=run_predict)
 
 
@@ -79,6 +96,37 @@ def find_inputs(inputs: List[str]) -> Tuple[List[Path], List[Path]]:
     return list(images), list(videos)
 
 
+def fetch(inputs: Sequence[str], folder: str) -> Dict[str, str]:
+    """Inputs with the addresses among them downloaded: where each one is -> its name.
+
+    Raises:
+        OSError: an address cannot be read.
+    """
+    from urllib.request import urlopen
+
+    found: Dict[str, str] = {}
+    for text in inputs:
+        if not text.lower().startswith(("http://", "https://")):
+            found[text] = text
+            continue
+        name = Path(text.split("?")[0].split("#")[0]).name or "image"
+        try:
+            with urlopen(text, timeout=30) as answer:
+                if Path(name).suffix.lower() not in IMAGES | VIDEOS:
+                    name += mimetypes.guess_extension(answer.headers.get_content_type()) or ""
+                place = Path(folder) / str(len(found)) / name
+                place.parent.mkdir()
+                with open(place, "wb") as stream:
+                    shutil.copyfileobj(answer, stream)
+        except (OSError, ValueError) as error:  # of which those of urllib are some
+            raise OSError(
+                f"{text} cannot be fetched ({reason_of(error)}); correct the address, or where "
+                "there is no network name a file."
+            ) from error
+        found[str(place)] = text
+    return found
+
+
 def coco_records(instances: Any, image_id: int, first_id: int) -> List[Dict[str, Any]]:
     """Detections of an image as COCO annotations with a score; a class is its index plus 1."""
     boxes = instances.pred_boxes.tensor.tolist()
@@ -100,11 +148,16 @@ def coco_records(instances: Any, image_id: int, first_id: int) -> List[Dict[str,
 
 
 def run_predict(args: argparse.Namespace) -> Done:
+    with tempfile.TemporaryDirectory() as folder:
+        return _predict(fetch(args.inputs, folder), args)
+
+
+def _predict(inputs: Dict[str, str], args: argparse.Namespace) -> Done:
     from d2ext import Predictor
 
     output = Path(args.output)
     try:
-        images, videos = find_inputs(args.inputs)
+        images, videos = find_inputs(list(inputs))
         if not args.no_pictures:
             _refuse_own_folder(output, [*images, *videos])
         predictor = Predictor(
@@ -118,7 +171,14 @@ def run_predict(args: argparse.Namespace) -> Done:
         )
         with writing(output):
             output.mkdir(parents=True, exist_ok=True)
-        report = _Report(predictor.class_names, output, pictures=not args.no_pictures)
+        names = {Path(place): name for place, name in inputs.items() if place != name}
+        report = _Report(
+            predictor.class_names,
+            output,
+            pictures=not args.no_pictures,
+            yolo=args.yolo,
+            names=names,
+        )
         failed = _predict_images(predictor, images, report, args)
         for path in videos:
             try:
@@ -127,12 +187,12 @@ def run_predict(args: argparse.Namespace) -> Done:
                 failed.append(_failure(error))
     except (KeyError, ValueError) as error:
         raise RunError(sentence_of(error)) from error
-    file = report.write()
+    files = [report.write(), *([report.write_csv()] if args.csv else [])]
     print(f"{len(report.annotations)} detections in {len(report.images)} images.")
     if not args.no_pictures:
         print(f"Pictures are in {output}.")
     found = {"images": len(report.images), "detections": len(report.annotations), "failed": failed}
-    return Done(found, [file], code=1 if failed else 0)
+    return Done(found, files, code=1 if failed else 0)
 
 
 def _refuse_own_folder(output: Path, inputs: List[Path]) -> None:
@@ -180,20 +240,36 @@ def _failure(error: Exception) -> str:
 class _Report:
     """Collects detections, and writes pictures as they come."""
 
-    def __init__(self, class_names: List[str], output: Path, pictures: bool):
-        self.class_names, self.output, self.pictures = class_names, output, pictures
+    def __init__(
+        self,
+        class_names: List[str],
+        output: Path,
+        pictures: bool,
+        yolo: bool = False,
+        names: Optional[Dict[Path, str]] = None,
+    ):
+        self.class_names, self.output = class_names, output
+        self.pictures, self.yolo, self.names = pictures, yolo, names or {}
         self.images: List[Dict[str, Any]] = []
         self.annotations: List[Dict[str, Any]] = []
         self._taken: Set[str] = set()
 
-    def add(self, file_name: str, instances: Any, **more: Any) -> None:
+    def add(self, path: Path, instances: Any, **more: Any) -> None:
         height, width = instances.image_size
-        record = {"id": len(self.images) + 1, "file_name": file_name, **more}
+        name = self.names.get(path, str(path))
+        record = {"id": len(self.images) + 1, "file_name": name, **more}
         self.images.append({**record, "height": height, "width": width})
-        self.annotations += coco_records(instances, record["id"], len(self.annotations) + 1)
+        found = coco_records(instances, record["id"], len(self.annotations) + 1)
+        self.annotations += found
+        if self.yolo:
+            stem = f"{path.stem}_{more['frame']:06d}" if "frame" in more else path.stem
+            file = self.free_name(stem, ".txt")
+            with writing(file):
+                file.parent.mkdir(exist_ok=True)
+                file.write_text("".join(_yolo_line(row, width, height) for row in found))
 
     def add_image(self, path: Path, instances: Any) -> None:
-        self.add(str(path), instances)
+        self.add(path, instances)
         if self.pictures:
             from d2ext.analysis.drawing import draw_instances
             from d2ext.predictor import as_bgr
@@ -207,7 +283,8 @@ class _Report:
         # Upper and lower case are the same to some file systems.
         name = next(name for name in names if f"{name}{suffix}".lower() not in self._taken)
         self._taken.add(f"{name}{suffix}".lower())
-        return self.output / f"{name}{suffix}"
+        folder = self.output / "labels" if suffix == ".txt" else self.output
+        return folder / f"{name}{suffix}"
 
     def write(self) -> Path:
         categories = [{"id": k + 1, "name": name} for k, name in enumerate(self.class_names)]
@@ -220,6 +297,26 @@ class _Report:
         with writing(file):
             file.write_text(json.dumps(data), encoding="utf-8")
         return file
+
+    def write_csv(self) -> Path:
+        file = self.output / "predictions.csv"
+        with writing(file), open(file, "w", newline="", encoding="utf-8") as stream:
+            table = csv.writer(stream)
+            table.writerow(("file", "frame", "class", "name", "score", "x1", "y1", "x2", "y2"))
+            for row in self.annotations:
+                image, k = self.images[row["image_id"] - 1], row["category_id"] - 1
+                x, y, w, h = row["bbox"]
+                box = (round(v, 3) for v in (x, y, x + w, y + h))
+                place = (image["file_name"], image.get("frame", ""))
+                table.writerow((*place, k, self.class_names[k], row["score"], *box))
+        return file
+
+
+def _yolo_line(row: Dict[str, Any], width: int, height: int) -> str:
+    x, y, w, h = row["bbox"]
+    shares = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
+    numbers = " ".join(f"{share:.6f}" for share in shares)
+    return f"{row['category_id'] - 1} {numbers} {row['score']:.5f}\n"
 
 
 def _predict_video(predictor: Any, path: Path, report: _Report, quiet: bool) -> None:
@@ -238,7 +335,7 @@ def _predict_video(predictor: Any, path: Path, report: _Report, quiet: bool) -> 
         with tqdm(total=max(count, 0) or None, unit="frame", desc=path.name, disable=quiet) as bar:
             for frames in _frames(video, predictor.batch_size):
                 for frame, found in zip(frames, predictor(frames)):
-                    report.add(str(path), found["instances"], frame=number)
+                    report.add(path, found["instances"], frame=number)
                     number += 1
                     if not report.pictures:
                         continue

@@ -99,8 +99,9 @@ def load_model(
     from ..engine import Checkpointer
     from ..engine.class_checks import check_trained
     from ..export import ExportedModel, is_exported
+    from ..safe_load import weights_file
 
-    path = weights or cfg.MODEL.WEIGHTS
+    path = weights_file(weights or cfg.MODEL.WEIGHTS)
     if path and "://" not in path and not os.path.isfile(path):
         raise RunError(f"The weights {path} do not exist; correct --weights or MODEL.WEIGHTS.")
     try:

@@ -5,9 +5,9 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
-from .._arguments import add_import_argument, add_pickle_argument
+from .._arguments import add_import_argument, add_pickle_argument, share_or_auto
 from .._files import mistakes_in_sentences
 from ..run_index import note_in_run
 from .common import (
@@ -37,6 +37,13 @@ def add_val(commands: Any) -> None:
     add_data_arguments(parser)
     add("--config-file", metavar="CONFIG", help="default: the config that the checkpoint holds")
     add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of config keys")
+    add(
+        "--threshold",
+        type=share_or_auto,
+        metavar="SCORE",
+        help="also what is seen from this score on: precision, recall, F1 and LRP of each class; "
+        "auto: from those chosen before, which are then left as they are",
+    )
     add_import_argument(parser)
     add_pickle_argument(parser)
     add_output_argument(parser, "val")
@@ -48,8 +55,10 @@ def run_val(args: argparse.Namespace) -> Done:
     from ..engine.class_checks import check_checkpoint_classes
     from ..export import is_exported
     from ..predictor import describe_weights
+    from ..safe_load import weights_file
     from .show import load_model
 
+    args.weights = weights_file(args.weights)
     with quiet():
         cfg = _config(args)
         name = data_set(args, cfg)
@@ -58,19 +67,20 @@ def run_val(args: argparse.Namespace) -> Done:
         output = args.output or Path(os.path.dirname(args.weights)) / "val" / name
         output.mkdir(parents=True, exist_ok=True)
         model = load_model(cfg, args.weights, args.allow_pickle, whole=True)
-        known = describe_weights(args.weights).get("class_names")
-        check_checkpoint_classes(args.weights, known, [name])
+        about = describe_weights(args.weights)
+        check_checkpoint_classes(args.weights, about.get("class_names"), [name])
         timed = _Timed(model)
         results = evaluate(cfg, model, name, output)
         figures: Dict[str, Any] = {**_flat(results), **timed.figures()}
         if not is_exported(args.weights):
             figures.update(_cost(cfg, model, name))
+        figures.update(_seen(args, about, output, name))
     figures = {"weights": args.weights, "dataset": name, **figures}
     row = {"iteration": 0, **{k: v for k, v in figures.items() if isinstance(v, (int, float))}}
     (output / "config.yaml").write_text(cfg.dump())
     files = [write_json(output / "figures.json", figures), output / "metrics.json"]
     _write_row(output / "metrics.json", row)
-    files += _draw(output, name, Path(args.weights))
+    files += _draw(output, name, None if args.threshold else Path(args.weights))
     note_in_run(args.weights, "evaluation", output / "inference" / name)
     _print(figures)
     print(f"Next: d2ext report {output}")
@@ -148,8 +158,44 @@ def _write_row(path: Path, row: Dict[str, Any]) -> None:
     path.write_text(json.dumps(row) + "\n")
 
 
-def _draw(output: Path, name: str, weights: Path) -> List[Path]:
-    """The analysis of the detections; the files that it wrote."""
+def _seen(
+    args: argparse.Namespace, about: Dict[str, Any], output: Path, name: str
+) -> Dict[str, Any]:
+    """The figures of the detections that --threshold shows, by class.
+
+    Args:
+        args: the command line.
+        about: what the weights say about themselves.
+        output, name: where detections are, and what they are of.
+    """
+    from ..evaluation.results import judge, truth_of
+    from ..evaluation.sources import annotation_source, read_results
+    from ..evaluation.thresholds import figures_at, thresholds_of
+
+    results = sorted((output / "inference").rglob("coco_instances_results.json"))
+    if args.threshold is None or not results:
+        return {}
+    data = annotation_source(name)
+    truth = truth_of(data)
+    names = truth.category_names
+    if args.threshold == "auto":
+        chosen = thresholds_of(args.weights, about, names)
+        least, source = chosen.of(names), chosen.source
+    else:
+        least, source = [args.threshold] * len(names), ""
+    verdict = judge(read_results(str(results[0])), data)
+    rows = figures_at(verdict, truth.category_ids, least)
+    classes = {n: {"score": s, **row} for n, s, row in zip(names, least, rows)}
+    return {"seen": {"chosen_on": source, "classes": classes}}
+
+
+def _draw(output: Path, name: str, weights: Optional[Path]) -> List[Path]:
+    """The analysis of the detections; the files that it wrote.
+
+    Args:
+        output, name: where detections are, and what they are of.
+        weights: thresholds chosen here are written beside them; None: nowhere.
+    """
     from ..analysis import results_report
     from ..analysis.score_pictures import draw_scores
     from ..evaluation.sources import annotation_source, read_results
@@ -162,10 +208,11 @@ def _draw(output: Path, name: str, weights: Path) -> List[Path]:
     results_report.draw_analysis(report, name, output / "analysis.png")
     draw_scores(report, name, output / "scores.png")
     thresholds = Thresholds(**report.pop("threshold_file"), source=name)
-    # Beside the weights, where "predict --threshold auto" looks for them.
-    beside = thresholds.save(weights.with_suffix(".thresholds.json"))
-    written = write_json(output / "analysis.json", report)
-    return [written, beside, output / "analysis.png", output / "scores.png"]
+    written = [write_json(output / "analysis.json", report)]
+    if weights is not None:
+        # Beside the weights, where "predict --threshold auto" looks for them.
+        written.append(thresholds.save(weights.with_suffix(".thresholds.json")))
+    return [*written, output / "analysis.png", output / "scores.png"]
 
 
 def _print(figures: Dict[str, Any]) -> None:
@@ -179,6 +226,8 @@ def _print(figures: Dict[str, Any]) -> None:
         classes = [f"{k[3:]} {v:.1f}" for k, v in short.items() if k.startswith("AP-")]
         if classes:
             print(f"  AP by class: {', '.join(classes)}")
+    if "seen" in figures:
+        _print_seen(figures["seen"], figures["dataset"])
     cost = ""
     if "parameters" in figures:
         cost = (
@@ -186,3 +235,15 @@ def _print(figures: Dict[str, Any]) -> None:
             f"{figures['gflops']:.2f} GFLOPs at {figures['gflops_of']}"
         )
     print(f"{figures['images_per_second']:.1f} images a second{cost}")
+
+
+def _print_seen(seen: Dict[str, Any], name: str) -> None:
+    source = seen["chosen_on"]
+    print(f"Detections from a score on{f', chosen on {source}' if source else ''}:")
+    for label, row in seen["classes"].items():
+        print(
+            f"  {label} from {row['score']:.2f}: precision {row['precision']:.3f}, recall "
+            f"{row['recall']:.3f}, F1 {row['f1']:.3f}, LRP {row['lrp']:.3f}"
+        )
+    if source == name:
+        print("  These scores were chosen on the same images: on others the figures are lower.")

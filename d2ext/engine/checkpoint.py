@@ -23,7 +23,13 @@ from d2ext.modeling.backbones.pretrained import (
     is_weights_name,
     local_file,
 )
-from d2ext.safe_load import UnsafeFileError, load_arrays, load_tensors
+from d2ext.safe_load import (
+    UnsafeFileError,
+    load_arrays,
+    load_tensors,
+    safetensors_description,
+    weights_file,
+)
 
 from .errors import DamagedCheckpointError, NonFiniteLossError, is_lost_worker
 from .module_state import buffers_of, nonfinite_tensors
@@ -255,7 +261,10 @@ class Checkpointer(DetectionCheckpointer):
                 os.remove(os.path.join(self.save_dir, self._numbered.pop(0)))
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> Dict[str, Any]:
-        """As in Detectron2; ``d2ext://`` and ``timm://`` names are weights of a backbone alone."""
+        """As in Detectron2; ``d2ext://`` and ``timm://`` names are weights of a backbone alone.
+
+        Of a folder that ``d2ext export --format safetensors`` wrote, its weights."""
+        path = weights_file(path) if path and "://" not in path else path
         self._path = path
         self._named = path if path and is_weights_name(path) else ""
         if path and "://" not in path and not os.path.isfile(path):
@@ -311,7 +320,10 @@ class Checkpointer(DetectionCheckpointer):
             state = self._torch_load(filename)["model_state"]
             state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
             return {"model": state, "__author__": "pycls", "matching_heuristics": True}
-        return super()._load_file(filename)
+        data = super()._load_file(filename)
+        if filename.endswith(".safetensors"):
+            data = {**safetensors_description(filename), **data}
+        return data
 
     def _torch_load(self, f: str) -> Dict[str, Any]:
         return load_tensors(f, allow_pickle=self.allow_pickle)

@@ -6,7 +6,12 @@ from typing import Any, Dict, List, Optional
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from d2ext.safe_load import UnsafeFileError, load_tensors
+from d2ext.safe_load import (
+    UnsafeFileError,
+    load_tensors,
+    safetensors_description,
+    weights_file,
+)
 
 __all__ = ["class_names_of", "config_of", "describe_run", "read_description"]
 
@@ -37,7 +42,11 @@ def describe_run(cfg: Optional[CfgNode]) -> Dict[str, Any]:
 
 
 def read_description(path: str) -> Dict[str, Any]:
-    """The same, from a checkpoint file; empty if it holds none."""
+    """The same, from a checkpoint file or a folder of safetensors, which say more; empty if it
+    holds none."""
+    path = weights_file(path)
+    if path.endswith(".safetensors") and os.path.isfile(path):
+        return safetensors_description(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no checkpoint '{path}'.")
     try:

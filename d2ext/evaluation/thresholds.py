@@ -21,6 +21,7 @@ __all__ = [
     "figures_at",
     "find_thresholds",
     "score_curves",
+    "thresholds_of",
 ]
 
 FILE_NAME = "thresholds.json"
@@ -229,3 +230,21 @@ def find_thresholds(weights: Union[str, Path]) -> Path:
         f"There are no thresholds for {weights}: neither {places[0].name} nor {FILE_NAME} lies "
         "beside it; make them with 'd2ext val --weights', or give a number with --threshold."
     )
+
+
+def thresholds_of(
+    weights: Union[str, Path], about: Dict[str, Any], names: Sequence[str]
+) -> Thresholds:
+    """Those that :func:`find_thresholds` finds, else those that a file holds.
+
+    Args:
+        weights: a checkpoint or an exported detector.
+        about: what it says about itself.
+        names: of the classes.
+    """
+    try:
+        return Thresholds.load(find_thresholds(weights))
+    except RunError:
+        if "thresholds" not in about:
+            raise
+    return Thresholds(0.5, dict(zip(names, about["thresholds"])), source=about.get("chosen_on", ""))

@@ -2,6 +2,7 @@
 
 from .. import _detectron2  # noqa: F401  (first: it may be missing)
 from .check import CHECK_SIZES, Difference, compare
+from .folder import write_folder
 from .formats import PRECISIONS, SUFFIXES, export, format_of
 from .graphs import EXPORTABLE, InferenceGraph, graph_of
 from .runtime import ExportedModel, as_input, is_exported, load_exported
@@ -21,4 +22,5 @@ __all__ = [
     "graph_of",
     "is_exported",
     "load_exported",
+    "write_folder",
 ]

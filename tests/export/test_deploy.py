@@ -210,3 +210,42 @@ def test_calibrated_scores_of_a_file(files, picture, tmp_path):
     assert len(new) == len(raw) > len(scores) / 3 > 0  # the thresholds are of the raw scores
     assert float(new.scores[0]) == pytest.approx(float(raw.scores[0]) / 2, abs=1e-3)
     assert len(less) == 0
+
+
+def test_a_folder_of_safetensors_is_a_checkpoint(files, picture, tmp_path, capsys):
+    from d2ext.engine import Checkpointer
+    from d2ext.evaluation.recalibration import Recalibration
+    from d2ext.predictor import describe_weights
+
+    folder = tmp_path / "hub"
+    words = ["export", "--weights", str(files["checkpoint"]), "--format", "safetensors"]
+    assert main([*words, "--card", "--output", str(folder)]) == 0
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "README.md", "config.yaml", "model.safetensors"
+    ]  # fmt: skip
+    own, other = (Predictor(None, w, score_thresh="auto") for w in (files["checkpoint"], folder))
+    assert other.class_names == own.class_names and other.score_thresh == own.score_thresh
+    expected, found = (p(str(picture))["instances"] for p in (own, other))
+    assert len(found) > 0 and torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert torch.equal(found.scores, expected.scores)
+    about = describe_weights(str(folder))
+    assert about["detector"] == "ExtFCOS" and about["thresholds"] == [0.02] * 20
+    # What the folder knows goes on into what is exported from it, and into a training.
+    Recalibration("temperature", 2.0, {}, "some").save(folder / "model.safetensors")
+    output = tmp_path / "detector.onnx"
+    words = ["export", "--weights", str(folder), "--output", str(output), "--no-check"]
+    assert main(words) == 0
+    again = export.load_exported(output)[1]
+    assert again["thresholds"] == about["thresholds"]
+    assert again["calibration"]["overall"] == 2.0
+    model = build(own.cfg)
+    Checkpointer(model).load(str(folder))
+    for key, value in own.model.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
+    capsys.readouterr()
+    (tmp_path / "README.md").write_text("# My project\n")
+    assert main([*words, "--card"]) == 1
+    assert "README.md is no model card of d2ext" in capsys.readouterr().err
+    (folder / "config.yaml").unlink()
+    with pytest.raises(ValueError, match="holds no config"):
+        Predictor(None, folder)
