@@ -102,9 +102,10 @@ SECTIONS = [
         Key("CENTER_SAMPLING_RADIUS", 1.5, number(0),
             "radius of the centre, in strides, inside which a point may be positive; 0: all"),
         # The others are those of the first FCOS, which Sampling-Free's authors use. exp_pixels: a
-        # learned factor scales a level's logarithms, and objects end one pixel before x2 and y2.
+        # learned factor scales a level's logarithms.
         Key("DISTANCE", "relu_stride", one_of("relu_stride", "exp_pixels"),
             "distances to the sides: strides, by a ReLU; or pixels, by an exponential", ""),
+        Key("LEGACY_BOXES", False, BOOLEAN, "objects end one pixel before x2 and y2", ""),
         Key("CENTERNESS_ON", "box", one_of("box", "class"), "tower below the centerness branch",
             part="head"),
         Key("BOX_WEIGHT", "none", one_of("none", "centerness"),

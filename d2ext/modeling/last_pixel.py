@@ -23,10 +23,7 @@ __all__ = ["LastPixelTransform", "RoundedAnchorGenerator", "pool_to_last_pixel",
 
 
 class LastPixelTransform(Box2BoxTransformLinear):
-    """Distances in pixels from a point to the first and the last pixels of a box."""
-
-    def __init__(self):
-        super().__init__(normalize_by_size=False)
+    """Distances from a point to the first and the last pixels of a box."""
 
     def get_deltas(self, src_boxes: torch.Tensor, target_boxes: torch.Tensor) -> torch.Tensor:
         """(K, 4) distances; the boxes have to contain the centres of ``src_boxes``."""

@@ -272,3 +272,73 @@ def test_other_anchors_are_refused(name, words):
     case.cfg.merge_from_list(words)
     with pytest.raises(ConvertError, match=r"cell_anchors\.\d are .* x .*ANCHOR_GENERATOR.SIZES"):
         convert_checkpoint(case.state, case.source, case.cfg)
+
+
+def their_modules(mb, kind):
+    """Our modules of a dense detector with one anchor a location, and what they are called.
+
+    Args:
+        mb: by maskrcnn-benchmark; otherwise by mmdetection.
+        kind: what mmdetection's names of the last layers begin with.
+    """
+    body, head = ("backbone.body", "rpn.head") if mb else ("backbone", "bbox_head")
+    stem = f"{body}.stem" if mb else body
+    found = {
+        "backbone.bottom_up.stem.conv1": f"{stem}.conv1",
+        "backbone.bottom_up.stem.conv1.norm": f"{stem}.bn1",
+        "head.cls_score": f"{head}.cls_logits" if mb else f"{head}.{kind}_cls",
+        "head.bbox_pred": f"{head}.bbox_pred" if mb else f"{head}.{kind}_reg",
+        "head.ctrness": f"{head}.centerness" if mb else f"{head}.{kind}_centerness",
+    }
+    found["head.quality"] = found["head.ctrness"]
+    for stage, block in ((stage, block) for stage in range(2, 6) for block in range(6)):
+        ours, theirs = f"backbone.bottom_up.res{stage}.{block}", f"{body}.layer{stage - 1}.{block}"
+        found[f"{ours}.shortcut"] = f"{theirs}.downsample.0"
+        found[f"{ours}.shortcut.norm"] = f"{theirs}.downsample.1"
+        for k in (1, 2, 3):
+            found[f"{ours}.conv{k}"] = f"{theirs}.conv{k}"
+            found[f"{ours}.conv{k}.norm"] = f"{theirs}.bn{k}"
+    for level in range(3, 8):
+        pair = ("fpn_inner", "fpn_layer") if mb else ("lateral_convs.", "fpn_convs.")
+        for ours, theirs in zip(("lateral", "output"), pair):
+            number = f"{level - 1}" if mb else f"{level - 3}.conv"
+            where = "backbone.fpn" if mb else "neck"
+            found[f"backbone.fpn_{ours}{level}"] = f"{where}.{theirs}{number}"
+        top = f"backbone.fpn.top_blocks.p{level}" if mb else f"neck.fpn_convs.{level - 3}.conv"
+        found[f"backbone.top_block.p{level}"] = top
+    for i in range(4):
+        for ours, theirs in (("cls", "cls"), ("bbox", "bbox" if mb else "reg")):
+            for k, leaf in enumerate(("conv", "gn")):
+                layer = f"{theirs}_tower.{3 * i + k}" if mb else f"{theirs}_convs.{i}.{leaf}"
+                found[f"head.{ours}_subnet.{3 * i + k}"] = f"{head}.{layer}"
+    return found, head
+
+
+@pytest.mark.parametrize("meta, prefix", [("fcos", "conv"), ("atss", "atss")])
+@pytest.mark.parametrize("source", ["sampling-free", "mmdet"])
+def test_dense_detectors_of_one_anchor(source, meta, prefix):
+    """Every tensor finds its place; the guide of Sampling-Free's last code comes with it."""
+    cfg = get_cfg()
+    cfg.merge_from_file(f"configs/SamplingFree/{meta}_R_50_FPN_1x_authors.yaml")
+    cfg.merge_from_list(NARROW)
+    cfg.MODEL.FCOS.NUM_CLASSES = cfg.MODEL.ATSS.NUM_CLASSES = 5
+    state = build_model(cfg).state_dict()
+    modules, head = their_modules(source == "sampling-free", prefix)
+    theirs = {}
+    for name, value in state.items():
+        module, _, leaf = name.rpartition(".")
+        if module == "head.scales":
+            theirs[f"{head}.scales.{leaf}.scale"] = value.reshape(1)
+        elif module in modules and leaf != "num_batches_tracked":
+            theirs[f"{modules[module]}.{leaf}"] = value
+    guide = {}
+    if source == "sampling-free":
+        guide = {"sigmas": torch.rand(3), "ratio": torch.tensor([0.5]), "iters": torch.ones(1)}
+    given = {f"rpn.loss_evaluator.guided_loss.{k}": v for k, v in guide.items()}
+    found, _ = convert_checkpoint({**theirs, **given}, source, cfg)
+    for name, value in state.items():
+        if name.startswith(("head.", "backbone.fpn", "backbone.top")):
+            assert torch.equal(found[name], value), name
+    if guide:
+        assert torch.equal(found["criterion.guide.sigma"], guide["sigmas"])
+        assert found["criterion.guide.iters"] == 1 and found["criterion.guide.ratio"] == 0.5

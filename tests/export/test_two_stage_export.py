@@ -14,7 +14,7 @@ CONFIGS = {
     "faster": "COCO/faster_rcnn_R_50_FPN_1x",
     "mask": "COCO/mask_rcnn_R_50_FPN_1x",
     "cascade": "COCO/cascade_mask_rcnn_R_50_FPN_1x",
-    "sampling-free": "SamplingFree/faster_rcnn_R_50_FPN_1x",
+    "sampling-free": "SamplingFree/faster_rcnn_R_50_FPN_1x_authors",
 }
 SIZES = ((160, 224), (193, 151))
 

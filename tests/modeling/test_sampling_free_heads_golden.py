@@ -178,7 +178,7 @@ def test_fcos(case, code):
     guide = GuidedScale(guides=("box", "ctr") if last else ("box",),
                         mode="frozen" if last else "per_step", learn_sigma=last)  # fmt: skip
     criterion = Criterion(cls_loss=BCELoss(), box_loss=LegacyLogIoULoss(), guide=guide).double()
-    transform, points = LastPixelTransform(), torch.zeros_like(true)
+    transform, points = LastPixelTransform(normalize_by_size=False), torch.zeros_like(true)
     boxes = transform.apply_deltas(true, points)
     ctr_loss = F.binary_cross_entropy_with_logits(ctr.flatten()[index], weights)
     losses = criterion(

@@ -63,8 +63,10 @@ class CenterAssigner(Assigner):
                 "one ASPECT_RATIOS for RetinaNet, one MODEL.ATSS.ANCHOR_SCALES for ATSS)."
             )
         node = cfg.MODEL.FCOS
-        last_pixel = node.DISTANCE == "exp_pixels"
-        return {"center_sampling_radius": node.CENTER_SAMPLING_RADIUS, "last_pixel": last_pixel}
+        return {
+            "center_sampling_radius": node.CENTER_SAMPLING_RADIUS,
+            "last_pixel": node.LEGACY_BOXES,
+        }
 
     @torch.no_grad()
     def __call__(self, priors: Priors, targets: PackedTargets, num_classes: int) -> Assignment:

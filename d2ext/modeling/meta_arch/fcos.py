@@ -9,6 +9,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.box_regression import Box2BoxTransformLinear
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
 from torch import nn
 
@@ -120,6 +121,7 @@ class ExtFCOS(ExtDenseMixin, FCOS):
         validate(cfg, "MODEL.FCOS")
         node = cfg.MODEL.FCOS
         exp_pixels = node.DISTANCE == "exp_pixels"
+        transform = LastPixelTransform if node.LEGACY_BOXES else Box2BoxTransformLinear
         backbone = build_backbone(cfg)
         shapes = select_features(backbone, node.IN_FEATURES, "MODEL.FCOS.IN_FEATURES")
         own = OwnChoices(assigner="center", initial=300, guides=("box", "ctr"))
@@ -127,7 +129,7 @@ class ExtFCOS(ExtDenseMixin, FCOS):
             **dense_arguments(cfg, "MODEL.FCOS"),
             **dense_slots(cfg, "MODEL.FCOS", own),
             "backbone": backbone,
-            **({"box2box_transform": LastPixelTransform()} if exp_pixels else {}),
+            "box2box_transform": transform(normalize_by_size=not exp_pixels),
             "head": ExtFCOSHead(
                 input_shape=shapes,
                 num_classes=node.NUM_CLASSES,
