@@ -13,7 +13,7 @@ if _problem is not None:
 import torch  # noqa: E402, F401  (outside of the filter: those that torch sets itself have to last)
 
 # Detectron2 and fvcore compile small functions with torch.jit.script on import, of which recent
-# versions of torch warn, and which nobody who uses d2ext can change.
+# versions of torch warn, and which users of d2ext cannot change.
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=r".torch\.jit\.script. is deprecated")
     import detectron2.modeling  # noqa: F401

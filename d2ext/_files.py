@@ -102,7 +102,7 @@ def open_regular(path: Any) -> BinaryIO:
     """Open a file for reading bytes. Pipes, devices and sockets, which may never end, are refused.
 
     Raises:
-        OSError: as of ``open``, and for what is no regular file.
+        OSError: as of ``open``, and for what is not a regular file.
     """
     return open(path, "rb", opener=_only_regular)
 

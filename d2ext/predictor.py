@@ -227,8 +227,8 @@ def as_bgr(image: Picture) -> np.ndarray:
             raise FileNotFoundError(f"There is no image file '{image}'.") from None
         except (OSError, SyntaxError) as error:  # Pillow raises both for broken files
             raise ValueError(
-                f"'{image}' is no image that Pillow can read ({type(error).__name__}); leave it "
-                "out or convert it."
+                f"'{image}' is not an image that Pillow can read ({type(error).__name__}); leave "
+                "it out or convert it."
             ) from error
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))[:, :, ::-1]

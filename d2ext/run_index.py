@@ -90,7 +90,7 @@ def read_index(run: Union[str, Path]) -> List[Dict[str, Any]]:
     try:
         entries = json.loads(path.read_bytes())["entries"]
     except (ValueError, TypeError, KeyError, RecursionError, OSError):
-        logger.warning(f"{path} is no index and is left out.")
+        logger.warning(f"{path} is not an index and is left out.")
         return []
     return [e for e in entries if _is_entry(e)] if isinstance(entries, list) else []
 

@@ -1,6 +1,6 @@
 """Reading files of unknown origin without running anything that they say.
 
-A pickle is a program: whoever wrote it decides what is called while it is read. Checkpoints are
+A pickle is a program: its author decides what is called while it is read. Checkpoints are
 read by PyTorch's reader of plain values, arrays in pickles (Detectron2's model zoo, proposal
 files) by one that can rebuild arrays and nothing else, and XML without entities.
 """
@@ -60,7 +60,7 @@ def load_tensors(path: str, *, allow_pickle: bool = False) -> Any:
         if "weights_only" not in str(error) and "Weights only" not in str(error):
             raise
         if not _is_torch_file(path):
-            raise ValueError(f"{path} is no file that torch.save wrote.") from error
+            raise ValueError(f"{path} is not a file that torch.save wrote.") from error
         if not allow_pickle:
             raise UnsafeFileError(
                 f"{path} holds Python objects, and reading it could run any code; {_ADVICE}."
@@ -104,9 +104,9 @@ def _load_safetensors(path: str) -> Any:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is no complete safetensors file ({error}); copy it again.") from (
-            error
-        )
+        raise ValueError(
+            f"{path} is not a complete safetensors file ({error}); copy it again."
+        ) from (error)
 
 
 def _is_torch_file(path: str) -> bool:
@@ -134,7 +134,7 @@ def load_arrays(stream: BinaryIO, path: str, *, allow_pickle: bool = False) -> A
                 f"{path} {error}, and reading it could run any code; {_ADVICE}."
             ) from None
     except (pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{path} is no complete pickle ({error}); copy it again.") from error
+        raise ValueError(f"{path} is not a complete pickle ({error}); copy it again.") from error
     _warn(path)
     return pickle.loads(content, encoding="latin1")
 

@@ -266,4 +266,4 @@ def test_a_checkout_gives_a_wheel_that_works(installer, checkout, monkeypatch, t
 
 def test_a_folder_that_is_no_checkout_is_refused(installer, monkeypatch, tmp_path, capsys):
     assert run_main(installer, monkeypatch, Pip(), "--source", str(tmp_path)) == 1
-    assert "is no checkout of Detectron2" in capsys.readouterr().err
+    assert "is not a checkout of Detectron2" in capsys.readouterr().err

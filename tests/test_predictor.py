@@ -131,7 +131,7 @@ def test_refusals(cfg, checkpoint, image, tmp_path):
     with pytest.raises(FileNotFoundError, match="no image file '.*none.jpg'"):
         predictor(tmp_path / "none.jpg")
     (tmp_path / "text.jpg").write_text("no image")
-    with pytest.raises(ValueError, match="text.jpg' is no image that Pillow can read"):
+    with pytest.raises(ValueError, match="text.jpg' is not an image that Pillow can read"):
         predictor(tmp_path / "text.jpg")
     other = cfg.clone()
     other.defrost()
@@ -147,7 +147,7 @@ def test_weights_that_do_not_fit_are_refused(cfg, checkpoint, tmp_path):
     with pytest.raises(ValueError, match="does not fit the config: 2 parameters.*cls_score"):
         d2ext.Predictor(other, checkpoint)
     (tmp_path / "text.pth").write_text("no checkpoint")
-    with pytest.raises(ValueError, match="text.pth' is no checkpoint"):
+    with pytest.raises(ValueError, match="text.pth' is not a checkpoint"):
         d2ext.Predictor(None, tmp_path / "text.pth")
     with pytest.raises(FileNotFoundError, match="no checkpoint '.*none.pth'"):
         d2ext.Predictor(None, tmp_path / "none.pth")
@@ -184,7 +184,7 @@ def test_command_refuses_what_is_no_image(checkpoint, tmp_path, capsys, monkeypa
     assert "names no image or video" in capsys.readouterr().err
     (tmp_path / "text.jpg").write_text("no image")
     assert main(["predict", "--weights", str(checkpoint), str(tmp_path)]) == 1
-    assert "text.jpg' is no image" in capsys.readouterr().err
+    assert "text.jpg' is not an image" in capsys.readouterr().err
     (tmp_path / "text.avi").write_text("no video")
     assert main(["predict", "--weights", str(checkpoint), str(tmp_path / "*.avi")]) == 1
     assert "OpenCV cannot open" in capsys.readouterr().err
@@ -290,7 +290,9 @@ def test_command_predicts_what_it_can_and_overwrites_no_input(checkpoint, image,
     assert len(list(photos.iterdir())) == 6
     assert main([*words, "--output", str(tmp_path / "out")]) == 1
     said = capsys.readouterr()
-    assert said.out == "" and said.err.count("\n") == 1 and "broken.png' is no image" in said.err
+    assert (
+        said.out == "" and said.err.count("\n") == 1 and "broken.png' is not an image" in said.err
+    )
     data = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert len(data["images"]) == 5
     assert len(list((tmp_path / "out").glob("*.png"))) == 5

@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def _keep(figures: Dict[str, Any], component: str, result: Dict[str, Any], machine: Any) -> None:
-    """Put a case into the figures at once, so that a run which is stopped has not been in vain."""
+    """Put a case into the figures at once, so that a stopped run keeps what it measured."""
     known = figures.setdefault(component, {"cases": []})
     known["machine"] = machine
     names = [case["case"] for case in known["cases"]]

@@ -159,8 +159,8 @@ def read_source(folder):
     init = package / "__init__.py"
     if not init.is_file():
         raise InstallError(
-            f"{folder} is no checkout of Detectron2 (there is no detectron2/__init__.py); give the "
-            "folder that its repository was cloned to."
+            f"{folder} is not a checkout of Detectron2 (there is no detectron2/__init__.py); give "
+            "the folder that its repository was cloned to."
         )
     version = re.search(r'^__version__ = "([^"]+)"', init.read_text(encoding="utf-8"), re.M)
     entries = {}

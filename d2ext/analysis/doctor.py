@@ -177,7 +177,7 @@ def check_weights(cfg: Any, model: nn.Module, allow_pickle: bool = False) -> Lis
         checkpointer = Checkpointer(model, allow_pickle=allow_pickle)
         checkpointer.load(path)
         loaded: Any = checkpointer.last_incompatible  # never None after a load
-    except Exception as error:  # whatever a file that is no checkpoint makes of a reader
+    except Exception as error:  # whatever a file that is not a checkpoint makes of a reader
         reason = str(error).split("\n")[0]
         fix = "Give another file."
         return [Finding("error", "weights", f"{path} cannot be read: {reason}.", "", fix)]

@@ -216,7 +216,7 @@ def _predict_images(
             batch = images[start : start + args.batch_size]
             try:
                 outputs: List[Optional[Dict[str, Any]]] = predictor([str(p) for p in batch])
-            except (OSError, ValueError):  # one of them is no image; the others are predicted
+            except (OSError, ValueError):  # one of them is not an image; the others are predicted
                 outputs = []
                 for path in batch:
                     try:

@@ -39,7 +39,7 @@ def evaluate_literal(text: str) -> Union[int, float, List[Any], tuple]:
         tree = ast.parse(text.strip(), mode="eval")
         return _Evaluation().value(tree.body, {})
     except (SyntaxError, ArithmeticError, TypeError, RecursionError, MemoryError) as error:
-        raise ValueError(f"'{text[:60]}' is no arithmetic of numbers and lists") from error
+        raise ValueError(f"'{text[:60]}' is not arithmetic of numbers and lists") from error
 
 
 class _Evaluation:
@@ -83,7 +83,7 @@ class _Evaluation:
 def _number(value: Any) -> Union[int, float]:
     """The value, if it is a real number of ordinary size."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{type(value).__name__} is no number")
+        raise ValueError(f"{type(value).__name__} is not a number")
     if not math.isfinite(value) or abs(value) > _LARGEST:
         raise ValueError(f"a number is above {_LARGEST:g}")
     return value

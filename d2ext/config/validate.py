@@ -138,7 +138,7 @@ def _single(cfg: Any, key: str, rule: Rule) -> List[str]:
 
 
 def _value(cfg: Any, key: str) -> Tuple[str, Any]:
-    """The key and its value, or the section above it that is no section, or a mark if missing."""
+    """The key and its value, or what stands for a section above it, or a mark if missing."""
     node, words = cfg, key.split(".")
     for depth, word in enumerate(words):
         if not isinstance(node, _YacsCfgNode):

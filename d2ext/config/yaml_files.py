@@ -50,7 +50,7 @@ def read_yaml(filename: str) -> Dict[str, Any]:
         try:
             config = load_yaml(stream)
         except UnicodeDecodeError as error:
-            raise ValueError(f"Config file '{filename}' is no text, so it is no YAML.") from error
+            raise ValueError(f"Config file '{filename}' is not text, so it is not YAML.") from error
         except yaml.YAMLError as error:
             reason = getattr(error, "problem", None) or str(error).splitlines()[0]
             raise ValueError(

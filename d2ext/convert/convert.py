@@ -168,7 +168,7 @@ def _check(
             sizes = ""
             if names is wrong:
                 theirs, ours = tuple(converted[names[0]].shape), tuple(shapes[names[0]])
-                sizes = f": {theirs}, and the model wants {ours}"
+                sizes = f": {theirs}, and the model has {ours}"
             raise ConvertError(
                 f"{names[0]} {what} ({len(names)} such){sizes}; choose the config of this "
                 f"checkpoint: {_advice(names[0])}."

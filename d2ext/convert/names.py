@@ -69,7 +69,7 @@ def rename(tensors: Mapping[str, torch.Tensor], rules: Sequence[Rule], whose: st
             break
         else:
             raise ConvertError(
-                f"'{name}' is no parameter of {whose}; choose another --from, or convert the "
+                f"'{name}' is not a parameter of {whose}; choose another --from, or convert the "
                 "entry that holds the model alone."
             )
     return found

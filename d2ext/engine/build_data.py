@@ -191,7 +191,7 @@ def load_dicts(
         if proposal_files is not None:
             add_proposals(part, proposal_files[k])
         parts.append(part)
-    # A data set of the user's own kind is no list.
+    # A data set of the user's own kind is not a list.
     labelled = [n for n, p in zip(names, parts) if isinstance(p, list) and "annotations" in p[0]]
     if same_classes:
         _require_same_classes(labelled)

@@ -81,7 +81,7 @@ class Checkpointer(DetectionCheckpointer):
         self.allow_pickle = allow_pickle
         self.last_incompatible: Optional[_IncompatibleKeys] = None
         self._path = ""  # what is being loaded
-        self._named = ""  # the same, if it is no file
+        self._named = ""  # the same, if it is not a file
         self._numbered: List[str] = []  # those that this run has written, the newest last
         # A mask of -inf, say, that a model keeps in a buffer.
         self._infinite = [f".{name}" for name in nonfinite_tensors(buffers_of(self.model))]

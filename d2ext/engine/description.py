@@ -55,7 +55,7 @@ def read_description(path: str) -> Dict[str, Any]:
         raise
     except Exception as error:  # whatever unpickling a file of another kind may raise
         raise ValueError(
-            f"'{path}' is no checkpoint that torch.load(..., weights_only=True) reads "
+            f"'{path}' is not a checkpoint that torch.load(..., weights_only=True) reads "
             f"({type(error).__name__}); name one that the trainer wrote, or name the config too."
         ) from error
     return {key: data[key] for key in ("config", "class_names") if key in data}

@@ -59,7 +59,9 @@ def lazy_file(args: argparse.Namespace) -> str:
         )
     (file,) = args.config_file
     if not file.endswith(".py"):
-        raise ValueError(f"{file} is no Python file as a LazyConfig is; leave --lazy out for YAML.")
+        raise ValueError(
+            f"{file} is not a Python file as a LazyConfig is; leave --lazy out for YAML."
+        )
     wrong = [word for word in args.opts if "=" not in word]
     if wrong:
         raise ValueError(f"Overrides of a LazyConfig are key=value words, and {wrong[0]} is none.")

@@ -83,4 +83,4 @@ def _refuse_unknown(train: Any) -> None:
         for name in train.get(section) or ():
             if f"{section}.{name}" not in LAZY_KEYS:
                 known = [k for k in LAZY_KEYS if k.startswith(f"{section}.")]
-                raise KeyError(f"train.{section}.{name} is no key; choose {', '.join(known)}.")
+                raise KeyError(f"train.{section}.{name} is not a key; choose {', '.join(known)}.")

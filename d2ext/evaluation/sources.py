@@ -26,7 +26,7 @@ def annotation_source(name: str) -> Dict[str, Any]:
         try:
             require_dataset(name)
         except (KeyError, FileNotFoundError) as error:
-            raise RunError(f"'{name}' is no file. {sentence_of(error)}") from error
+            raise RunError(f"'{name}' is not a file. {sentence_of(error)}") from error
         metadata = MetadataCatalog.get(name)
         if "json_file" not in metadata.as_dict():
             return coco_form(DatasetCatalog.get(name), list(metadata.get("thing_classes", ())))
@@ -34,7 +34,7 @@ def annotation_source(name: str) -> Dict[str, Any]:
             DatasetCatalog.get(name)  # the built-in sets are drawn when they are read
         name = metadata.json_file
     data = read_json(name)
-    # Whoever counts needs the fields of COCO's form alone, which LVIS' files have, too.
+    # Counting needs COCO's fields only, which LVIS' files have too.
     found = check_json(data, name, "coco", loading=False).problems
     settle([p for p in found if p.kind in ("broken entry", "malformed box")], name)
     if "annotations" not in data:

@@ -36,7 +36,7 @@ def load_exported(path: Union[str, Path]) -> Tuple[Callable[[np.ndarray], Arrays
     loaders = {".onnx": _onnx, ".xml": _openvino, ".pt2": _program, ".ts": _torchscript}
     if Path(path).suffix not in loaders:
         raise ValueError(
-            f"'{path}' is no exported detector; their files end in {', '.join(sorted(loaders))}."
+            f"'{path}' is not an exported detector; those end in {', '.join(sorted(loaders))}."
         )
     run, text = loaders[Path(path).suffix](str(path))
     about = json.loads(text or "{}")

@@ -128,7 +128,7 @@ def select(
     """The candidates that class-wise NMS leaves, the best ``limit`` of an image.
 
     Args:
-        boxes, scores, labels: (N, R, 4), (N, R) and (N, R); a score of NOTHING is no candidate.
+        boxes, scores, labels: (N, R, 4), (N, R) and (N, R); a score of NOTHING is not a candidate.
         num_classes: C.
         iou: candidates of a class that overlap more than this are one.
         limit: D.

@@ -86,9 +86,9 @@ def task_aligned_assignment(
         gt_classes: (G,).
         gt_image: (G,) image of each object, ascending.
         form: "tood": overlap is the IoU, an object takes those of its ``topk`` priors that lie
-            inside it, and a prior goes to the object of highest IoU that wants it. "yolo": overlap
+            inside it, and a prior goes to the object of highest IoU that chose it. "yolo": overlap
             is the CIoU, an object takes the ``topk`` of the priors inside it, and a prior that
-            several want goes to the one of highest overlap among all that it lies inside.
+            several chose goes to the one of highest overlap among all that it lies inside.
         topk: priors an object takes at most.
         alpha, beta: exponents.
         min_side: "yolo" only: sides of objects below it count as this long in the test of what
@@ -335,7 +335,7 @@ def _keep_inside(batch: PredictionBatch, candidates: Candidates, choice: Choice)
 def _matched_by_highest_iou(
     batch: PredictionBatch, candidates: Candidates, choice: Choice
 ) -> torch.Tensor:
-    """(N V,), the object of highest IoU among those that want each candidate, G for nobody."""
+    """(N V,), the object of highest IoU among those that chose each candidate, G for nobody."""
     nobody = len(batch.gt_boxes)
     slot = choice.slot.flatten()
     box = batch.boxes.reshape(-1, 4)[slot].t()  # slots are rows, as all priors are candidates
@@ -347,7 +347,7 @@ def _matched_by_highest_iou(
 
 
 def _matched_by_favourite(choice: Choice, num_objects: int) -> torch.Tensor:
-    """(N V,), the object that wants a candidate, or its favourite if several do; G for nobody."""
+    """(N V,), the object that chose a candidate, or its favourite if several did; G for nobody."""
     slot, kept = choice.slot.flatten(), choice.kept.flatten()
     only = _first(kept, slot, len(choice.favourite), num_objects)
     wanted = torch.zeros_like(only).scatter_add_(0, slot, kept.long())

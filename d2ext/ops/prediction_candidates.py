@@ -124,7 +124,7 @@ class Choice(NamedTuple):
 
     Attributes:
         slot: (G, S) int64, chosen candidates, best first.
-        kept: (G, S) bool, whether the object wants that one.
+        kept: (G, S) bool, whether the object keeps that one.
         value: (G, S), their measure.
         favourite: (N V,) int64, the object of the highest claim to each candidate, if any claimed.
     """

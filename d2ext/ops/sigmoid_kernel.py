@@ -172,7 +172,7 @@ def _triton_works(device: torch.device, dtype: torch.dtype) -> bool:
     except Exception as error:  # whatever a compiler or a driver may raise
         logger.warning(
             f"Triton does not work on {device} ({type(error).__name__}: {error}); the sigmoid "
-            "losses use their slower torch form. Mend Triton, or silence this with "
+            "losses use their slower torch form. Repair Triton, or silence this with "
             "D2EXT_SIGMOID_KERNEL=torch."
         )
         return False

@@ -164,7 +164,7 @@ def matchability_aware_loss(
     Args:
         logits: (M, C).
         labels: (M,) class of each row; C is background, -1 ignored.
-        quality: (M,) in [0, 1]; not read where the label is no class, and without gradient.
+        quality: (M,) in [0, 1]; not read where the label is not a class, and without gradient.
         gamma: exponent of both.
         alpha: weight of negatives.
         class_weights: (C,) weight of each class; None: 1.

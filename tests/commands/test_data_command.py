@@ -158,7 +158,7 @@ def test_split_deals_out_afresh(tmp_path, capsys):
 def test_a_split_that_is_none(tmp_path, capsys, split):
     own_data_kit.write_voc_tree(tmp_path / "pets")
     assert call("data", "import", tmp_path / "pets", tmp_path / "out", "--split", split) == 1
-    assert f"The split '{split}' is no share" in capsys.readouterr().err
+    assert f"The split '{split}' is not a share" in capsys.readouterr().err
 
 
 def kinds_of(capsys, *words):

@@ -308,7 +308,9 @@ def test_the_commands_end_with_the_sentence(tmp_path, capfd, spoil, outcome):
     data_set = DataSet(tmp_path, "coco")
     if spoil == "bbox":
         data_set.data["annotations"][1]["bbox"] = [float("nan")] * 4
-        words = "1 x not finite (0.jpg: annotation id 2: box nan, nan, nan, nan in 40 x 30); mend"
+        words = (
+            "1 x not finite (0.jpg: annotation id 2: box nan, nan, nan, nan in 40 x 30); correct"
+        )
     else:
         data_set.data["images"][0]["file_name"] = "gone.jpg"
         words = "gone.jpg: no such file"

@@ -179,7 +179,7 @@ def edit(pattern, old, new):
             "label 9, and there are 3 class names",
         ),
         (kit.write_yolo, edit("pic_00.txt", "0 0.", "0 0.1 0."), "a class and 5 numbers"),
-        (kit.write_yolo, edit("pic_00.txt", "0 0.", "0 x0."), "is no YOLO label"),
+        (kit.write_yolo, edit("pic_00.txt", "0 0.", "0 x0."), "is not a YOLO label"),
         (kit.write_yolo, edit("data.yaml", "images/val", "images/gone"), "does not exist"),
         (kit.write_flat_voc, edit("*.xml", "<name>bird</name>", ""), "object 1 has no <name>"),
         (kit.write_flat_voc, edit("*.xml", "<width>120", "<width>600"), "wrong image size"),

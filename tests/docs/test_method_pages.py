@@ -35,7 +35,7 @@ def page(request):
 
 
 def sections_of(page):
-    """Titles and texts of the sections of the second level, in order; code is no title."""
+    """Titles and texts of the sections of the second level, in order; code is not a title."""
     text = (DOCS / f"{page}.md").read_text()
     fences = [m.span() for m in re.finditer(r"^```.*?^```", text, re.M | re.S)]
     heads = [

@@ -214,7 +214,7 @@ class TestGroups:
         [
             (["fcos"], KeyError, "no loss loss_fcos_cls; its losses are loss_cls, loss_box_reg"),
             (["x=loss_cls/loss_iou"], KeyError, "no loss loss_iou; its losses are loss_cls"),
-            (["head"], ValueError, "none of auto, all, rpn, dense, roi, fcos, dw"),
+            (["head"], ValueError, "not one of auto, all, rpn, dense, roi, fcos, dw"),
             (["x=loss_cls"], ValueError, "with at least one loss on each side"),
             (["x=/loss_cls"], ValueError, "with at least one loss on each side"),
             (["dense", "roi"], ValueError, "loss_cls both into 'dense' and into 'roi'"),

@@ -120,7 +120,7 @@ def test_a_batch_with_every_kind_of_field_can_be_saved(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_data_workers_exception_names_the_file(tiny, tmp_path, workers):
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"this is no image")
+    broken.write_bytes(b"this is not an image")
 
     class OneBroken(Trainer):
         @classmethod

@@ -12,7 +12,7 @@ from d2ext.evaluation.thresholds import figures_at
 
 
 def drawn(method="isotonic", count=4000, seed=0):
-    """Scores, and whether they are right: less often than they say, as a method can mend it."""
+    """Scores, and whether they are right: less often than they say, as a method can correct it."""
     rng = np.random.RandomState(seed)
     score = rng.uniform(0.01, 0.99, count)
     odds = score / (1 - score)

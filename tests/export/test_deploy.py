@@ -179,7 +179,7 @@ def test_foreign_files_are_refused(tmp_path):
         export.load_exported(path)
     with pytest.raises(FileNotFoundError, match="There is no exported detector"):
         export.load_exported(tmp_path / "none.onnx")
-    with pytest.raises(ValueError, match="is no exported detector"):
+    with pytest.raises(ValueError, match="is not an exported detector"):
         export.load_exported(__file__)
     all_boxes = tmp_path / "raw.ts"
     export.export(spread_detector("ExtRetinaNet"), all_boxes, with_nms=False)

@@ -336,7 +336,7 @@ def test_settings_of_a_lazy_run_are_checked_under_their_own_names():
     with pytest.raises(ValueError, match="train.ema.decay is 2.0"):
         lazy_settings(train)
     train.ema = {"deacy": 0.9}
-    with pytest.raises(KeyError, match="train.ema.deacy is no key; choose ema.enabled"):
+    with pytest.raises(KeyError, match="train.ema.deacy is not a key; choose ema.enabled"):
         lazy_settings(train)
 
 

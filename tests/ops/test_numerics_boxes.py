@@ -88,7 +88,7 @@ def test_losses_of_pairs_equal_the_plain_form(loss, count, dtype, seed):
     assert ((value >= low - 1e-5) & (value <= high + 1e-5)).all()
     # Finite everywhere, and right wherever no two edges meet, which is where it is smooth.
     grad = gradient(value.sum(), a)
-    # A side over EPS, which is no number of float16, is the slope of GIoU in an enclosing box
+    # A side over EPS, which is not a number of float16, is the slope of GIoU in an enclosing box
     # without area and of CIoU in a box without width and height.
     hull = torch.maximum(a, b)[:, 2:] - torch.minimum(a, b)[:, :2]
     flat = torch.cat([hull, a[:, 2:] - a[:, :2]], dim=1).amin(1) < 0.01

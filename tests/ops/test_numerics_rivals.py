@@ -107,7 +107,7 @@ def test_box_losses_equal_the_plain_form(function, count, dtype, seed):
     if function is not bv.inner_iou_loss:
         want = [plain(function.__name__, x, y) for x, y in zip(a.tolist(), b.tolist())]
         assert_close(value, torch.tensor(want, dtype=torch.float64), wide, scale=20)
-    # A side over EPS, which is no number of float16, is the slope of CIoU in a box without area.
+    # A side over EPS, which is not a number of float16, is the slope of CIoU in a box without area.
     flat = (a[:, 2:] - a[:, :2]).amin(dim=1) < 0.01
     assert_finite(value)
     assert not torch.isnan(gradient(value.sum(), a)[~flat]).any()

@@ -159,7 +159,10 @@ def test_no_file_chooses_an_address_or_a_size(name):
     if name in UNSAFE:
         expected, words = UnsafeFileError, "^file .*could run any code; .*--allow-pickle"
     else:
-        expected, words = ValueError, r"^file is no complete pickle \(an array .*\); copy it again"
+        expected, words = (
+            ValueError,
+            r"^file is not a complete pickle \(an array .*\); copy it again",
+        )
     with pytest.raises(expected, match=words) as caught:
         found = load(content)
         found["model"].tolist()
@@ -176,7 +179,7 @@ def test_no_proposal_file_chooses_an_address(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"junk", pickle.dumps(np.ones(2))[:-4]])
 def test_a_damaged_pickle_is_named(content):
-    with pytest.raises(ValueError, match="^file is no complete pickle .*; copy it again"):
+    with pytest.raises(ValueError, match="^file is not a complete pickle .*; copy it again"):
         load(content)
 
 

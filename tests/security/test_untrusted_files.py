@@ -98,7 +98,7 @@ def test_the_key_reads_it_and_warns(evil, name, marker, caplog):
 def test_a_file_of_another_kind_is_not_called_a_pickle(tmp_path):
     (tmp_path / "text.pth").write_text("no checkpoint")
     for allowed in (False, True):
-        with pytest.raises(ValueError, match="text.pth is no file that torch.save wrote"):
+        with pytest.raises(ValueError, match="text.pth is not a file that torch.save wrote"):
             Checkpointer(Layer(), allow_pickle=allowed).load(str(tmp_path / "text.pth"))
 
 

@@ -61,19 +61,19 @@ def test_configs_are_found_beside_the_study_here_and_in_the_project(tmp_path, mo
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("name: x\nbaseline: q\nruns: {a: {config: c}}\n", "baseline 'q' is none of a"),
+        ("name: x\nbaseline: q\nruns: {a: {config: c}}\n", "baseline 'q' is not one of a"),
         ("name: x\nruns: {a: {config: c, overrides: [K]}}\n", "'a' are not KEY VALUE pairs"),
         ("name: x\nconfig: c\nparts: {}\nruns: {a: {parts: [r]}}\n", "'r', which parts lacks"),
         ("name: x\nruns: {a: {}}\n", "'a' names no config"),
         ("runs: {a: {config: c}}\n", "a study needs a name"),
         ("name: x\nruns: {}\n", "under runs a name for each config"),
-        ("name: x\nseed: [1]\nruns: {a: {config: c}}\n", "'seed' is none of baseline, common"),
-        ("name: x\nruns: {a: {config: c, override: []}}\n", "run 'a': 'override' is none of"),
+        ("name: x\nseed: [1]\nruns: {a: {config: c}}\n", "'seed' is not one of baseline, common"),
+        ("name: x\nruns: {a: {config: c, override: []}}\n", "run 'a': 'override' is not one of"),
         # What YAML takes for something else than a name.
         ("name: x\nruns: {1: {config: c}}\n", "runs must be a text, .* reads 1 .* in quotes"),
         ("name: x\nconfig: c\nbaseline: no\nruns: {no: {}}\n", "baseline .* reads False here"),
         ("name: 7\nruns: {a: {config: c}}\n", "name must be a text, .* write it in quotes"),
-        ("name: x\nconfig: c\nruns: {a: {}, b: {}, a: {}}\n", "line 3: 'a' is there twice"),
+        ("name: x\nconfig: c\nruns: {a: {}, b: {}, a: {}}\n", "line 3: 'a' occurs twice"),
         # A text that would be read as a list of letters.
         ("name: x\nmeasure: consistency\nruns: {a: {}}\n", r"measure must be .* \[consistency\]"),
         ("name: x\nfigures: bbox/AP\nruns: {a: {}}\n", r"figures must be a list, .* \[bbox/AP\]"),
@@ -89,8 +89,8 @@ def test_configs_are_found_beside_the_study_here_and_in_the_project(tmp_path, mo
         ("name: x\nseeds: []\nruns: {a: {config: c}}\n", "seeds must be a list"),
         ("name: x\nseeds: [1, x]\nruns: {a: {config: c}}\n", "different whole numbers"),
         ("name: x\nseeds: [1, 1]\nruns: {a: {config: c}}\n", "different whole numbers"),
-        ("name: x\nruns: {a: {config: c}\n", "x.yaml, line 3 is no YAML: "),
-        ("name: x\nruns: [a, : b}\n", "is no YAML: "),
+        ("name: x\nruns: {a: {config: c}\n", "x.yaml, line 3 is not YAML: "),
+        ("name: x\nruns: [a, : b}\n", "is not YAML: "),
     ],
 )
 def test_bad_study_files(tmp_path, text, message):

@@ -16,7 +16,7 @@ __all__ = ["DW", "FCOS", "FCOS_RESNET", "RETINANET", "build", "build_upstream_fc
 RETINANET = "COCO/retinanet_R_50_FPN_1x.yaml"
 FCOS = "COCO/fcos_R_50_FPN_1x.yaml"
 DW = "DualWeighting/dw_R_50_FPN_1x.yaml"
-# DW's config has the authors' ResNet, whose strides make it dearer than that of our FCOS.
+# DW's config has the authors' ResNet, whose strides make it costlier than that of our FCOS.
 FCOS_RESNET = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.RESNETS.STRIDE_IN_1X1", True]
 
 

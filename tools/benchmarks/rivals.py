@@ -1,7 +1,7 @@
 """The rivals beside mmdetection's code, where that can be imported.
 
-mmdetection is no dependency. In an environment that has it, and mmcv with or without its compiled
-operators, these cases compare; elsewhere they time d2ext alone.
+mmdetection is not a dependency. In an environment that has it, and mmcv with or without its
+compiled operators, these cases compare; elsewhere they time d2ext alone.
 
 Shapes: N images, R priors, C classes, M samples, K positives.
 """

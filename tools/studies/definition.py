@@ -138,7 +138,7 @@ def load_study(path: Path, root: Path) -> Study:
     baseline = text["baseline"]
     if baseline is not None and baseline not in text["runs"]:
         known = ", ".join(text["runs"])
-        raise ValueError(f"{path}: the baseline '{baseline}' is none of {known}.")
+        raise ValueError(f"{path}: the baseline '{baseline}' is not one of {known}.")
     # Seed by seed, so that a study which is stopped early has all its configs at some seeds.
     runs.sort(key=lambda run: run.seed)
     return Study(

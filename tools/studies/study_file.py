@@ -53,7 +53,7 @@ def _read_run(entry: Any, where: str) -> Dict[str, Any]:
 
 
 def _load(path: Path) -> Any:
-    """YAML without keys that are there twice, of which it would keep the last without a word."""
+    """YAML without repeated keys, of which it would keep the last without a word."""
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
@@ -65,9 +65,9 @@ def _load(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark is not None else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ValueError(f"{path}{place} is no YAML: {reason}.") from error
+        raise ValueError(f"{path}{place} is not YAML: {reason}.") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8; save it as that.") from error
+        raise ValueError(f"{path} is not text in UTF-8; save it as that.") from error
 
 
 def _refuse_duplicates(node: yaml.Node, path: Path, seen: Set[int]) -> None:
@@ -81,7 +81,7 @@ def _refuse_duplicates(node: yaml.Node, path: Path, seen: Set[int]) -> None:
             key, item = item
             if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in keys:
                 line = key.start_mark.line + 1
-                raise ValueError(f"{path}, line {line}: '{key.value}' is there twice; keep one.")
+                raise ValueError(f"{path}, line {line}: '{key.value}' occurs twice; keep one.")
             keys.add((key.tag, str(key.value)))
         _refuse_duplicates(item, path, seen)
 
@@ -89,7 +89,7 @@ def _refuse_duplicates(node: yaml.Node, path: Path, seen: Set[int]) -> None:
 def _refuse_unknown(entry: Dict[str, Any], known: Set[str], where: str) -> None:
     unknown = sorted(map(str, set(entry) - known))
     if unknown:
-        raise ValueError(f"{where}: '{unknown[0]}' is none of {', '.join(sorted(known))}.")
+        raise ValueError(f"{where}: '{unknown[0]}' is not one of {', '.join(sorted(known))}.")
 
 
 def _text(value: Any, where: str, optional: bool = False) -> Optional[str]:

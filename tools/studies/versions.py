@@ -36,7 +36,7 @@ def code_commit(folder: Path) -> str:
         return answer.stdout.strip()
 
     try:
-        # A package that is installed inside the checkout of another project is none of its files.
+        # A package that is installed inside the checkout of another project does not belong to it.
         git("ls-files", "--error-unmatch", "__init__.py")
         commit = git("rev-parse", "--short=12", "HEAD")
         return commit + ("+changes" if git("status", "--porcelain", "--", ".") else "")

@@ -37,7 +37,7 @@ class DictFindings(NamedTuple):
 
 
 def check_images(dicts: Sequence[Dict[str, Any]]) -> List[Problem]:
-    """Check that each image is there once, with a sensible size if it has one."""
+    """Check that each image occurs once, with a sensible size if it has one."""
     found: List[Problem] = []
     ids: Dict[Any, str] = {}
     for index, item in enumerate(dicts):

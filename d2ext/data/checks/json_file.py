@@ -111,7 +111,7 @@ def check_json(
             names, sizes, LVIS' masks. Evaluation does without.
 
     Raises:
-        BadDataError: if it is no annotation file at all.
+        BadDataError: if it is not an annotation file at all.
     """
     check_shape(data, path, form)
     images, categories = data["images"], data["categories"]

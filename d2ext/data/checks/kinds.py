@@ -39,9 +39,9 @@ class Kind(NamedTuple):
 # signs of a broken file or converter, where other entries cannot be trusted either.
 #: Kind of problem -> what is known of it, the worst first.
 KINDS: Dict[str, Kind] = {
-    "broken entry": Kind("refuse", "loading fails, or a value is misread", "mend the entry"),
-    "broken split": Kind("refuse", "images are lost or misread silently", "mend the list"),
-    "broken XML": Kind("refuse", "loading fails without naming the file", "mend the file"),
+    "broken entry": Kind("refuse", "loading fails, or a value is misread", "correct the entry"),
+    "broken split": Kind("refuse", "images are lost or misread silently", "correct the list"),
+    "broken XML": Kind("refuse", "loading fails without naming the file", "repair the file"),
     "duplicate image id": Kind(
         "refuse",
         "one of the images is lost and the other gets its objects",
@@ -62,7 +62,7 @@ KINDS: Dict[str, Kind] = {
         "add the class to the data set's classes, or remove the object",
     ),
     "malformed box": Kind("refuse", "the data loader fails", "write four numbers"),
-    "not finite": Kind("refuse", "the object is dropped, or losses become NaN", "mend the box"),
+    "not finite": Kind("refuse", "the object is dropped, or losses become NaN", "correct the box"),
     "relative box": Kind(
         "refuse",
         "all objects become specks in the corner",

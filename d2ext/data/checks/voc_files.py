@@ -73,7 +73,7 @@ def read_split(path: str) -> List[str]:
         known = ", ".join(sorted(f[:-4] for f in files if f.endswith(".txt"))) or "not there"
         raise FileNotFoundError(f"{path} does not exist; the splits are {known}.") from None
     except UnicodeDecodeError as error:
-        raise BadDataError(f"{path} is no list of names: {error}; save it as UTF-8.") from None
+        raise BadDataError(f"{path} is not a list of names: {error}; save it as UTF-8.") from None
 
 
 def check_split(names: List[str], path: str) -> List[Problem]:

@@ -47,7 +47,7 @@ def read_coco(tree: Tree, files: List[str]) -> Source:
             if not split or split in by_split:
                 other = f", as {by_split[split]} is" if split else ""
                 raise BadDataError(
-                    f"{tree.path(file)} is {split or 'none of train, val and test'} by its "
+                    f"{tree.path(file)} is {split or 'not one of train, val and test'} by its "
                     f"name{other}; give one of the files, or a folder with one file a split."
                 )
             by_split[split] = file

@@ -71,7 +71,7 @@ def parse_shares(text: Optional[str]) -> Tuple[float, ...]:
     total = sum(given)
     if not 2 <= len(given) <= 3 or min(given) <= 0 or not abs(total - 1) < 1e-6:
         raise BadDataError(
-            f"The split '{text}' is no share of training images such as 0.8, nor shares of "
+            f"The split '{text}' is not a share of training images such as 0.8, nor shares of "
             "training, validation and test images that add up to 1, such as 0.7,0.2,0.1."
         )
     return tuple(given)
@@ -91,7 +91,7 @@ def read_source(path: str) -> Source:
         return _read_json(path)
     if suffix == ".csv":
         return _read_one(os.path.dirname(path), os.path.basename(path), read_csv)
-    raise BadDataError(f"{path} is no folder, data.yaml, COCO JSON or CSV; give one of them.")
+    raise BadDataError(f"{path} is not a folder, data.yaml, COCO JSON or CSV; give one of them.")
 
 
 def read_data(path: str, shares: Sequence[float] = (0.8, 0.2), *, resplit: bool = False) -> OwnData:

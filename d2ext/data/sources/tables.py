@@ -76,7 +76,7 @@ def _csv_rows(path: str) -> List[List[str]]:
     try:
         rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
     except csv.Error as error:
-        raise BadDataError(f"{path} is no table: {error}; write the file again.") from None
+        raise BadDataError(f"{path} is not a table: {error}; write the file again.") from None
     return rows or [[]]
 
 

@@ -17,7 +17,7 @@ _KINDS = {"images", "labels", "annotations", "jpegimages", "xml", "xmls", "json"
 def read_text(path: str) -> str:
     """A text file in UTF-8, or an error that names it."""
     if not os.path.isfile(path):
-        raise BadDataError(f"{path} is no regular file; replace it.")
+        raise BadDataError(f"{path} is not a regular file; replace it.")
     try:
         with open(path, encoding="utf-8-sig") as file:
             return file.read()

@@ -169,7 +169,7 @@ def _rows(path: str, boxes_only: bool) -> List[Tuple[int, List[float]]]:
             continue
         where = f"{path}, line {number}"
         if not all(map(_NUMBER.fullmatch, words)) or not words[0].split(".")[0].isdigit():
-            raise BadDataError(f"{where}: '{line[:60]}' is no YOLO label; write numbers.")
+            raise BadDataError(f"{where}: '{line[:60]}' is not a YOLO label; write numbers.")
         values = [float(word) for word in words[1:]]
         if boxes_only:
             values = values[:4]
@@ -199,7 +199,7 @@ def _names(names: Any, path: str) -> List[str]:
             keys[int(key)] = str(name)
         return [keys.get(k, f"class_{k}") for k in range(max(keys, default=-1) + 1)]
     if not isinstance(names, list):
-        raise BadDataError(f"{path}: 'names' is no list; write the class names in order.")
+        raise BadDataError(f"{path}: 'names' is not a list; write the class names in order.")
     return [str(name) for name in names]
 
 

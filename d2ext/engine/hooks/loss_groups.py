@@ -78,8 +78,8 @@ def _expand(word: str, names: List[str]) -> List[LossGroup]:
         group = _KNOWN[word]
     else:
         raise ValueError(
-            f"SOLVER.ALWA.GROUPS names '{word}', which is none of auto, all, {', '.join(_KNOWN)}; "
-            "define a group of your own as 'name=class_loss/box_loss'."
+            f"SOLVER.ALWA.GROUPS names '{word}', which is not one of auto, all, "
+            f"{', '.join(_KNOWN)}; define a group of your own as 'name=class_loss/box_loss'."
         )
     missing = [n for n in (*group.cls, *group.box) if n not in names]
     if missing:

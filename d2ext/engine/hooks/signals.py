@@ -30,7 +30,9 @@ class StopOnSignal(HookBase):
     def __init__(self, names: Sequence[str] = ("SIGTERM", "SIGINT"), grace: float = 1.0):
         unknown = [name for name in names if not hasattr(signal, name)]
         if unknown:
-            raise ValueError(f"ENGINE.STOP_SIGNALS names '{unknown[0]}', which is no signal here.")
+            raise ValueError(
+                f"ENGINE.STOP_SIGNALS names '{unknown[0]}', which is not a signal here."
+            )
         self._numbers = [getattr(signal, name) for name in names]
         self._grace = grace
         self._first = 0.0

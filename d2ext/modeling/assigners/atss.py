@@ -149,7 +149,7 @@ def _resolve(
     iou: torch.Tensor,
     positive: torch.Tensor,
 ) -> Assignment:
-    """Give a prior that several objects want to the one with the highest IoU, the first of equals.
+    """Give a prior that several objects chose to the one with the highest IoU, the first of equals.
 
     Args:
         priors, targets, num_classes: as the assigner is given them.

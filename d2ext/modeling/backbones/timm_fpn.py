@@ -176,7 +176,7 @@ def _create(
     if len(set(reduction)) == 1:
         if reduction[0] & (reduction[0] - 1):
             raise ValueError(
-                f"The feature maps of {name} have stride {reduction[0]}, which is no power of two; "
+                f"The feature maps of {name} have stride {reduction[0]}, not a power of two; "
                 "choose a network with patches of 16 pixels."
             )
         return net, [len(reduction) - 1]

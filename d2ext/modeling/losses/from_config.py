@@ -67,7 +67,7 @@ def read_counts(path: str, num_classes: int) -> List[float]:
         try:
             data = json.load(file)
         except ValueError as error:
-            raise ValueError(f"MODEL.ECM.COUNTS {path} is no JSON file: {error}.") from error
+            raise ValueError(f"MODEL.ECM.COUNTS {path} is not a JSON file: {error}.") from error
     if isinstance(data, dict):
         categories = sorted(data.get("categories", []), key=lambda c: c["id"])
         data = [c.get("image_count") for c in categories]
