@@ -93,7 +93,7 @@ def check_classes(model: nn.Module, names: List[str], key: str = "NUM_CLASSES") 
             why = (
                 "Labels beyond the model's last class count as background or end the training."
                 if count < len(classes)
-                else "The outputs of the others learn nothing but to be silent."
+                else "The outputs of the others only learn to stay silent."
             )
             what = f"The model has {count} classes and '{name}' has {len(classes)}."
             level = "error" if count < len(classes) else "warning"

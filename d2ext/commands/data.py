@@ -53,7 +53,7 @@ def _add_split(kinds: Any) -> None:
     parser = new_parser(
         kinds,
         "split",
-        "deal labelled images out to splits afresh, by class, near-duplicates on one side",
+        "distribute labelled images to new splits, by class, near-duplicates on one side",
         "d2ext data split my_photos my_splits --split 0.7,0.2,0.1",
     )
     _add_own_data(parser, "")
@@ -165,7 +165,7 @@ def run_import(args: argparse.Namespace) -> Done:
     from ..data.sources import parse_shares, read_data
 
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise RunError(f"{args.out} is there already; give a new folder.")
+        raise RunError(f"{args.out} already exists; give a new folder.")
     data = read_data(args.path, parse_shares(args.split), resplit=args.resplit)
     write_own_data(data, str(args.out))
     print(f"{data.form}, {len(data.classes)} classes: {', '.join(data.classes[:20])}")

@@ -32,7 +32,7 @@ class ImageCache:
     """Reads each image once; later reads, in any worker, give the same bytes.
 
     The memory is reserved at once, but the system gives it out as images are filled in. An image
-    whose size is not the one in the data set (turned by its EXIF tag, say) is read afresh.
+    whose size is not the one in the data set (turned by its EXIF tag, say) is read again.
 
     Args:
         dicts: dataset dicts with ``file_name``, ``height`` and ``width``.

@@ -226,7 +226,7 @@ class Checkpointer(DetectionCheckpointer):
         if damaged and not chosen:
             raise DamagedCheckpointError(
                 f"All checkpoints in {self.save_dir} are damaged ({', '.join(damaged)}); bring an "
-                "undamaged copy back, or delete them to start anew."
+                "undamaged copy back, or delete them to start over."
             )
         return chosen
 

@@ -54,7 +54,7 @@ def check_classes(model: nn.Module, train: Sequence[str], test: Sequence[str], k
         if len(classes) < count:
             logger.warning(
                 f"'{name}' has {len(classes)} classes and the model {count}, so that some of its "
-                f"outputs learn nothing but to be silent; set {key} to {len(classes)}."
+                f"outputs only learn to stay silent; set {key} to {len(classes)}."
             )
     first = next((name for name in train if name in known), None)
     for name in test:

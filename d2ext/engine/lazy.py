@@ -64,7 +64,9 @@ def lazy_file(args: argparse.Namespace) -> str:
         )
     wrong = [word for word in args.opts if "=" not in word]
     if wrong:
-        raise ValueError(f"Overrides of a LazyConfig are key=value words, and {wrong[0]} is none.")
+        raise ValueError(
+            f"Overrides of a LazyConfig are key=value words, and {wrong[0]} is not one."
+        )
     return str(file)
 
 

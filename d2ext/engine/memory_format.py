@@ -33,5 +33,5 @@ def order_channels(cfg: CfgNode, model: nn.Module) -> nn.Module:
         half = cfg.SOLVER.AMP.ENABLED and dtype != "fp32"
         choice = "on" if half or (cfg.MODEL.DEVICE == "cpu" and has_depthwise(model)) else "off"
         if choice == "on":
-            logger.info("Weights lie channels last (MODEL.CHANNELS_LAST auto).")
+            logger.info("Weights are channels last (MODEL.CHANNELS_LAST auto).")
     return model.to(memory_format=torch.channels_last) if choice == "on" else model

@@ -247,7 +247,7 @@ def _lock(file: int, path: str, folder: str) -> None:
         )
     if holder:
         logger.warning(
-            f"{folder} was held by {_name(holder)}, which ended without giving it back: taking it."
+            f"{folder} was held by {_name(holder)}, which ended without releasing it: taking it."
         )
 
 

@@ -131,7 +131,7 @@ class Precision:
                     f"The run was begun in fp16, which needs a GPU: now in {self.dtype}."
                 )
             else:
-                logger.info(f"The run was begun in {dtype} and goes on so.")
+                logger.info(f"The run began in {dtype} and continues in it.")
                 self._set(dtype)
         if self.scaler is not None and saved:
             self.scaler.load_state_dict(saved)

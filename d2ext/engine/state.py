@@ -157,7 +157,7 @@ class RunState:
                 )
                 if lost:
                     raise WriteError(
-                        f"{lost}; {name}.pth is in a new folder of that name: put it to the other "
+                        f"{lost}; {name}.pth is in a new folder of that name: move it to the other "
                         "files, if there are any, and start again with --resume."
                     )
             except RunError as error:

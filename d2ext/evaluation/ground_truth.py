@@ -220,11 +220,11 @@ def _warn_of_ids(objects) -> None:
     """Say when the reference implementation would misread the annotation ids.
 
     It marks a matched detection by its object's id, so 0 reads as unmatched, and it looks objects
-    up by id. Objects are numbered afresh here, which gives the right figure in both cases.
+    up by id. Objects are renumbered here, which gives the right figure in both cases.
     """
     ids = [obj.get("id") for obj in objects]
     if len(set(ids)) != len(ids) or 0 in ids:
         logger.warning(
             "Annotation ids are not unique or contain 0, which pycocotools miscounts; objects are "
-            "numbered afresh for this evaluation."
+            "renumbered for this evaluation."
         )

@@ -73,12 +73,12 @@ def require_same_set(
     """Refuse detections that were made for another data set.
 
     Raises:
-        RunError: if one is of an image or of a class that the data set has not
+        RunError: if one is of an image or of a class that the data set lacks
     """
     for what, key in zip(("image", "category"), strangers(results, data)):
         if key is not None:
             raise RunError(
-                f"{results_name} has detections of the {what} {key!r}, which {data_name} has not; "
+                f"{results_name} has detections of the {what} {key!r}, which {data_name} lacks; "
                 "give the data set that they were made for."
             )
 

@@ -69,7 +69,7 @@ class EffectiveClassMarginLoss(ClsLoss):
     def _loss(self, logits, labels, reduction="sum"):
         if self.waits_for_counts and self.training:
             raise RuntimeError(
-                "The class margins wait for the number of images with each class, which nobody has "
+                "The class margins need the number of images with each class, which has not been "
                 "counted; use d2ext's trainer, or set MODEL.ECM.COUNTS."
             )
         options = {"background_ratio": self.background_ratio, "reduction": reduction}

@@ -101,7 +101,7 @@ class ClsLoss(nn.Module):
         """(C,) weights, or None if all classes weigh 1."""
         if self.uncounted_power and self.training:
             raise RuntimeError(
-                "The class weights wait for the number of objects of each class, which nobody has "
+                "The class weights need the number of objects of each class, which has not been "
                 "counted; use d2ext's trainer, or set MODEL.CLASS_WEIGHTS.COUNTS."
             )
         return self.class_weights

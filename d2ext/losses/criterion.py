@@ -26,7 +26,7 @@ Divisor = Union[float, torch.Tensor]
 
 
 class CoupledTerms(NamedTuple):
-    """What a coupling gives back, one number a positive sample, before any normaliser."""
+    """What a coupling returns, one number a positive sample, before any normaliser."""
 
     cls_extra: torch.Tensor  # (K,) to add to the class loss, which already counts each sample once
     box: torch.Tensor  # (K,) the box loss, instead of the uncoupled one

@@ -18,7 +18,7 @@ import torch
 __all__ = ["BestObject", "ObjectBlock", "ObjectBlocks", "pairs_of_a_block"]
 
 # Entries of a buffer. On a CPU, 8 MB: larger ones are up to three times slower, because the system
-# maps them afresh in every step. On a GPU, 64 MB, so that a block keeps it busy.
+# maps them again in every step. On a GPU, 64 MB, so that a block keeps it busy.
 _CPU_PAIRS = 1 << 21
 _GPU_PAIRS = 1 << 24
 

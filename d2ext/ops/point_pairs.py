@@ -48,7 +48,7 @@ class _Blocks(NamedTuple):
 def points_in_boxes(points: torch.Tensor, strides: torch.Tensor, boxes: torch.Tensor) -> PointPairs:
     """Find every pair of a point strictly inside a box.
 
-    One wait for the device (the number of pairs) when the points are at most ``MAX_BLOCKS``
+    One host-device sync (the number of pairs) when the points are at most ``MAX_BLOCKS``
     grids, each in row-major order; a new grid begins where the stride changes or y goes back.
 
     Args:

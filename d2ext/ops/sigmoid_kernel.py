@@ -2,7 +2,7 @@
 
 Each class is a binary problem of its own, and all but a handful of the M x C entries are negatives.
 So every entry is computed as a negative, over contiguous rows and in chunks that stay in cache, and
-only the at most M positive entries are put right by one gather and one scatter. There is no
+only the positive entries, at most M, are corrected by one gather and one scatter. There is no
 one-hot target and no (M, C) exponent. The gradient is written down in the forward pass, because it
 shares every term with the loss, and it is all that is kept for the backward pass.
 
@@ -159,8 +159,8 @@ def _checked(name: str, who: str) -> str:
 def _triton_works(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether Triton is there and builds for a device, tried once on one row.
 
-    Triton needs a C compiler and a recent GPU besides itself. It is found out before the first loss
-    and not in the middle of a training, which must not change its arithmetic.
+    Triton also needs a C compiler and a recent GPU. This is tried before the first loss, because
+    the arithmetic must not change in the middle of a training.
     """
     if importlib.util.find_spec("triton") is None:
         return False

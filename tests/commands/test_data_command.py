@@ -142,7 +142,7 @@ def test_import_writes_what_train_reads(tmp_path, capsys):
     again = read_data(str(out / "data.yaml"))
     assert again.splits == read_data(str(tmp_path / "pets")).splits
     assert call("data", "import", tmp_path / "pets", out) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_split_deals_out_afresh(tmp_path, capsys):

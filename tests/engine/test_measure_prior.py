@@ -246,7 +246,7 @@ def test_a_damaged_or_unwritable_cache_is_no_reason_to_stop(tmp_path, caplog):
                 {"rpn": {**good, "class_objects": [None]}}):  # fmt: skip
         Path(cache.path).write_text(json.dumps({"x": bad}))
         caplog.clear()
-        assert cache.read() is None and "measured anew" in caplog.text
+        assert cache.read() is None and "measured again" in caplog.text
     Path(cache.path).write_text(json.dumps({"x": {"rpn": good}}))
     assert cache.read()["rpn"].samples == 9.0
     (tmp_path / "file").write_text("")

@@ -81,7 +81,7 @@ def test_a_killed_holder_is_replaced(tmp_path, caplog):
     assert in_a_fork(lambda: die_holding(tmp_path)) == -signal.SIGKILL
     assert (tmp_path / ".lock").exists()
     with OutputLock(tmp_path):
-        assert "ended without giving it back" in caplog.text
+        assert "ended without releasing it" in caplog.text
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
 
 

@@ -99,7 +99,7 @@ def test_a_loss_that_waits_for_counts_does_not_train():
     loss = BCELoss()
     loss.expect_counts(C, power=0.5)
     logits, labels, _ = a_step(loss)
-    with pytest.raises(RuntimeError, match="nobody has counted; .* MODEL.CLASS_WEIGHTS.COUNTS"):
+    with pytest.raises(RuntimeError, match="has not been counted; .* MODEL.CLASS_WEIGHTS.COUNTS"):
         loss(logits, labels)
     assert torch.isfinite(loss.eval()(logits, labels))
     loss.train().weigh_classes(WEIGHTS, from_data=True)

@@ -48,7 +48,7 @@ KINDS: Dict[str, Kind] = {
         "give every image an id of its own, and list it once",
     ),
     "duplicate id": Kind(
-        "refuse", "loading fails, or evaluation counts one of them", "number the entries afresh"
+        "refuse", "loading fails, or evaluation counts one of them", "renumber the entries"
     ),
     "duplicate class id": Kind(
         "refuse", "one of the classes is lost", "give every class an id of its own"
@@ -74,10 +74,10 @@ KINDS: Dict[str, Kind] = {
         "check box, box format and image size",
     ),
     "wrong mask size": Kind(
-        "refuse", "the data loader fails, or the mask is misplaced", "encode the mask anew"
+        "refuse", "the data loader fails, or the mask is misplaced", "encode the mask again"
     ),
     "broken mask": Kind(
-        "refuse", "the decoded mask holds random memory", "encode the mask anew"
+        "refuse", "the decoded mask holds random memory", "encode the mask again"
     ),
     "no annotations": Kind("refuse", "there is nothing to learn", "annotate some images"),
     "missing file": Kind(

@@ -88,7 +88,7 @@ def _read_file(tree: Tree, file: str, data: Dict[str, Any], split: str, source: 
         name = file_name(row, form)
         image = _find_image(tree, file, name)
         extra = {k: row[k] for k in ("neg_category_ids", "not_exhaustive_category_ids") if k in row}
-        # Ids of categories are dealt out afresh.
+        # Categories get new ids.
         extra = {key: [names[c] for c in ids if c in names] for key, ids in extra.items()}
         size, width, height = None, row.get("width"), row.get("height")
         if isinstance(width, (int, float)) and isinstance(height, (int, float)):

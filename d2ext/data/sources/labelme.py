@@ -74,7 +74,7 @@ def _thing(shape: Dict[str, Any], kind: str, where: str) -> Optional[Thing]:
     try:
         flat = [float(value) for x, y in points for value in (x, y)]
     except (TypeError, ValueError):
-        raise BadDataError(f"{where}: 'points' are no pairs of numbers; write x and y.") from None
+        raise BadDataError(f"{where}: 'points' are not pairs of numbers; write x and y.") from None
     if not isinstance(name, str) or not name:
         raise BadDataError(f"{where} has no 'label'; name its class.")
     if len(flat) < 2 * needed:

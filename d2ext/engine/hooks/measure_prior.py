@@ -206,7 +206,7 @@ class PriorCache:
         except (TypeError, AttributeError):
             is_whole = False
         if not is_whole:
-            logger.warning(f"{self.path} holds no whole measurement; the prior is measured anew.")
+            logger.warning(f"{self.path} holds no whole measurement; the prior is measured again.")
             return None
         return measured
 
@@ -296,7 +296,7 @@ def build_measure_prior(
         return None
     if not any(hasattr(module, "sampling_free") for module in model.modules()):
         raise ValueError(
-            f"MODEL.SAMPLING_FREE.ENABLED is True, but nothing of {type(model).__name__} can train "
+            f"MODEL.SAMPLING_FREE.ENABLED is True, but no part of {type(model).__name__} can train "
             "without sampling; use ExtRetinaNet, ExtFCOS, ATSS, ExtRPN or the Ext ROI heads."
         )
     if not find_optimal_bias(model):

@@ -1,6 +1,6 @@
 """Feature pyramids that Detectron2 does not offer to YAML users."""
 
-from typing import Any, Dict
+from typing import Any, Dict, Optional, Type
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -24,6 +24,20 @@ __all__ = [
 ]
 
 
+def _pyramid(
+    cfg: Any, bottom_up: Backbone, top_block: Optional[nn.Module], form: Type[FPN] = FPN
+) -> Backbone:
+    """A pyramid as MODEL.FPN says, on a network and below a block of further levels."""
+    return form(
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top_block,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
 @BACKBONE_REGISTRY.register()
 def build_p5_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
     """ResNet with P3-P7, where P6 is made of P5 (FCOS, ATSS, DW).
@@ -32,27 +46,13 @@ def build_p5_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
     """
     bottom_up = build_ext_resnet_backbone(cfg, input_shape)
     channels = cfg.MODEL.FPN.OUT_CHANNELS
-    return FPN(
-        bottom_up=bottom_up,
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=channels,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelP6P7(channels, channels, in_feature="p5"),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    return _pyramid(cfg, bottom_up, LastLevelP6P7(channels, channels, in_feature="p5"))
 
 
 @BACKBONE_REGISTRY.register()
 def build_ext_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
     """ResNet with P2-P6 as Detectron2's R-CNN has it, and what `build_ext_resnet_backbone` adds."""
-    return FPN(
-        bottom_up=build_ext_resnet_backbone(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    return _pyramid(cfg, build_ext_resnet_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
 class _TwoStrides(nn.Module):
@@ -103,14 +103,9 @@ def build_lateral_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
 
     P6 is made of C5's lateral map, and P7 of P6 without a ReLU before it.
     """
-    return LateralTopFPN(
-        bottom_up=build_ext_resnet_backbone(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=_TwoStrides(cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.OUT_CHANNELS),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    bottom_up = build_ext_resnet_backbone(cfg, input_shape)
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    return _pyramid(cfg, bottom_up, _TwoStrides(channels, channels), LateralTopFPN)
 
 
 @BACKBONE_REGISTRY.register()
@@ -121,14 +116,8 @@ def build_mmdet_retinanet_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Ba
     """
     bottom_up = build_ext_resnet_backbone(cfg, input_shape)
     channels = cfg.MODEL.FPN.OUT_CHANNELS
-    return FPN(
-        bottom_up=bottom_up,
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=channels,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=_TwoStrides(bottom_up.output_shape()["res5"].channels, channels, "res5"),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    top_block = _TwoStrides(bottom_up.output_shape()["res5"].channels, channels, "res5")
+    return _pyramid(cfg, bottom_up, top_block)
 
 
 def _slim_resnet(cfg: Any, input_shape: ShapeSpec) -> Backbone:
@@ -163,12 +152,5 @@ def build_slim_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
     ``RES2_OUT_CHANNELS`` give the width; half of it costs a quarter. The pyramid ends with P5, or
     with a pooled P6 if the pyramid begins with P2, as the R-CNN family needs it.
     """
-    bottom_up = _slim_resnet(cfg, input_shape)
-    return FPN(
-        bottom_up=bottom_up,
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool() if "res2" in cfg.MODEL.FPN.IN_FEATURES else None,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    top_block = LastLevelMaxPool() if "res2" in cfg.MODEL.FPN.IN_FEATURES else None
+    return _pyramid(cfg, _slim_resnet(cfg, input_shape), top_block)

@@ -51,7 +51,7 @@ def build_ext_resnet_backbone(cfg: Any, input_shape: ShapeSpec) -> Backbone:
     if any(deform) and not node.DEFORM_MODULATED:
         raise ValueError(
             "MODEL.RESNETS.DEFORM_ON_PER_STAGE needs MODEL.RESNETS.DEFORM_MODULATED True: only "
-            "modulated deformable convolutions are offered."
+            "modulated deformable convolutions are supported."
         )
     if any(deform) and node.DEPTH < 50:
         raise ValueError(
