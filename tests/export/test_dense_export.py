@@ -13,7 +13,7 @@ from d2ext.cli import main
 from d2ext.export.check import match
 from d2ext.export.graphs import DenseGraph
 from d2ext.export.selection import NOTHING, round_down
-from d2ext.modeling.meta_arch.dense import best_of_level
+from d2ext.modeling.meta_arch.decoding import best_of_level
 
 pytestmark = pytest.mark.export
 

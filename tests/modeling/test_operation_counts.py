@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from model_kit import build, small_cfg
 
-from d2ext.modeling.meta_arch.dense import best_of_level
+from d2ext.modeling.meta_arch.decoding import best_of_level
 from d2ext.ops import host
 from d2ext.ops.sigmoid_losses import sigmoid_focal_loss
 from d2ext.testing import count_ops, peak_bytes

@@ -24,7 +24,7 @@ from d2ext.ops.reduce import reduce_mean
 
 from ..losses.criterion import put_record, record_is_due
 from .build import dense_arguments, select_features
-from .dense import best_of_level, clip_boxes
+from .decoding import best_of_level, clip_boxes
 from .dual_weighting_head import DualWeightingHead
 
 __all__ = ["DualWeightingFCOS"]
