@@ -8,7 +8,7 @@ from PIL import Image, UnidentifiedImageError
 
 from d2ext._files import open_image, open_regular
 from d2ext.data.checks.images import check_image_file, check_sample
-from d2ext.data.checks.json_file import read_json
+from d2ext.data.checks.json_text import read_json
 from d2ext.data.fast_mapper import read_image
 from d2ext.safe_load import load_tensors, parse_xml
 

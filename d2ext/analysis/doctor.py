@@ -200,7 +200,7 @@ def data_problems(name: str) -> List[Problem]:
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     from d2ext.data.checks import load_checked
-    from d2ext.data.checks.json_file import read_json
+    from d2ext.data.checks.json_text import read_json
     from d2ext.data.checks.voc_files import check_voc, split_file
 
     metadata = MetadataCatalog.get(name)

@@ -279,7 +279,7 @@ def _problems(args: argparse.Namespace) -> Tuple[List[Any], List[str]]:
     from ..analysis.annotation_check import MAX_OPENED, check_coco
     from ..analysis.doctor import data_problems
     from ..analysis.set_check import Split, check_sets
-    from ..data.checks.json_file import read_json
+    from ..data.checks.json_text import read_json
     from ..data.own import register_own_data
     from ..evaluation.sources import annotation_source
 

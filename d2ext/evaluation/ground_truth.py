@@ -15,7 +15,8 @@ import numpy as np
 
 from d2ext._text import printable
 from d2ext.data.checks.boxes import is_area
-from d2ext.data.checks.json_file import check_json, read_json
+from d2ext.data.checks.json_file import check_json
+from d2ext.data.checks.json_text import read_json
 from d2ext.data.checks.kinds import BadDataError, settle
 from d2ext.data.checks.masks import polygon_fault, reach
 

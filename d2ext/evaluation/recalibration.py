@@ -75,7 +75,7 @@ class Recalibration:
     @classmethod
     def of(cls, weights: Union[str, Path], about: Optional[Dict[str, Any]] = None) -> Any:
         """The one that belongs to weights: beside them, or in what their file says; else None."""
-        from d2ext.data.checks.json_file import read_json
+        from d2ext.data.checks.json_text import read_json
 
         path, values = Path(weights).with_suffix(SUFFIX), (about or {}).get("calibration")
         if path.is_file():

@@ -8,7 +8,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2ext._files import RunError, reason_of, sentence_of
 from d2ext.data import require_dataset
-from d2ext.data.checks.json_file import check_json, read_json
+from d2ext.data.checks.json_file import check_json
+from d2ext.data.checks.json_text import read_json
 from d2ext.data.checks.kinds import settle
 
 from .results import coco_form, strangers

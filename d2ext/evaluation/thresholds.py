@@ -149,7 +149,7 @@ class Thresholds:
     @classmethod
     def load(cls, path: Union[str, Path]) -> "Thresholds":
         """Read what :meth:`save` wrote."""
-        from d2ext.data.checks.json_file import read_json
+        from d2ext.data.checks.json_text import read_json
 
         values = read_json(str(path))
         try:

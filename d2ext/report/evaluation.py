@@ -13,7 +13,8 @@ import numpy as np
 
 from d2ext._text import as_json, printable
 from d2ext.analysis.results_report import analyze, class_images
-from d2ext.data.checks.json_file import file_name, guess_form, read_json
+from d2ext.data.checks.json_file import file_name, guess_form
+from d2ext.data.checks.json_text import read_json
 from d2ext.evaluation.ground_truth import GroundTruth
 from d2ext.evaluation.matching import Verdict, match
 from d2ext.evaluation.predictions import Predictions

@@ -8,8 +8,9 @@ from detectron2.utils.file_io import PathManager
 
 from .dicts import DictFindings, check_annotations, check_images, check_known, without
 from .images import find_missing
-from .json_file import check_json, leave_out, read_json
+from .json_file import check_json, leave_out
 from .json_sets import JsonSet
+from .json_text import read_json
 from .kinds import BAD_ANNOTATIONS, KINDS, BadDataError, Problem, settle
 from .voc_files import check_voc, difficult_objects
 

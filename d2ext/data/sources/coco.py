@@ -4,7 +4,8 @@ import os
 import re
 from typing import Any, Dict, List, Optional, Tuple
 
-from ..checks.json_file import check_json, file_name, guess_form, read_json
+from ..checks.json_file import check_json, file_name, guess_form
+from ..checks.json_text import read_json
 from ..checks.kinds import BadDataError, settle
 from .records import Photo, Source, Thing, split_named
 from .tree import Tree

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from typing import Any, Dict, List, Optional
 
-from ..checks.json_file import read_json
+from ..checks.json_text import read_json
 from ..checks.kinds import BadDataError
 from .records import Photo, Source, Thing
 from .tree import Tree

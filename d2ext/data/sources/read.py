@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..checks.boxes import BOX_KINDS, are_relative, box_codes, show_box
 from ..checks.images import oriented_size
-from ..checks.json_file import read_json
+from ..checks.json_text import read_json
 from ..checks.kinds import KINDS, BadDataError, Problem, settle
 from .coco import find_coco, read_coco
 from .duplicates import duplicate_groups
