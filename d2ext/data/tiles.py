@@ -17,7 +17,7 @@ from torch import nn
 
 __all__ = ["TiledModel", "cut", "tile_places", "tiles_of"]
 
-# Of an object's area, that a tile has to show for it to be learnt there.
+# Share of an object's area that a tile has to show for the object to be learnt there.
 _MIN_SHARE = 0.3
 # Boxes of one class that overlap by more are one object seen in two tiles.
 _SAME = 0.5

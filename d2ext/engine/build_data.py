@@ -64,7 +64,7 @@ def build_train_loader(
     factors = _repeat_factors(cfg, dataset_dicts, source_sizes)
     epoch_size = _epoch_size(cfg, len(dataset_dicts), factors)
     if cfg.INPUT.MIN_BOX_SIZE > 0:
-        # Behind the factors: small objects say how often an image comes, as the others.
+        # After the factors: small objects count for how often an image comes, like the others.
         dataset_dicts = without_small(dataset_dicts, cfg.INPUT.MIN_BOX_SIZE)
     if mapper is None:
         mapper = build_mapper(cfg, is_train=True, epoch_size=epoch_size)

@@ -38,7 +38,7 @@ __all__ = ["Checkpointer", "atomic_write", "plain"]
 
 logger = logging.getLogger(__name__)
 
-# What training changes; beside it stand descriptions and figures, which may be NaN.
+# What training changes; descriptions and figures beside it may be NaN.
 _OF_TRAINING = ("model", "trainer", "optimizer", "ranks")
 _NUMBERED = re.compile(r"^model_(\d{7,})\.pth$")
 # Only this trainer's own files: others may still be being written.
@@ -157,7 +157,7 @@ class Checkpointer(DetectionCheckpointer):
         return incompatible
 
     def _nonfinite(self, data: Dict[str, Any]) -> List[str]:
-        """What of a checkpoint's content is not finite and was so not when the model was made."""
+        """What of a checkpoint's content is not finite, but was when the model was made."""
         parts = {key: value for key, value in data.items() if key in _OF_TRAINING}
         return [n for n in nonfinite_tensors(parts) if not n.endswith(tuple(self._infinite))]
 

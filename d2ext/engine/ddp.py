@@ -68,7 +68,7 @@ class GradientOrder:
             for handle in handles:
                 handle.remove()
         if seen:  # else the step was left out
-            # The order of rank 0 counts, whose checkpoint it is, too.
+            # Rank 0's order counts, as the checkpoint is rank 0's too.
             self.names, self._sorted = list(dict.fromkeys(seen)), True
 
     def replay(self) -> None:

@@ -17,7 +17,7 @@ __all__ = ["class_names_of", "config_of", "describe_run", "read_description"]
 
 
 def class_names_of(cfg: CfgNode) -> Optional[List[str]]:
-    """Class names of the first data set of a config that knows them; None: no one does."""
+    """Class names of the first data set of a config that knows them; None: none does."""
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         names = MetadataCatalog.get(name).get("thing_classes", None)
         if names:

@@ -55,7 +55,7 @@ _UNREGISTERED = re.compile(r"No object named '.*' found in '.*' registry!$")
 
 
 def expected_error(error: BaseException) -> Optional[RunError]:
-    """The error as one that one sentence says all about; None: it needs its traceback."""
+    """The error as one that a sentence explains; None: it needs its traceback."""
     if isinstance(error, RunError):
         return error
     if isinstance(error, KeyError) and _UNREGISTERED.match(str(error.args[:1] and error.args[0])):

@@ -135,7 +135,7 @@ def _choose_gpu(place: Place, launched: bool) -> int:
     """The number of a process's GPU."""
     count = torch.cuda.device_count()
     if launched and count == 1 and any(os.environ.get(name) for name in _GPU_LISTS):
-        return 0  # it is shown one alone, as by Slurm's --gpus-per-task 1
+        return 0  # it sees one alone, as with Slurm's --gpus-per-task 1
     if place.local_world_size > count:
         raise RuntimeError(
             f"{place.local_world_size} processes were asked for on a machine with {count} GPU(s); "

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 FILE_ONLY = {"file_only": True}
 
 _NAMES = ("detectron2", "fvcore", "d2ext")
-# What these say below a warning does not interest anyone who waits for a training.
+# Below a warning, these say nothing that matters during a training.
 _CHATTER = ("detectron2.data.common", "fvcore.common.checkpoint", "detectron2.data.dataset_mapper")
 _TABLE = "Distribution of instances"
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")

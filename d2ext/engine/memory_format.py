@@ -1,4 +1,4 @@
-"""Whether the weights of convolutions lie channels last, an order in memory."""
+"""Whether the weights of convolutions are stored channels last."""
 
 import logging
 

@@ -85,7 +85,7 @@ def recipe_config(recipe: Recipe, opts: List[str]) -> CfgNode:
 
 
 def measure_step(cfg: CfgNode, steps: int = _TRIALS) -> Tuple[float, float]:
-    """Seconds of a training step, the fastest of some, after one to warm up.
+    """Seconds of a training step, the fastest of several, after one to warm up.
 
     The fastest, because whatever else runs on the machine only ever adds time.
 

@@ -14,7 +14,7 @@ __all__ = ["GlobalNormClipper", "Precision", "fastest_dtype", "sum_of_gradients"
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-# How many times as fast bf16 has to be: less is not worth its digits, nor a choice by chance.
+# How many times as fast bf16 has to be: less is not worth the lost digits, and may be chance.
 _LEAST_GAIN = 1.2
 
 

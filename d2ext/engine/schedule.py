@@ -61,7 +61,7 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
 
 
 def _drop_late_steps(cfg: CfgNode) -> None:
-    """Learning-rate steps that never come. Detectron2 warns of those behind MAX_ITER and fails
+    """Learning-rate steps that never come. Detectron2 warns of those beyond MAX_ITER and fails
     on one that equals it, which scaling or epochs easily give."""
     steps = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)
     if len(steps) != len(cfg.SOLVER.STEPS):

@@ -250,7 +250,7 @@ class Trainer(TrainerBase):
         self.step.flush()
 
     def reset_data_loader(self, data_loader_builder: Callable[[], Iterable]) -> None:
-        """Go on with another loader; the one before is given up first, as in Detectron2."""
+        """Go on with another loader; the old one is released first, as in Detectron2."""
         self.step.forget_data()
         del self.data_loader
         self.data_loader = data_loader_builder()

@@ -31,7 +31,7 @@ _TOLERANCE = 1.0
 
 
 def stack_boxes(boxes: Sequence[Any], length: int = 4) -> Tuple[np.ndarray, List[int]]:
-    """Boxes (G, length) as float64, and which of them are no list of that many numbers.
+    """Boxes (G, length) as float64, and which of them are not a list of that many numbers.
 
     The latter's rows are 0.
     """

@@ -45,7 +45,7 @@ def oriented_size(image: Image.Image) -> Tuple[Tuple[int, int], bool]:
     """Width and height as Detectron2 sees them, and whether the EXIF tag turns the image."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Detectron2 takes a damaged tag for none, whatever PIL says about it
+    except Exception:  # Detectron2 treats a damaged tag as absent, whatever PIL says about it
         orientation = 1
     turned = orientation in range(2, 9)
     return (image.size[::-1] if turned and orientation >= 5 else image.size), turned

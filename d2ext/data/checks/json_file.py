@@ -355,7 +355,7 @@ class _Table(Columns):
         return self.problem("broken area", k, f"area {printable(repr(area), 40)}")
 
     def find_polygons(self, deep: bool) -> List[Problem]:
-        """Polygons that Detectron2 would leave out, that are none, or that reach too far."""
+        """Polygons that Detectron2 would leave out, that have no points, or that reach too far."""
         masks = self.masks
         drawn = [k for k, mask in enumerate(masks) if type(mask) is list and mask]
         try:

@@ -41,7 +41,7 @@ def read_json(path: str) -> Any:
 
 
 class _DoubledKey(Exception):
-    """A key that is twice in one object."""
+    """A key that occurs twice in one object."""
 
 
 def _without_doubles(pairs: List[Any]) -> Dict[str, Any]:

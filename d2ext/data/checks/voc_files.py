@@ -156,6 +156,6 @@ def _check_object(
     is_empty = not (corners[:, 2:] > corners[:, :2]).all()
     corners[:, :2] -= 1  # VOC counts pixels from 1
     code = int(box_codes(corners, size)[0])
-    if is_empty and not code:  # VOC's way of counting makes a pixel of a slip of the hand
+    if is_empty and not code:  # VOC's way of counting turns a slip of the hand into one pixel
         code = BOX_KINDS.index("zero area")
     return BOX_KINDS[code], show_box(corners[0], size[0])

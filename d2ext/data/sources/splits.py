@@ -18,7 +18,7 @@ def stratified_split(
     keys: Sequence[str],
     groups: Optional[Sequence[int]] = None,
 ) -> np.ndarray:
-    """Deal photographs out to splits, the rarest class first.
+    """Distribute photographs among splits, the rarest class first.
 
     This is the iterative stratification of Sechidis et al. (2011), over groups of photographs
     that have to stay together. Nothing is drawn: the order of equals is that of a hash of their

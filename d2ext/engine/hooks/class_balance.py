@@ -95,7 +95,7 @@ def dataset_of(loader: Any) -> Optional[Iterable[Dict]]:
     # In Detectron2's loaders they are wrapped in others, which would load images.
     while isinstance(dataset, (DataLoader, ToIterableDataset, MapDataset)):
         dataset = dataset._dataset if isinstance(dataset, MapDataset) else dataset.dataset
-    # One without a length may have no end.
+    # One without a length may be endless.
     return dataset if hasattr(dataset, "__len__") else None
 
 

@@ -108,7 +108,7 @@ class ModelEMA(HookBase):
                 tensor.copy_(values[name])
 
     def model_state_dict(self) -> Dict[str, torch.Tensor]:
-        """The average under the model's own keys and types: a checkpoint for anybody."""
+        """The average under the model's own keys and types: a checkpoint for any program."""
         model = self.model.state_dict()
         return {k: v.to(model[k].dtype) for k, v in self.average.items()}
 

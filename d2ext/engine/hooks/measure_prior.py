@@ -211,7 +211,7 @@ class PriorCache:
         return measured
 
     def write(self, measured: Dict[str, PriorMeasurement]) -> None:
-        """Add measurements to the file, on rank 0; a disk that refuses is no reason to stop."""
+        """Add measurements to the file, on rank 0; a disk that refuses does not stop the run."""
         if not comm.is_main_process():
             return
         content = self._load()

@@ -1,4 +1,4 @@
-"""What the evaluations of a run have given: a table, the best of them, and where all lies."""
+"""What the evaluations of a run have given: a table, the best of them, and where everything is."""
 
 import csv
 import io
@@ -51,7 +51,7 @@ class ResultsTable(HookBase):
         for name in ("total_loss", "lr"):
             if name in newest:
                 row[name] = newest[name][0]
-        # A run that was killed behind an evaluation does it once more.
+        # A run that was killed after an evaluation repeats it.
         self.rows = [r for r in self.rows if r["step"] < row["step"]]
         self.rows.append({**row, **figures})
         self._write()
