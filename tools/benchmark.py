@@ -32,6 +32,7 @@ COMPONENTS = (
     "evaluation",
     "data",
     "inference",
+    "exported",
 )
 
 

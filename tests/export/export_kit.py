@@ -33,8 +33,12 @@ def spread_detector(name, overrides=()):
         for layer in layers:
             layer.weight.normal_(std=0.01, generator=generator)
         for layer, wanted in layers.items():
+            # Copies: some detectors turn logits into scores in place. The scale chosen for scores
+            # gave FCOS logits of several hundred, whose last digits are 1e-4 of a score.
             seen = []
-            hook = layer.register_forward_hook(lambda m, i, o, seen=seen: seen.append(o.flatten()))
+            hook = layer.register_forward_hook(
+                lambda m, i, o, seen=seen: seen.append(o.flatten().clone())
+            )
             model([{"image": image}])
             hook.remove()
             layer.weight.mul_(wanted / torch.cat(seen).std())

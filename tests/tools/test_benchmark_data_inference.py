@@ -46,3 +46,19 @@ def test_both_models_find_the_same(components):
             assert torch.allclose(a.scores, b.scores, atol=1e-6)
     for run in weighting.versions.values():
         assert [len(x["instances"]) > 5 for x in run()] == [True, True]
+
+
+@pytest.mark.slow
+@pytest.mark.export
+def test_all_forms_of_an_exported_detector_are_timed():
+    from benchmarks import exported
+
+    for case in exported.cases(ARGS):
+        assert list(case.versions) == [
+            "PyTorch", "onnxruntime", "OpenVINO fp32", "OpenVINO fp16", "OpenVINO int8"
+        ]  # fmt: skip
+        counts = {name: run()[-1] for name, run in case.versions.items() if name != "PyTorch"}
+        eager = len(case.versions["PyTorch"]()[0]["instances"])
+        assert int(counts["onnxruntime"][0]) == int(counts["OpenVINO fp32"][0]) == eager > 0
+        assert int(counts["OpenVINO int8"][0]) > 0
+        case.close()
