@@ -15,11 +15,11 @@ import json
 import math
 import statistics
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence
+from typing import Any, Collection, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 from scipy import stats
-from studies import Results, Study, fill_tables, load_study
+from studies import Results, Study, fill_tables, load_study, marked_tables
 from studies.plot import mean_curves
 
 from d2ext._files import atomic_write
@@ -42,7 +42,6 @@ def rows_of(study: Study, results: List[Dict[str, Any]]) -> List[Dict[str, Any]]
         row = {"study": study.name, "title": study.title, "run": name, "figure": figure}
         row["planned"] = sum(run.name == name for run in study.runs)
         row["seeds"] = sorted(mine)
-        row["hours"] = round(sum(r["seconds"] for r in mine.values()) / 3600, 2)
         if mine:
             row["mean"] = statistics.fmean(r["figures"][figure] for r in mine.values())
         if name != study.baseline:
@@ -216,16 +215,14 @@ def summary_of(rows: List[Dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def left_of(rows: List[Dict[str, Any]]) -> str:
-    """What the studies plan and nobody has run, and the hours so far."""
+def left_of(rows: List[Dict[str, Any]], seconds: Collection[float]) -> str:
+    """What the studies plan and nobody has run, and the hours of the runs so far."""
     lines = []
     for row in rows:
         missing = row["planned"] - len(row["seeds"])
         if missing:
             lines.append(f"* {row['title']}, {row['run']}: {missing} of {row['planned']} seeds")
-    hours = sum(row["hours"] for row in rows)
-    done = sum(len(row["seeds"]) for row in rows)
-    head = f"{done} runs, {hours:.1f} hours of one CPU core each at most.\n"
+    head = f"{len(seconds)} runs, {sum(seconds) / 3600:.1f} hours of one CPU core at most.\n"
     return head + ("\nPlanned and not run:\n\n" + "\n".join(lines) + "\n" if lines else "")
 
 
@@ -255,6 +252,27 @@ def draw(rows: List[Dict[str, Any]], file: Path) -> None:
     picture.savefig(file, dpi=130, metadata={"Software": None})
 
 
+def collect(folder: Path) -> Tuple[List[Dict[str, Any]], Dict[str, str]]:
+    """The rows of all studies of a folder, and the tables of its page by name."""
+    rows, studies, seconds = [], [], {}
+    for file in sorted(folder.glob("board_*.yaml")):
+        study = load_study(file, ROOT)
+        studies.append(study)
+        results = Results(study, file.with_suffix(".jsonl")).finished()
+        rows += rows_of(study, results)
+        # A run that several studies share was trained once.
+        seconds.update({(r["config"], r["seed"]): r["seconds"] for r in results})
+    adjust(rows)
+    for row in rows:
+        row["verdict"] = verdict(row) if "difference" in row else ""
+    tables = {"summary": summary_of(rows), "left": left_of(rows, seconds.values())}
+    for study in studies:
+        own = [row for row in rows if row["study"] == study.name]
+        baseline = next(row for row in own if row["run"] == study.baseline)
+        tables[study.name] = table_of([row for row in own if row is not baseline], baseline)
+    return rows, tables
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -262,23 +280,14 @@ def main():
     default = ROOT / "docs" / "leaderboard"
     parser.add_argument("folder", type=Path, nargs="?", default=default, metavar="FOLDER")
     folder = parser.parse_args().folder
-    rows, studies = [], []
-    for file in sorted(folder.glob("board_*.yaml")):
-        study = load_study(file, ROOT)
-        studies.append(study)
-        rows += rows_of(study, Results(study, file.with_suffix(".jsonl")).finished())
-    adjust(rows)
-    tables = {"summary": summary_of(rows), "left": left_of(rows)}
-    for study in studies:
-        own = [row for row in rows if row["study"] == study.name]
-        baseline = next(row for row in own if row["run"] == study.baseline)
-        tables[study.name] = table_of([row for row in own if row is not baseline], baseline)
-    for row in rows:
-        row["verdict"] = verdict(row) if "difference" in row else ""
+    rows, tables = collect(folder)
     with atomic_write(str(folder / "leaderboard.json")) as stream:
         stream.write((json.dumps(rows, indent=1) + "\n").encode())
     draw(rows, folder / "leaderboard.png")
     page = folder.with_suffix(".md")
+    unmarked = sorted(set(tables) - set(marked_tables(page.read_text())))
+    if unmarked:
+        raise SystemExit(f"{page} has no place for {', '.join(unmarked)}; add its markers.")
     page.write_text(fill_tables(page.read_text(), tables))
     print(tables["summary"])
 
