@@ -180,7 +180,7 @@ def test_what_surrounds_a_model_in_a_file():
     [
         ({}, ["MODEL.RETINANET.NUM_CLASSES", 7], "another shape .*same number of classes"),
         ({}, ["MODEL.RESNETS.DEPTH", 101], "is not in the checkpoint .*depth and width"),
-        ({"rpn.head.extra.weight": torch.zeros(1)}, [], "no parameter of maskrcnn-benchmark"),
+        ({"rpn.head.extra.weight": torch.zeros(1)}, [], "not a parameter of maskrcnn-benchmark"),
         ({"backbone.body.layer4.9.conv1.weight": torch.zeros(1)}, [], "has no place in the model"),
     ],
 )
