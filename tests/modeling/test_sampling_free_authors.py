@@ -243,13 +243,14 @@ def test_retinanet_clips_before_nms():
 
 
 @pytest.mark.parametrize(
-    "words, message",
+    "path, key, value",
     [
-        (["MODEL.FCOS.DISTANCE", "exp"], "DISTANCE"),
-        (["MODEL.FCOS.BOX_WEIGHT", "iou"], "BOX_WEIGHT"),
-        (["MODEL.FCOS.SCORE_THRESH_ON", "box"], "SCORE_THRESH_ON"),
+        (FCOS, "MODEL.FCOS.DISTANCE", "exp"),
+        (FCOS, "MODEL.FCOS.BOX_WEIGHT", "iou"),
+        (FCOS, "MODEL.FCOS.SCORE_THRESH_ON", "box"),
+        ("configs/Base-RetinaNet.yaml", "MODEL.RETINANET.TOPK_PER_LEVEL_CAP", "places"),
     ],
 )
-def test_wrong_words_are_refused_by_their_keys(words, message):
-    with pytest.raises(ValueError, match=f"MODEL.FCOS.{message}"):
-        build(small_cfg(FCOS, words))
+def test_wrong_words_are_refused_by_their_keys(path, key, value):
+    with pytest.raises(ValueError, match=key):
+        build(small_cfg(path, [key, value]))

@@ -3,7 +3,7 @@
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 
-from d2ext.config import arguments
+from d2ext.config import arguments, validate
 
 from .build import OwnChoices, dense_slots
 from .dense import ExtDenseMixin
@@ -21,6 +21,7 @@ class ExtRetinaNet(ExtDenseMixin, RetinaNet):
 
     @classmethod
     def from_config(cls, cfg):
+        validate(cfg, "MODEL.RETINANET")
         args = {**super().from_config(cfg), **arguments(cfg, "MODEL.RETINANET")}
         node = cfg.MODEL.RETINANET
         slots = dense_slots(
