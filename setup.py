@@ -96,6 +96,8 @@ setup(
             "jupytext>=1.14",
             "nbclient>=0.7",
             "ipykernel>=6",
+            # Tests and powers of tools/leaderboard.py.
+            "scipy>=1.9",
             # Comes with torch's CUDA builds, but not with its CPU builds.
             "triton>=3; platform_system == 'Linux' and platform_machine == 'x86_64'",
             *OPENVINO,

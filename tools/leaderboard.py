@@ -265,6 +265,8 @@ def collect(folder: Path) -> Tuple[List[Dict[str, Any]], Dict[str, str]]:
     adjust(rows)
     for row in rows:
         row["verdict"] = verdict(row) if "difference" in row else ""
+        # Digits that another version of SciPy would not agree on are not figures.
+        row.update({k: float(f"{v:.6g}") for k, v in row.items() if isinstance(v, float)})
     tables = {"summary": summary_of(rows), "left": left_of(rows, seconds.values())}
     for study in studies:
         own = [row for row in rows if row["study"] == study.name]
