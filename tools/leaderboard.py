@@ -4,8 +4,8 @@
 Usage: python tools/leaderboard.py [FOLDER]
 
 Reads FOLDER/board_*.yaml with the results beside them; writes FOLDER/leaderboard.json,
-FOLDER/leaderboard.png and the tables of FOLDER.md, between their markers. Runs nothing; a row is
-run, or repeated, with tools/study.py.
+FOLDER/leaderboard.png and the tables of FOLDER.md and README.md, between their markers. Runs
+nothing; a row is run, or repeated, with tools/study.py.
 
 Shapes: S seeds, B draws of the test images.
 """
@@ -200,7 +200,7 @@ def _number(value: Optional[float], form: str) -> str:
 
 def summary_of(rows: List[Dict[str, Any]]) -> str:
     """Methods by sets: the difference and its interval, and whether it is certain."""
-    titles = list(dict.fromkeys(row["title"] for row in rows))
+    titles = list(dict.fromkeys(row["title"] for row in rows if "difference" in row))
     names = list(dict.fromkeys(row["run"] for row in rows if "difference" in row))
     lines = ["| method | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     for name in names:
@@ -291,6 +291,9 @@ def main():
     if unmarked:
         raise SystemExit(f"{page} has no place for {', '.join(unmarked)}; add its markers.")
     page.write_text(fill_tables(page.read_text(), tables))
+    readme = ROOT / "README.md"
+    if folder == default:
+        readme.write_text(fill_tables(readme.read_text(), {"leaderboard": tables["summary"]}))
     print(tables["summary"])
 
 

@@ -123,3 +123,5 @@ def test_what_is_committed_is_what_the_results_say(board):
     page = (ROOT / "docs/leaderboard.md").read_text()
     assert set(tables) <= set(board.marked_tables(page))
     assert page == board.fill_tables(page, tables)
+    readme = (ROOT / "README.md").read_text()
+    assert readme == board.fill_tables(readme, {"leaderboard": tables["summary"]})
