@@ -31,7 +31,7 @@ __all__ = [
 MAX_OPENED = 2000
 #: Kind of problem -> what it does to a training.
 KINDS = {name: kind.harm for name, kind in RULES.items()}
-#: Kinds that leave the training alive and right.
+#: Kinds that neither stop a training nor make it wrong.
 MILD = tuple(name for name, kind in RULES.items() if kind.level == "note")
 
 

@@ -31,7 +31,7 @@ def check_steps(cfg: Any, model: nn.Module, steps: int, report=print) -> List[Fi
     loader = Trainer.build_train_loader(cfg)
     hooks.count_class_weights(model, loader)
     cfg = resolve_schedule(cfg, loader.epoch_size)
-    # The first warm-up rate: BASE_LR from the start is no step that a training takes.
+    # The first warm-up rate: no training takes a step at BASE_LR from the start.
     cfg.SOLVER.BASE_LR *= cfg.SOLVER.WARMUP_FACTOR
     optimizer = Trainer.build_optimizer(cfg, model)
     how = {

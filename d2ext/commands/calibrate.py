@@ -19,7 +19,7 @@ from .common import (
 
 __all__ = ["add_calibrate", "run_calibrate"]
 
-# Of a probability, the score from which on a detection is rather right than wrong.
+# Of a probability, the score from which a detection is more likely right than wrong.
 _EVEN = 0.5
 
 
@@ -113,7 +113,7 @@ def _applied(how: Any, results: List[Dict[str, Any]], data: Dict[str, Any]) -> L
 
 
 def _figures(results: List[Dict[str, Any]], data: Dict[str, Any]) -> Dict[str, float]:
-    """Means over classes; LRP of the detections that are rather right than wrong by their score."""
+    """Means over classes; LRP of the detections that are more likely right than wrong by score."""
     import numpy as np
 
     from ..analysis.results_report import analyze_results

@@ -118,7 +118,7 @@ def fetch(inputs: Sequence[str], folder: str) -> Dict[str, str]:
                 place.parent.mkdir()
                 with open(place, "wb") as stream:
                     shutil.copyfileobj(answer, stream)
-        except (OSError, ValueError) as error:  # of which those of urllib are some
+        except (OSError, ValueError) as error:  # urllib's among them
             raise OSError(
                 f"{text} cannot be fetched ({reason_of(error)}); correct the address, or where "
                 "there is no network name a file."

@@ -85,7 +85,7 @@ def _curve(score: np.ndarray, right: np.ndarray, objects: int, scores: np.ndarra
 def figures_at(
     verdict: Verdict, category_ids: Sequence[int], least: Sequence[float]
 ) -> List[Dict[str, float]]:
-    """What somebody sees who is shown the detections from a score on, class by class.
+    """What the detections from a score on show, class by class.
 
     The localisation recall precision error (Oksuz et al., Localization Recall Precision, ECCV 2018)
     counts what is missing and what is wrong as 1 and a right box by how far it is off, between 0

@@ -48,7 +48,7 @@ class WeightingBatch(NamedTuple):
         # A loss in half precision would round the sums of a million terms away.
         dtype = torch.promote_types(cls_logits.dtype, torch.float32)
         counts = [len(boxes) for boxes in gt_boxes]
-        # Made on the host, where the counts are, so that the device is not waited for.
+        # Made on the host, where the counts are, so that no sync is needed.
         gt_image = torch.arange(num_images).repeat_interleave(
             torch.tensor(counts), output_size=sum(counts)
         )

@@ -6,7 +6,7 @@ __all__ = ["asking_is_free"]
 
 
 def asking_is_free(tensor: torch.Tensor) -> bool:
-    """Whether reading a value costs nothing, as on the CPU; other devices would be waited for.
+    """Whether reading a value is free, as on the CPU; elsewhere it is a host-device sync.
 
     All code that looks only where it is free goes through this function, so that a test on a CPU
     can count what a GPU would wait for.

@@ -17,7 +17,7 @@ from .precision import drop_negligible, smallest_gradient
 
 __all__ = ["joint_sigmoid_losses"]
 
-# exp(80) is still finite in float32, and a score of exp(-80) is 0 for every purpose.
+# exp(80) is still finite in float32, and a score of exp(-80) is 0 for all purposes.
 MAX_EXPONENT = 80.0
 # Below this 1 - p counts as constant (both logits beyond 69). Its inverse must stay finite in
 # float32, also summed over the classes: 0 * inf in the gradient would be NaN.

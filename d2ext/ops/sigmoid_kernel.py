@@ -273,7 +273,7 @@ def _one_pass(kernel: str, logits: torch.Tensor, asked: LossTerms) -> Tuple:
         sums = logits.new_zeros((2, logits.shape[1]), dtype=dtype)
         return logits.new_zeros((), dtype=dtype), grad, *sums
     # Kept as wide as float16's range demands: the factor of the backward pass (an AMP scale, one
-    # over the positives) only comes later, and would come too late for what has underflown.
+    # over the positives) only comes later, and would come too late for what has underflowed.
     grad_dtype = dtype if logits.dtype == torch.float16 else logits.dtype
     if kernel == "triton":
         from .sigmoid_triton import fused_pass  # imports Triton, which not every machine has

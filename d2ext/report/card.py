@@ -190,7 +190,7 @@ def _shown(name: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that is no HTML and no table."""
+    """Text that is neither HTML nor a table."""
     return text.replace("<", "&lt;").replace("|", "\\|")
 
 

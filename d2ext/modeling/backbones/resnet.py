@@ -19,7 +19,7 @@ __all__ = ["EvalBatchNorm2d", "build_ext_resnet_backbone"]
 
 
 class EvalBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm in evaluation mode for ever; its weight and bias are ordinary parameters.
+    """BatchNorm that is always in evaluation mode; its weight and bias are ordinary parameters.
 
     Being a subclass of ``nn.BatchNorm2d``, it takes part in ``SOLVER.WEIGHT_DECAY_NORM``.
     """

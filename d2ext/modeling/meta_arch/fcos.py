@@ -1,4 +1,4 @@
-"""FCOS with a YAML face, whose assigner, losses and normaliser are slots.
+"""FCOS configured by YAML, whose assigner, losses and normaliser are slots.
 
 Shapes: N images, C classes, K positive points.
 """

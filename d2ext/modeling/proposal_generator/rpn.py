@@ -254,7 +254,7 @@ def _best_of_batch(proposals: List[Instances], limit: int) -> List[Instances]:
 
 
 def _assigner_like(matcher: Matcher) -> Optional[IoUAssigner]:
-    """What does as a matcher does, but for a batch; None for a matcher that may do otherwise."""
+    """What works as a matcher does, but on a batch; None for a matcher that may work otherwise."""
     if type(matcher) is not Matcher:
         return None
     # The first and the last threshold are infinite.
@@ -269,5 +269,5 @@ def _find_samples(rpn_labels: torch.Tensor) -> Tuple[torch.Tensor, int]:
 
 
 def _common_labels(rpn_labels: torch.Tensor) -> torch.Tensor:
-    """From the RPN's own labels to everybody's: object 1 -> 0, background 0 -> C = 1."""
+    """From the RPN's own labels to the common ones: object 1 -> 0, background 0 -> C = 1."""
     return torch.where(rpn_labels < 0, rpn_labels, 1 - rpn_labels).long()
