@@ -32,7 +32,15 @@ DISTRIBUTIONS = {
 }
 # Detectron2 is on no index; onnx, onnxruntime and wandb are extras.
 # Triton comes with the builds of PyTorch that can use it.
-NOT_IN_REQUIREMENTS = {"d2ext", "detectron2", "onnx", "onnxruntime", "triton", "wandb"}
+NOT_IN_REQUIREMENTS = {
+    "d2ext",
+    "detectron2",
+    "onnx",
+    "onnxruntime",
+    "safetensors",
+    "triton",
+    "wandb",
+}
 
 
 def build_wheel(source, folder, **env):
