@@ -149,7 +149,7 @@ class _Objects(Columns):
         return str(self.dicts[image]["file_name"]), f"object {number + 1}"
 
     def findings(self, problems: List[Problem]) -> DictFindings:
-        return DictFindings(problems, [self.place(k) for k in np.flatnonzero(self.drop)])
+        return DictFindings(problems, [self.place(k) for k in np.flatnonzero(self.drop).tolist()])
 
     def find_broken(self) -> List[Problem]:
         """Objects that lack what each needs."""
