@@ -32,7 +32,7 @@ def test_fewer_bits_move_boxes_little(tmp_path):
         run, about = export.load_exported(path)
         found[precision] = run(images(1)[0])
         assert about["precision"] == precision
-    for precision, pixels, score in (("fp16", 0.01, 1e-4), ("int8", 1.0, 5e-3)):
+    for precision, pixels, score in (("fp16", 0.01, 1e-3), ("int8", 1.0, 0.05)):
         # Means: random weights have a few scores that turn with the last digit.
         boxes, scores = (np.abs(a - b).mean() for a, b in zip(found[precision], found["fp32"]))
         assert 0 < boxes < pixels and 0 < scores < score, (precision, boxes, scores)
