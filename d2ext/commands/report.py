@@ -63,7 +63,9 @@ def run_report(args: argparse.Namespace) -> Done:
     page.write_text(make_page(runs, args.title, images=args.images), encoding="utf-8")
     numbers = numbers_of_runs(runs)
     path = write_json(output / "report.json", numbers)
-    print(f"{len(runs)} runs, a page of {page.stat().st_size / 2**20:.1f} MiB.")
+    print(
+        f"{len(runs)} run{'s' * (len(runs) != 1)}, a page of {page.stat().st_size / 2**20:.1f} MiB."
+    )
     if args.trackers:
         from ..report.trackers import write_tracker
 

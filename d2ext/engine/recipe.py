@@ -336,7 +336,7 @@ def choose_schedule(recipe: Recipe, facts: Facts, seconds: float, minutes: float
         *recipe.reasons,
         (
             f"{steps} steps of {batch} images, {epochs:.1f} times through the data",
-            f"{minutes:g} minutes at {seconds:.2f} s a step",
+            f"{minutes:g} minute{'s' * (minutes != 1)} at {seconds:.2f} s a step",
         ),
         (
             f"AdamW with a rate of {keys['SOLVER.BASE_LR']:g}, falling as a cosine",
