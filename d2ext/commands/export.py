@@ -1,6 +1,7 @@
 """``d2ext export``: a detector as ONNX, TorchScript, for OpenVINO or ``torch.export``, checked."""
 
 import argparse
+import math
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, List
@@ -200,7 +201,8 @@ def _compare_ap(predictor: Any, output: Path, args: argparse.Namespace) -> Done:
     found: Dict[str, float] = {}
     with quiet(), tempfile.TemporaryDirectory() as folder:
         for key, model in (("before", predictor.model), ("after", export.ExportedModel(output))):
-            found[key] = evaluate(predictor.cfg, model, name, folder)["bbox"]["AP"]
+            ap = evaluate(predictor.cfg, model, name, folder)["bbox"]["AP"]
+            found[key] = 0.0 if math.isnan(ap) else ap  # which it is without a detection
     print(
         f"{output}: AP on {name} {found['before']:.2f} in PyTorch, {found['after']:.2f} in "
         f"{args.precision}"
