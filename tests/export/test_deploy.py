@@ -260,6 +260,9 @@ def test_a_folder_of_safetensors_is_a_checkpoint(files, picture, tmp_path, capsy
     assert sorted(p.name for p in folder.iterdir()) == [
         "README.md", "config.yaml", "model.safetensors"
     ]  # fmt: skip
+    # Nothing about the machine it was trained on is published.
+    config = (folder / "config.yaml").read_text()
+    assert "OUTPUT_DIR" not in config and str(tmp_path.parent) not in config
     own, other = (Predictor(None, w, score_thresh="auto") for w in (files["checkpoint"], folder))
     assert other.class_names == own.class_names and other.score_thresh == own.score_thresh
     expected, found = (p(str(picture))["instances"] for p in (own, other))
