@@ -8,7 +8,7 @@ lists are computed, in a bounded number of steps. Anything else is refused.
 import ast
 import math
 import operator
-from typing import Any, Callable, Dict, List, Union
+from typing import Any, Callable, Dict, List, Tuple, Union
 
 __all__ = ["evaluate_literal"]
 
@@ -26,8 +26,10 @@ _BINARY: Dict[type, Callable[[Any, Any], Any]] = {
 }
 _UNARY: Dict[type, Callable[[Any], Any]] = {ast.USub: operator.neg, ast.UAdd: operator.pos}
 
+LiteralValue = Union[int, float, List[Any], Tuple[Any, ...]]
 
-def evaluate_literal(text: str) -> Union[int, float, List[Any], tuple]:
+
+def evaluate_literal(text: str) -> LiteralValue:
     """The value of an arithmetic expression, such as ``"[x * 2 for x in [1, 2]]"``.
 
     Raises:
@@ -37,7 +39,8 @@ def evaluate_literal(text: str) -> Union[int, float, List[Any], tuple]:
         raise ValueError(f"an expression is a text of at most {_LONGEST} letters")
     try:
         tree = ast.parse(text.strip(), mode="eval")
-        return _Evaluation().value(tree.body, {})
+        value: LiteralValue = _Evaluation().value(tree.body, {})
+        return value
     except (SyntaxError, ArithmeticError, TypeError, RecursionError, MemoryError) as error:
         raise ValueError(f"'{text[:60]}' is not arithmetic of numbers and lists") from error
 

@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from typing import Any, Dict, List, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Sequence, Tuple, Union
 
 from detectron2.config import CfgNode as _UpstreamCfgNode
 from iopath.common.file_io import g_pathmgr
@@ -159,7 +159,7 @@ def _converted(value: Any, cls: type) -> Any:
     return node
 
 
-def _leaves(node: _YacsCfgNode, prefix: str = ""):
+def _leaves(node: _YacsCfgNode, prefix: str = "") -> Iterator[str]:
     for key, value in node.items():
         path = f"{prefix}{key}"
         if isinstance(value, _YacsCfgNode):
@@ -180,7 +180,7 @@ def _is_free_form(cfg: _YacsCfgNode, key: str) -> bool:
     last = node.get(key.split(".")[-1])
     if isinstance(last, _YacsCfgNode) and last.is_new_allowed():
         return True
-    return cfg.key_is_deprecated(key) or cfg.key_is_renamed(key)
+    return bool(cfg.key_is_deprecated(key) or cfg.key_is_renamed(key))
 
 
 def _set_free_form(cfg: _YacsCfgNode, key: str, value: Any) -> bool:

@@ -117,7 +117,7 @@ def number(
             return False
         if math.isinf(value):
             return infinite and value >= above
-        return above < value < below
+        return bool(above < value < below)
 
     return Rule(" ".join([kind, " and ".join(limits)]).strip(), accepts)
 

@@ -179,7 +179,7 @@ _CHANNELS = {"L": 1, "I": 1, "F": 1, "CMYK": 4, "RGBA": 4}
 def _crop_fits(cfg: Any) -> bool:
     first, second = cfg.INPUT.CROP.SIZE
     if cfg.INPUT.CROP.TYPE.startswith("relative"):
-        return first <= 1 and second <= 1
+        return bool(first <= 1 and second <= 1)
     whole = all(float(v).is_integer() for v in (first, second))
     return whole and (cfg.INPUT.CROP.TYPE == "absolute" or first <= second)
 

@@ -10,6 +10,7 @@ import torch
 from d2ext.ops.class_margin import class_margin_scores, effective_class_margin_loss
 
 from .cls_losses import ClsLoss
+from .normalizers import Divisor
 
 __all__ = ["EffectiveClassMarginLoss"]
 
@@ -56,24 +57,36 @@ class EffectiveClassMarginLoss(ClsLoss):
         self.counts.copy_(counts)
         self.waits_for_counts = False
 
-    def forward(self, logits, labels, normalizer=1.0, quality=None):
+    def forward(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        normalizer: Divisor = 1.0,
+        quality: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
         return self._loss(logits, labels) / normalizer
 
-    def per_row(self, logits, labels, quality=None):
+    def per_row(
+        self, logits: torch.Tensor, labels: torch.Tensor, quality: Optional[torch.Tensor] = None
+    ) -> torch.Tensor:
         return self._loss(logits, labels, reduction="none")
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         """(M, C) for inference."""
         return class_margin_scores(logits)
 
-    def _loss(self, logits, labels, reduction="sum"):
+    def _loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, reduction: str = "sum"
+    ) -> torch.Tensor:
         if self.waits_for_counts and self.training:
             raise RuntimeError(
                 "The class margins need the number of images with each class, which has not been "
                 "counted; use d2ext's trainer, or set MODEL.ECM.COUNTS."
             )
-        options = {"background_ratio": self.background_ratio, "reduction": reduction}
-        return effective_class_margin_loss(logits, labels, self.counts, **options)
+        ratio = self.background_ratio
+        return effective_class_margin_loss(
+            logits, labels, self.counts, background_ratio=ratio, reduction=reduction
+        )
 
     def extra_repr(self) -> str:
         return f"num_classes={len(self.counts)}, background_ratio={self.background_ratio}"

@@ -4,18 +4,21 @@ Shapes: M samples (anchors, points or proposals of all images), C classes, K of 
 positive. Labels are Detectron2's: 0..C-1 classes, C background, -1 ignored.
 """
 
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import torch
 from torch import nn
 
 from d2ext.ops.class_weights import softmax_loss
+from d2ext.ops.sigmoid_factors import require_quality
 from d2ext.ops.sigmoid_losses import (
     quality_focal_loss,
     sigmoid_bce_loss,
     sigmoid_focal_loss,
     sigmoid_loss_per_row,
 )
+
+from .normalizers import Divisor
 
 __all__ = [
     "BCELoss",
@@ -110,7 +113,7 @@ class ClsLoss(nn.Module):
         self,
         logits: torch.Tensor,
         labels: torch.Tensor,
-        normalizer: Union[float, torch.Tensor] = 1.0,
+        normalizer: Divisor = 1.0,
         quality: Optional[torch.Tensor] = None,
     ) -> torch.Tensor:
         """Sum over all valid samples, divided by ``normalizer``: a scalar."""
@@ -130,7 +133,8 @@ def class_scores(cls_loss: ClsLoss, logits: torch.Tensor) -> torch.Tensor:
     """(K, C) scores of the classes, without the background's."""
     if cls_loss.objectness:
         scores: Any = cls_loss.scores  # which losses with an objectness define
-        return scores(logits)
+        own: torch.Tensor = scores(logits)
+        return own
     return logits.sigmoid() if cls_loss.sigmoid else logits.softmax(dim=1)[:, :-1]
 
 
@@ -152,12 +156,20 @@ class FocalLoss(ClsLoss):
         self.alpha = alpha
         self.gamma = gamma
 
-    def forward(self, logits, labels, normalizer=1.0, quality=None):
+    def forward(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        normalizer: Divisor = 1.0,
+        quality: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
         factors = {"alpha": self.alpha, "gamma": self.gamma}
         weights = self.weights_of_classes
         return sigmoid_focal_loss(logits, labels, class_weights=weights, **factors) / normalizer
 
-    def per_row(self, logits, labels, quality=None):
+    def per_row(
+        self, logits: torch.Tensor, labels: torch.Tensor, quality: Optional[torch.Tensor] = None
+    ) -> torch.Tensor:
         return sigmoid_loss_per_row(
             logits,
             labels,
@@ -176,11 +188,19 @@ class BCELoss(ClsLoss):
 
     weighs_classes = True
 
-    def forward(self, logits, labels, normalizer=1.0, quality=None):
+    def forward(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        normalizer: Divisor = 1.0,
+        quality: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
         weights = self.weights_of_classes
         return sigmoid_bce_loss(logits, labels, class_weights=weights) / normalizer
 
-    def per_row(self, logits, labels, quality=None):
+    def per_row(
+        self, logits: torch.Tensor, labels: torch.Tensor, quality: Optional[torch.Tensor] = None
+    ) -> torch.Tensor:
         weights = self.weights_of_classes
         return sigmoid_loss_per_row(logits, labels, kind="bce", class_weights=weights)
 
@@ -197,9 +217,16 @@ class QualityFocalLoss(ClsLoss):
             raise ValueError(f"The gamma of the focal loss must be 0 or more, not {gamma}.")
         self.gamma = gamma
 
-    def forward(self, logits, labels, normalizer=1.0, quality=None):
+    def forward(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        normalizer: Divisor = 1.0,
+        quality: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
         weights = self.weights_of_classes
-        total = quality_focal_loss(logits, labels, quality, gamma=self.gamma, class_weights=weights)
+        aim = require_quality(quality)
+        total = quality_focal_loss(logits, labels, aim, gamma=self.gamma, class_weights=weights)
         return total / normalizer
 
     def extra_repr(self) -> str:
@@ -212,9 +239,17 @@ class SoftmaxLoss(ClsLoss):
     sigmoid = False
     weighs_classes = True
 
-    def forward(self, logits, labels, normalizer=1.0, quality=None):
+    def forward(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        normalizer: Divisor = 1.0,
+        quality: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
         return softmax_loss(logits, labels, class_weights=self.weights_of_classes) / normalizer
 
-    def per_row(self, logits, labels, quality=None):
+    def per_row(
+        self, logits: torch.Tensor, labels: torch.Tensor, quality: Optional[torch.Tensor] = None
+    ) -> torch.Tensor:
         weights = self.weights_of_classes
         return softmax_loss(logits, labels, class_weights=weights, reduction="none")

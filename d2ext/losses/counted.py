@@ -1,6 +1,6 @@
 """When a forward pass of a loss counts towards its statistics."""
 
-from typing import NamedTuple, Tuple
+from typing import Any, Callable, NamedTuple, Tuple
 
 import torch
 from torch import nn
@@ -73,7 +73,9 @@ class Counted(nn.Module):
             self._counted_last_forward = counts
         return counts
 
-    def _apply(self, fn, *args, **kwargs):
+    def _apply(
+        self, fn: Callable[[torch.Tensor], torch.Tensor], *args: Any, **kwargs: Any
+    ) -> "Counted":
         """Move the module, but keep the statistics in float32 or wider.
 
         A sum over a whole training would stop growing in half precision.

@@ -8,7 +8,7 @@ Shapes: M samples (anchors, points or proposals of all images), K of them positi
 Labels are Detectron2's: 0..C-1 classes, C background, -1 ignored.
 """
 
-from typing import Dict, NamedTuple, Optional, Union
+from typing import Dict, NamedTuple, Optional
 
 import torch
 from torch import nn
@@ -18,11 +18,10 @@ from d2ext.ops.precision import full_precision
 from .box_losses import BoxLoss
 from .cls_losses import ClsLoss
 from .counted import Levels
+from .normalizers import Divisor
 from .positives import Positives
 
 __all__ = ["CoupledTerms", "Criterion"]
-
-Divisor = Union[float, torch.Tensor]
 
 
 class CoupledTerms(NamedTuple):
@@ -137,10 +136,13 @@ class Criterion(nn.Module):
         iou = positives.quality
         return iou.new_zeros(labels.shape).index_copy(0, positives.index, iou)
 
-    def _couple(self, logits, labels, positives) -> Optional[CoupledTerms]:
+    def _couple(
+        self, logits: torch.Tensor, labels: torch.Tensor, positives: Positives
+    ) -> Optional[CoupledTerms]:
         if self.coupling is None:
             return None
         rows, row_labels = logits[positives.index], labels[positives.index]
         box = self.box_loss(positives)
         box = box if box.dim() == 1 else box.sum(dim=1)
-        return self.coupling(self.cls_loss, rows, row_labels, box, positives)
+        terms: CoupledTerms = self.coupling(self.cls_loss, rows, row_labels, box, positives)
+        return terms

@@ -4,7 +4,7 @@ Shapes: M proposals, C classes. Labels are Detectron2's: 0..C-1 classes, C backg
 """
 
 import math
-from typing import Any
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 from torch.nn import functional as F
@@ -59,11 +59,17 @@ class EQLv2Loss(GradientBalancedLoss):
         self.alpha = alpha
         self.objectness = objectness
 
-    def is_plain(self, ratio):
+    def is_plain(self, ratio: torch.Tensor) -> torch.Tensor:
         _, neg = equalization_v2_weights(ratio, **self._factors())
         return neg > 0.999
 
-    def compute(self, logits, labels, quality, ratio):
+    def compute(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        quality: Optional[torch.Tensor],
+        ratio: torch.Tensor,
+    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         weights = self.weights_of_classes
         if weights is not None:
             weights = self._columns(weights, 1.0)
@@ -72,7 +78,13 @@ class EQLv2Loss(GradientBalancedLoss):
         )
         return total, pos[: self.num_classes], neg[: self.num_classes]
 
-    def compute_rows(self, logits, labels, quality, ratio):
+    def compute_rows(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        quality: Optional[torch.Tensor],
+        ratio: torch.Tensor,
+    ) -> torch.Tensor:
         pos, neg = equalization_v2_weights(self._columns(ratio), **self._factors())
         z = full_precision(logits)
         width = z.shape[1]
@@ -97,7 +109,7 @@ class EQLv2Loss(GradientBalancedLoss):
             f"alpha={self.alpha}, objectness={self.objectness}"
         )
 
-    def _factors(self):
+    def _factors(self) -> Dict[str, float]:
         return {"gamma": self.gamma, "mu": self.mu, "alpha": self.alpha}
 
     def _columns(self, values: torch.Tensor, objectness: float = math.inf) -> torch.Tensor:

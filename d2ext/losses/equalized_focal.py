@@ -4,10 +4,11 @@ Shapes: M samples (anchors, points or proposals of all images), C classes. Label
 0..C-1 classes, C background, -1 ignored.
 """
 
-from typing import Any, Dict, Mapping, Optional, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 import torch
 
+from d2ext.ops.sigmoid_factors import require_quality
 from d2ext.ops.sigmoid_losses import (
     equalized_focal_loss,
     equalized_quality_focal_loss,
@@ -64,20 +65,33 @@ class EqualizedFocalLoss(GradientBalancedLoss):
     weighs_classes = True
     plain_form = "a plain focal loss"
 
-    def is_plain(self, ratio):
+    def is_plain(self, ratio: torch.Tensor) -> torch.Tensor:
         return (ratio >= 1) & (self.scale > 0)
 
-    def compute(self, logits, labels, quality, ratio):
+    def compute(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        quality: Optional[torch.Tensor],
+        ratio: torch.Tensor,
+    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         factors: Dict[str, Any] = {
             "gamma_b": self.gamma_b,
             "scale": self.scale,
             "class_weights": self.weights_of_classes,
         }
         if self.needs_quality:
-            return equalized_quality_focal_loss(logits, labels, quality, ratio, **factors)
+            aim = require_quality(quality)
+            return equalized_quality_focal_loss(logits, labels, aim, ratio, **factors)
         return equalized_focal_loss(logits, labels, ratio, alpha=self.alpha, **factors)
 
-    def compute_rows(self, logits, labels, quality, ratio):
+    def compute_rows(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        quality: Optional[torch.Tensor],
+        ratio: torch.Tensor,
+    ) -> torch.Tensor:
         return sigmoid_loss_per_row(
             logits,
             labels,

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from d2ext.ops.precision import full_precision
 from d2ext.ops.reduce import reduce_sum, world_size
 
-from .counted import CountedLoss, running_counts
+from .counted import CountedLoss, Levels, running_counts
+from .normalizers import Divisor
 
 __all__ = ["GHMCLoss"]
 
@@ -72,7 +73,14 @@ class GHMCLoss(CountedLoss):
         # The weights of the last counted pass: what a repetition of that pass must see.
         self._weight_read: Optional[torch.Tensor] = None
 
-    def forward(self, logits, labels, normalizer=1.0, quality=None, levels=None):
+    def forward(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        normalizer: Divisor = 1.0,
+        quality: Optional[torch.Tensor] = None,
+        levels: Optional[Levels] = None,
+    ) -> torch.Tensor:
         """
         Args:
             logits: (M, C).

@@ -13,6 +13,7 @@ from d2ext.ops import host
 from d2ext.ops.reduce import reduce_later
 
 from .counted import CountedLoss
+from .normalizers import Divisor
 
 __all__ = ["GradientBalancedLoss"]
 
@@ -107,7 +108,13 @@ class GradientBalancedLoss(CountedLoss):
         """The loss of each row, (M,), in plain differentiable operations."""
         raise NotImplementedError(f"{type(self).__name__} must define compute_rows.")
 
-    def forward(self, logits, labels, normalizer=1.0, quality=None):
+    def forward(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        normalizer: Divisor = 1.0,
+        quality: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
         """Sum over all valid samples times ``loss_weight / normalizer``.
 
         Args:
@@ -132,7 +139,9 @@ class GradientBalancedLoss(CountedLoss):
             self._collect(sums * factor if self.collects_normalized else sums)
         return total * factor
 
-    def per_row(self, logits, labels, quality=None):
+    def per_row(
+        self, logits: torch.Tensor, labels: torch.Tensor, quality: Optional[torch.Tensor] = None
+    ) -> torch.Tensor:
         """Loss of each of a few samples with the statistics as they are, which are not updated.
 
         Call it before :meth:`forward`, so that both see the same statistics.
@@ -187,7 +196,9 @@ class GradientBalancedLoss(CountedLoss):
             )
 
     @staticmethod
-    def _group_means(name, values: torch.Tensor, groups) -> Dict[str, float]:
+    def _group_means(
+        name: str, values: torch.Tensor, groups: Optional[Mapping[str, Sequence[int]]]
+    ) -> Dict[str, float]:
         index = {k: torch.as_tensor(v, dtype=torch.long) for k, v in (groups or {}).items()}
         return {f"{name}_{k}": float(values[i].mean()) for k, i in index.items() if i.numel()}
 

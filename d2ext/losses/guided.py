@@ -3,7 +3,7 @@
 Shapes: k losses of a head, the class loss and its guides.
 """
 
-from typing import Dict, Sequence
+from typing import Any, Dict, Sequence
 
 import torch
 from torch import nn
@@ -138,7 +138,7 @@ class GuidedScale(Recording, nn.Module):
             self.iters.zero_()
             self._is_frozen = False
 
-    def _load_from_state_dict(self, *args, **kwargs):
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._is_frozen = False
         super()._load_from_state_dict(*args, **kwargs)
 

@@ -200,7 +200,9 @@ class HarmonicCoupling(Recording, nn.Module):
             self._record(score_iou_gap=gap.abs())
         return CoupledTerms(cls_extra=extra, box=coupled, more=more)
 
-    def _cls_exponent(self, cls_loss, cls, logits, labels) -> torch.Tensor:
+    def _cls_exponent(
+        self, cls_loss: ClsLoss, cls: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
         """(K,) what beta_c is the exponential of; ``cls`` itself wherever that is the same."""
         if self.beta_c_source == "loss" or not cls_loss.sigmoid:
             return cls
@@ -208,14 +210,21 @@ class HarmonicCoupling(Recording, nn.Module):
             return sigmoid_loss_per_row(logits, labels, kind="bce")
         return -F.logsigmoid(logits.gather(1, labels[:, None])[:, 0])
 
-    def _score(self, cls_loss, logits, labels) -> torch.Tensor:
+    def _score(self, cls_loss: ClsLoss, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """(K,) score of each sample; the background's never counts as the highest."""
         scores = class_scores(cls_loss, logits)
         if self.tc_score == "gt":
             return scores.gather(1, labels[:, None])[:, 0]
         return scores.amax(dim=1)
 
-    def _record_slopes(self, cls, loc, beta_r, beta_c, own_exponent: bool) -> None:
+    def _record_slopes(
+        self,
+        cls: torch.Tensor,
+        loc: torch.Tensor,
+        beta_r: torch.Tensor,
+        beta_c: torch.Tensor,
+        own_exponent: bool,
+    ) -> None:
         self._record(beta_r=beta_r, beta_c=beta_c, negative_box_slope=1 + beta_c - cls * beta_r < 0)
         if own_exponent:
             self._record(negative_cls_slope=1 + beta_r - loc * beta_c < 0)

@@ -1,6 +1,6 @@
 """What sums of losses are divided by: pure functions, or modules whose state is a buffer."""
 
-from typing import Tuple, Union
+from typing import Any, Dict, Tuple, Union
 
 import torch
 from torch import nn
@@ -16,11 +16,12 @@ __all__ = [
 
 # A number of positives, or a sum of weights on the device.
 Count = Union[int, torch.Tensor]
+Divisor = Union[float, torch.Tensor]
 
 
 def divisor_and_mean(
     normalizer: nn.Module, count: Count, like: torch.Tensor, total: torch.Tensor
-) -> Tuple[Union[float, torch.Tensor], torch.Tensor]:
+) -> Tuple[Divisor, torch.Tensor]:
     """The divisor for ``count`` positives, and the mean of another number over ranks.
 
     Both in one message, if the normaliser is one of d2ext's.
@@ -41,7 +42,7 @@ class Normalizer(nn.Module):
         super().__init__()
         self.sync = sync
 
-    def divisor(self, count: Count, like: torch.Tensor):
+    def divisor(self, count: Count, like: torch.Tensor) -> Divisor:
         """The divisor for a count: a number, or a float64 scalar that is the mean over ranks."""
         raise NotImplementedError(f"{type(self).__name__} must define divisor.")
 
@@ -49,13 +50,15 @@ class Normalizer(nn.Module):
         """Whether the divisor depends on the count now."""
         return True
 
-    def forward(self, count: Count, like: torch.Tensor) -> Union[float, torch.Tensor]:
+    def forward(self, count: Count, like: torch.Tensor) -> Divisor:
         """The divisor for ``count`` positives or weights; ``like`` gives the device and type."""
         if self.sync and self.wants_count():
             count = reduce_mean(_float64(count, like.device))
         return self.divisor(count, like)
 
-    def divisor_and_mean(self, count: Count, like: torch.Tensor, total: torch.Tensor):
+    def divisor_and_mean(
+        self, count: Count, like: torch.Tensor, total: torch.Tensor
+    ) -> Tuple[Divisor, torch.Tensor]:
         """As the function of this name says."""
         if not (self.sync and self.wants_count()):
             return self.divisor(count, like), reduce_mean(total)
@@ -81,7 +84,7 @@ class PositiveNormalizer(Normalizer):
     def __init__(self, sync: bool = False, initial: float = 1.0):
         super().__init__(sync)
 
-    def divisor(self, count, like):
+    def divisor(self, count: Count, like: torch.Tensor) -> Divisor:
         if torch.is_tensor(count):
             return count.clamp(min=1).to(like.dtype)
         return float(max(count, 1))
@@ -113,7 +116,7 @@ class EMANormalizer(Normalizer):
     def wants_count(self) -> bool:
         return self.training and torch.is_grad_enabled()
 
-    def divisor(self, count, like):
+    def divisor(self, count: Count, like: torch.Tensor) -> Divisor:
         """The divisor after taking in ``count``; passes without gradients take in nothing."""
         if self.wants_count():
             new = count.clamp(min=1) if torch.is_tensor(count) else max(count, 1)
@@ -121,12 +124,16 @@ class EMANormalizer(Normalizer):
         # A copy also in float64: a loss keeps it for its backward pass, and the value moves on.
         return self.value.to(like.dtype, copy=True)
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
+    def _save_to_state_dict(
+        self, destination: Dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if float(self.value) == self.initial:
             destination.pop(prefix + "value")
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+    def _load_from_state_dict(
+        self, state_dict: Dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         state_dict.setdefault(prefix + "value", self.value.new_tensor(self.initial))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

@@ -57,14 +57,16 @@ class Positives:
     @cached_property
     def target_deltas(self) -> torch.Tensor:
         """(K, 4) deltas that would decode to the ground truth."""
-        return self.transform.get_deltas(self.priors, self.boxes)
+        deltas: torch.Tensor = self.transform.get_deltas(self.priors, self.boxes)
+        return deltas
 
     @cached_property
     def decoded(self) -> torch.Tensor:
         """(K, 4) predicted boxes, with graph."""
         # The first to ask may do so under no_grad (a quality target), the next one needs gradients.
         with torch.set_grad_enabled(self.deltas.requires_grad):
-            return self.transform.apply_deltas(self.deltas, self.priors)
+            boxes: torch.Tensor = self.transform.apply_deltas(self.deltas, self.priors)
+            return boxes
 
     @cached_property
     def quality(self) -> torch.Tensor:

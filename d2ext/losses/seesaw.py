@@ -5,7 +5,7 @@ Detectron2's: 0..C-1 classes, C background, -1 ignored.
 """
 
 import math
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
@@ -14,6 +14,7 @@ from d2ext.ops.precision import full_precision
 from d2ext.ops.reduce import reduce_sum
 
 from .counted import CountedLoss
+from .normalizers import Divisor
 
 __all__ = ["SeesawLoss"]
 
@@ -66,12 +67,20 @@ class SeesawLoss(CountedLoss):
         self.loss_weight = loss_weight
         self.register_buffer("num_seen", torch.zeros(num_classes, dtype=torch.long))
 
-    def forward(self, logits, labels, normalizer=1.0, quality=None):
+    def forward(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        normalizer: Divisor = 1.0,
+        quality: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
         if self.counts_now():
             self._count(labels)
         return self._rows(logits, labels).sum() * (self.loss_weight / normalizer)
 
-    def per_row(self, logits, labels, quality=None):
+    def per_row(
+        self, logits: torch.Tensor, labels: torch.Tensor, quality: Optional[torch.Tensor] = None
+    ) -> torch.Tensor:
         return self._rows(logits, labels) * self.loss_weight
 
     def extra_repr(self) -> str:

@@ -3,8 +3,11 @@
 Shapes: M samples, C classes.
 """
 
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
+import torch
+
+from d2ext.ops.sigmoid_factors import require_quality
 from d2ext.ops.sigmoid_losses import (
     matchability_aware_loss,
     sigmoid_loss_per_row,
@@ -12,6 +15,7 @@ from d2ext.ops.sigmoid_losses import (
 )
 
 from .cls_losses import ClsLoss
+from .normalizers import Divisor
 
 __all__ = ["MatchabilityAwareLoss", "VarifocalLoss"]
 
@@ -45,11 +49,20 @@ class VarifocalLoss(ClsLoss):
             "detach_weight": detach_weight,
         }
 
-    def forward(self, logits, labels, normalizer=1.0, quality=None):
+    def forward(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        normalizer: Divisor = 1.0,
+        quality: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
         options = {**self.options, "class_weights": self.weights_of_classes}
-        return varifocal_loss(logits, labels, quality, **options) / normalizer
+        aim = require_quality(quality)
+        return varifocal_loss(logits, labels, aim, **options) / normalizer
 
-    def per_row(self, logits, labels, quality=None):
+    def per_row(
+        self, logits: torch.Tensor, labels: torch.Tensor, quality: Optional[torch.Tensor] = None
+    ) -> torch.Tensor:
         options = {**self.options, "class_weights": self.weights_of_classes}
         return sigmoid_loss_per_row(logits, labels, kind="varifocal", quality=quality, **options)
 
@@ -73,11 +86,20 @@ class MatchabilityAwareLoss(ClsLoss):
         _check(alpha, gamma)
         self.options: Dict[str, Any] = {"alpha": alpha, "gamma": gamma}
 
-    def forward(self, logits, labels, normalizer=1.0, quality=None):
+    def forward(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        normalizer: Divisor = 1.0,
+        quality: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
         options = {**self.options, "class_weights": self.weights_of_classes}
-        return matchability_aware_loss(logits, labels, quality, **options) / normalizer
+        aim = require_quality(quality)
+        return matchability_aware_loss(logits, labels, aim, **options) / normalizer
 
-    def per_row(self, logits, labels, quality=None):
+    def per_row(
+        self, logits: torch.Tensor, labels: torch.Tensor, quality: Optional[torch.Tensor] = None
+    ) -> torch.Tensor:
         options = {**self.options, "class_weights": self.weights_of_classes}
         return sigmoid_loss_per_row(logits, labels, kind="mal", quality=quality, **options)
 

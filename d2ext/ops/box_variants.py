@@ -226,7 +226,9 @@ def ghm_r_bins(
     return region, count.index_add_(0, region.flatten(), torch.ones_like(region).flatten().double())
 
 
-def _shift_and_size(boxes1: torch.Tensor, boxes2: torch.Tensor):
+def _shift_and_size(
+    boxes1: torch.Tensor, boxes2: torch.Tensor
+) -> Tuple[torch.Tensor, torch.Tensor]:
     """Differences of the centres and of the sides, (K, 2) each."""
     low, high = boxes1[..., :2] - boxes2[..., :2], boxes1[..., 2:] - boxes2[..., 2:]
     return (low + high) / 2, high - low

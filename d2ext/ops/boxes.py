@@ -110,7 +110,9 @@ def giou_loss(boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float = EPS) -> t
     return 1 - (intersection / (union + eps) - (area - union) / (area + eps))
 
 
-def _distance_terms(boxes1, boxes2, eps):
+def _distance_terms(
+    boxes1: torch.Tensor, boxes2: torch.Tensor, eps: float
+) -> Tuple[torch.Tensor, torch.Tensor]:
     """IoU and squared centre distance over squared diagonal of the enclosing box, both (K,)."""
     intersection, union = _overlap(boxes1, boxes2)
     iou = intersection / (union + eps)

@@ -3,6 +3,8 @@
 Shapes: K positive samples.
 """
 
+from typing import List
+
 import torch
 
 from .precision import full_precision
@@ -85,7 +87,7 @@ def soft_ranks(values: torch.Tensor, strength: float) -> torch.Tensor:
     return torch.zeros_like(gap).index_add(0, order, ordered - means[pool])
 
 
-def _pools(values) -> list:
+def _pools(values: List[float]) -> List[int]:
     """The pool of each number in the regression by a sequence that never increases."""
     sums, sizes = [], []
     for value in values:

@@ -82,7 +82,7 @@ class DualWeightingConstants:
     pos_loss_weight: float = 0.25
     loc_loss_weight: float = 5.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, known in (
             ("t_metric", T_METRICS),
             ("neg_metric", NEG_METRICS),

@@ -57,7 +57,10 @@ def joint_sigmoid_losses(
     Returns:
         the two sums, scalars.
     """
-    return _JointSigmoidLosses.apply(cls_logits, obj_logits, cell, pos_weight, neg_weight, gamma)
+    sums: Tuple[torch.Tensor, torch.Tensor] = _JointSigmoidLosses.apply(
+        cls_logits, obj_logits, cell, pos_weight, neg_weight, gamma
+    )
+    return sums
 
 
 class _JointSigmoidLosses(torch.autograd.Function):
@@ -94,7 +97,9 @@ class _JointSigmoidLosses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_positive: torch.Tensor, d_negative: torch.Tensor):
+    def backward(
+        ctx: Any, d_positive: torch.Tensor, d_negative: torch.Tensor
+    ) -> Tuple[torch.Tensor, torch.Tensor, None, None, None, None]:
         grad_x, grad_y, cell, point, pos_x, pos_y = ctx.saved_tensors
         grad_x = grad_x * d_negative
         grad_x.view(-1).index_add_(0, cell, pos_x * d_positive)

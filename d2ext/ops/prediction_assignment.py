@@ -13,7 +13,7 @@ number in float16. Of equal measures the prior with the lower index comes first,
 first one. A prediction that is not a number is never assigned.
 """
 
-from typing import Any, Callable, NamedTuple, Optional, Tuple
+from typing import Callable, NamedTuple, Optional, Tuple, cast
 
 import torch
 
@@ -22,6 +22,8 @@ from .prediction_candidates import (
     Candidates,
     Choice,
     Measure,
+    Measured,
+    Negative,
     Pairs,
     PredictionBatch,
     choose,
@@ -108,7 +110,7 @@ def task_aligned_assignment(
     def aligned(score: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
         return _power(score, alpha) * _power(quality, beta)
 
-    def measure(pairs: Pairs):
+    def measure(pairs: Pairs) -> Measured:
         quality = overlap(pairs.boxes, pairs.gt)
         if not tood:
             sides = widened_columns(pairs.gt, min_side)
@@ -178,7 +180,7 @@ def simota_assignment(
         away = torch.maximum(away, (batch.points[:, 1] - centre[..., 1]).abs_(), out=away)
         return are_inside(batch.points, gt, 0.0) | (away < radius)
 
-    def measure(pairs: Pairs):
+    def measure(pairs: Pairs) -> Measured:
         iou = column_iou(pairs.boxes, pairs.gt).mul_(pairs.exists)
         cost = pairs.others - _log_of_rest(pairs.score) - pairs.score.log().clamp_(min=-100)
         cost = cost.mul_(cls_weight).sub_((iou + 1e-7).log_(), alpha=iou_weight)
@@ -229,7 +231,7 @@ def dynamic_soft_label_assignment(
         return _background(batch)
     strides = strides.to(batch.points.dtype)
 
-    def measure(pairs: Pairs):
+    def measure(pairs: Pairs) -> Measured:
         iou = column_iou(pairs.boxes, pairs.gt).mul_(pairs.exists)
         z = pairs.score
         cost = pairs.others - _squared_loss(z)
@@ -279,7 +281,11 @@ def _with_targets(
 
 
 def _by_cost(
-    batch: PredictionBatch, candidates: Candidates, most: int, measure: Measure, negative: Any
+    batch: PredictionBatch,
+    candidates: Candidates,
+    most: int,
+    measure: Measure,
+    negative: Negative,
 ) -> PredictionAssignment:
     """What SimOTA and DSL do once the cost is defined."""
     if candidates.prior.shape[1] == 0:
@@ -294,13 +300,13 @@ def _power(x: torch.Tensor, exponent: float) -> torch.Tensor:
     """``x ** exponent``; whole exponents by products, which are many times faster on a CPU."""
     if not 1 <= exponent <= 8 or exponent != int(exponent):
         return x.pow(exponent)
-    result: Any = None
+    result: Optional[torch.Tensor] = None
     exponent = int(exponent)
     while exponent:
         if exponent % 2:
             result = x if result is None else result * x
         x, exponent = x * x, exponent // 2
-    return result
+    return cast(torch.Tensor, result)  # the exponent was at least 1
 
 
 def _sum_of_best(iou: torch.Tensor, number: int) -> torch.Tensor:
@@ -354,7 +360,9 @@ def _matched_by_favourite(choice: Choice, num_objects: int) -> torch.Tensor:
     return torch.where(wanted > 1, choice.favourite, only)
 
 
-def _first(wins: torch.Tensor, slot: torch.Tensor, num_slots: int, num_objects: int):
+def _first(
+    wins: torch.Tensor, slot: torch.Tensor, num_slots: int, num_objects: int
+) -> torch.Tensor:
     """(num_slots,), the first object that wins each slot, ``num_objects`` for nobody."""
     objects = torch.arange(num_objects, device=slot.device)
     objects = objects.repeat_interleave(len(slot) // num_objects)
@@ -376,7 +384,7 @@ def _pairs_of(
     return positive, matched, row, quality
 
 
-def _rank_in_object(t: torch.Tensor, matched: torch.Tensor, positive: torch.Tensor):
+def _rank_in_object(t: torch.Tensor, matched: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
     """Place of each positive among those of its object, by t, the first of equals first."""
     group = matched.masked_fill(~positive, int(1e9))
     order = t.sort(descending=True, stable=True).indices
@@ -387,7 +395,14 @@ def _rank_in_object(t: torch.Tensor, matched: torch.Tensor, positive: torch.Tens
     return torch.empty_like(rank).scatter_(0, order, rank)
 
 
-def _spread(batch, candidates, positive, matched, quality, target) -> PredictionAssignment:
+def _spread(
+    batch: PredictionBatch,
+    candidates: Candidates,
+    positive: torch.Tensor,
+    matched: torch.Tensor,
+    quality: torch.Tensor,
+    target: torch.Tensor,
+) -> PredictionAssignment:
     """From candidates to all priors; everything else is background."""
     result = _background(batch)
     shape = candidates.prior.shape

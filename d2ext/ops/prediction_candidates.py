@@ -35,7 +35,15 @@ class PredictionBatch(NamedTuple):
     gt_image: torch.Tensor  # (G,), ascending
 
     @classmethod
-    def make(cls, scores, boxes, points, gt_boxes, gt_classes, gt_image) -> "PredictionBatch":
+    def make(
+        cls,
+        scores: torch.Tensor,
+        boxes: torch.Tensor,
+        points: torch.Tensor,
+        gt_boxes: torch.Tensor,
+        gt_classes: torch.Tensor,
+        gt_image: torch.Tensor,
+    ) -> "PredictionBatch":
         """Takes what :func:`d2ext.ops.prediction_assignment.task_aligned_assignment` takes."""
         if scores.dim() != 3 or boxes.shape != (*scores.shape[:2], 4):
             raise ValueError(
@@ -158,7 +166,10 @@ class Pairs(NamedTuple):
 
 # (pairs) -> measure (n, K, V), the larger the better; how many an object may have, (n, K), or None
 # for S; and the claim to a prior (n, K, V) that decides conflicts, or None if nobody asks.
-Measure = Callable[[Pairs], Tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]]
+Measured = Tuple[torch.Tensor, Optional[torch.Tensor], Optional[torch.Tensor]]
+Measure = Callable[[Pairs], Measured]
+# (scores (n, V, C)) -> loss of each as that of a negative.
+Negative = Callable[[torch.Tensor], torch.Tensor]
 
 
 def choose(
@@ -167,7 +178,7 @@ def choose(
     most: int,
     floor: float,
     measure: Measure,
-    negative: Optional[Callable[[torch.Tensor], torch.Tensor]] = None,
+    negative: Optional[Negative] = None,
 ) -> Choice:
     """Let each object choose its best candidates.
 
@@ -222,7 +233,13 @@ def choose(
 class _Views:
     """Candidates of the images in the order of the blocks, as columns that broadcast."""
 
-    def __init__(self, batch: PredictionBatch, candidates: Candidates, order, negative):
+    def __init__(
+        self,
+        batch: PredictionBatch,
+        candidates: Candidates,
+        order: Optional[torch.Tensor],
+        negative: Optional[Negative],
+    ):
         prior, row, scores = candidates.prior, candidates.rows(batch), batch.scores
         if order is not None:
             prior, row = prior[order], row[order]

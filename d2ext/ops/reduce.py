@@ -6,7 +6,7 @@ methods) can wait for the message that the trainer sends at the end of a step an
 """
 
 import contextlib
-from typing import Callable, Iterator, Optional
+from typing import Callable, Iterator, List, Optional, Tuple
 
 import torch
 from torch import distributed
@@ -14,7 +14,7 @@ from torch import distributed
 __all__ = ["Deferred", "deferring", "reduce_later", "reduce_mean", "reduce_sum", "world_size"]
 
 
-class Deferred(list):
+class Deferred(List[Tuple[torch.Tensor, Callable[[torch.Tensor], None]]]):
     """Tensors that wait for their sum over ranks, each with what takes the sum in."""
 
 

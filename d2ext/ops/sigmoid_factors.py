@@ -12,10 +12,11 @@ from .sigmoid_kernel import Factor, compute_dtype
 __all__ = ["alphas", "checked_weights", "equalized_factors", "require_quality", "weighted"]
 
 
-def require_quality(quality: Optional[torch.Tensor]) -> None:
-    """Refuse a soft loss without its targets."""
+def require_quality(quality: Optional[torch.Tensor]) -> torch.Tensor:
+    """The (M,) targets of a soft loss, which is refused without them."""
     if quality is None:
         raise ValueError("This loss needs quality, the (M,) targets of the positives.")
+    return quality
 
 
 def alphas(alpha: float) -> Tuple[float, float]:

@@ -27,7 +27,7 @@ import importlib.util
 import logging
 import math
 import os
-from typing import NamedTuple, Optional, Tuple, Union
+from typing import Any, NamedTuple, Optional, Tuple, Union
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -61,6 +61,9 @@ _chosen: Optional[str] = None
 
 Factor = Union[float, torch.Tensor]
 """A constant of all classes, or (C,) one of each."""
+
+# Sum, gradient or None, and the (C,) positive and negative sums.
+PassTerms = Tuple[torch.Tensor, Optional[torch.Tensor], torch.Tensor, torch.Tensor]
 
 
 class LossTerms(NamedTuple):
@@ -121,7 +124,8 @@ def fused_sigmoid_loss(
         with_sums=with_sums,
         detach=detach_modulation,
     )
-    return _FusedSigmoidLoss.apply(logits, asked)
+    sums: Tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _FusedSigmoidLoss.apply(logits, asked)
+    return sums
 
 
 def set_sigmoid_kernel(name: Optional[str]) -> None:
@@ -229,7 +233,9 @@ class _FusedSigmoidLoss(torch.autograd.Function):
     """Loss, gradient and column sums of the whole family in one pass over the logits."""
 
     @staticmethod
-    def forward(ctx, logits, asked):
+    def forward(
+        ctx: Any, logits: torch.Tensor, asked: LossTerms
+    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         with torch.autocast(device_type=logits.device.type, enabled=False):
             total, grad, pos_sum, neg_sum = _one_pass(sigmoid_kernel_of(logits), logits, asked)
         if asked.need_grad:
@@ -241,7 +247,9 @@ class _FusedSigmoidLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output, _pos, _neg):
+    def backward(
+        ctx: Any, grad_output: Optional[torch.Tensor], _pos: None, _neg: None
+    ) -> Tuple[Optional[torch.Tensor], None]:
         grad = None
         if grad_output is not None:
             (grad,) = ctx.saved_tensors
@@ -261,7 +269,7 @@ def _graph_is_freed() -> bool:
     return keeps is not None and not keeps()
 
 
-def _one_pass(kernel: str, logits: torch.Tensor, asked: LossTerms) -> Tuple:
+def _one_pass(kernel: str, logits: torch.Tensor, asked: LossTerms) -> PassTerms:
     """What :class:`_FusedSigmoidLoss` computes, in the form ``kernel``.
 
     Returns:
@@ -270,8 +278,8 @@ def _one_pass(kernel: str, logits: torch.Tensor, asked: LossTerms) -> Tuple:
     dtype = compute_dtype(logits)
     if logits.numel() == 0:
         grad = torch.empty_like(logits) if asked.need_grad else None
-        sums = logits.new_zeros((2, logits.shape[1]), dtype=dtype)
-        return logits.new_zeros((), dtype=dtype), grad, *sums
+        pos_sum, neg_sum = logits.new_zeros((2, logits.shape[1]), dtype=dtype)
+        return logits.new_zeros((), dtype=dtype), grad, pos_sum, neg_sum
     # Kept as wide as float16's range demands: the factor of the backward pass (an AMP scale, one
     # over the positives) only comes later, and would come too late for what has underflowed.
     grad_dtype = dtype if logits.dtype == torch.float16 else logits.dtype
@@ -284,7 +292,7 @@ def _one_pass(kernel: str, logits: torch.Tensor, asked: LossTerms) -> Tuple:
 
 def _torch_pass(
     logits: torch.Tensor, asked: LossTerms, dtype: torch.dtype, grad_dtype: torch.dtype
-) -> Tuple:
+) -> PassTerms:
     """:func:`_one_pass` in torch operations, for logits that are not empty."""
     labels, quality, gamma, pos_weight, neg_weight, need_grad, with_sums, detach = asked
     num_rows, num_classes = logits.shape
@@ -356,7 +364,9 @@ def compute_dtype(logits: torch.Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def split_labels(labels: torch.Tensor, num_classes: int):
+def split_labels(
+    labels: torch.Tensor, num_classes: int
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Masks of positive and of ignored rows (M,), and a column of each row that always exists."""
     is_pos = (labels >= 0) & (labels < num_classes)
     return is_pos, labels < 0, labels.long().clamp(0, num_classes - 1)

@@ -286,7 +286,14 @@ def equalization_v2_weights(
     return 1.0 + alpha * (1.0 - neg), neg
 
 
-def _negatives(logits, labels, alpha, gamma, detach, class_weights) -> torch.Tensor:
+def _negatives(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    alpha: float,
+    gamma: float,
+    detach: bool,
+    class_weights: Optional[torch.Tensor],
+) -> torch.Tensor:
     """The focal losses of all entries but those of positives, summed."""
     (weight,) = weighted(class_weights, logits, alpha)
     return fused_sigmoid_loss(
@@ -299,7 +306,13 @@ def _negatives(logits, labels, alpha, gamma, detach, class_weights) -> torch.Ten
     )[0]
 
 
-def _positives(logits, labels, target, weight, class_weights) -> torch.Tensor:
+def _positives(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor,
+    class_weights: Optional[torch.Tensor],
+) -> torch.Tensor:
     """BCE of the positives' own entries with soft targets, (M,) as their weights, summed."""
     if logits.numel() == 0:
         return logits.new_zeros((), dtype=compute_dtype(logits))
