@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_refused():
     "name", ["roi_head.fc.weight", "bbox_head.atss_cls.weight", "neck.downsample.weight"]
 )
 def test_names_of_other_models_are_refused(name):
-    with pytest.raises(ValueError, match="no parameter of the DW authors' detector"):
+    with pytest.raises(ValueError, match="not a parameter of the DW authors' detector"):
         convert_checkpoint({name: torch.zeros(1)}, "dw", small_cfg(False, False))
 
 

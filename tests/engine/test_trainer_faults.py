@@ -214,7 +214,9 @@ def test_if_all_checkpoints_are_damaged_none_is_overwritten(tmp_path, caplog):
     for name in ("model_0000001", "model_0000002"):
         trainer.save_checkpoint(name)
         (tmp_path / f"{name}.pth").write_bytes(b"PK")
-    with pytest.raises(DamagedCheckpointError, match="model_0000002.pth, model_0000001.pth.*anew"):
+    with pytest.raises(
+        DamagedCheckpointError, match="model_0000002.pth, model_0000001.pth.*start over"
+    ):
         line_trainer(output_dir=str(tmp_path)).resume_or_load()
     assert caplog.text.count("Skipping the damaged checkpoint") == 2
 

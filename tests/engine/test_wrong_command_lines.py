@@ -50,7 +50,7 @@ WRONG = [
     (["--eval-only", *DEMO], "There are no weights to evaluate"),
     (["--lazy"], "--lazy takes one --config-file"),
     (["--lazy", *DEMO[:2]], "is not a Python file as a LazyConfig is"),
-    (["--lazy", "--config-file", "lazy/fcos.py", "train.max_iter"], "train.max_iter is none"),
+    (["--lazy", "--config-file", "lazy/fcos.py", "train.max_iter"], "train.max_iter is not one"),
     (["--lazy", "--config-file", "lazy/fcos.py"], "The data set 'coco_2017_train' is missing"),
 ]
 

@@ -255,7 +255,11 @@ def test_a_folder_of_safetensors_is_a_checkpoint(files, picture, tmp_path, capsy
     from d2ext.predictor import describe_weights
 
     folder = tmp_path / "hub"
-    words = ["export", "--weights", str(files["checkpoint"]), "--format", "safetensors"]
+    weights = tmp_path / "run" / "model_final.pth"
+    weights.parent.mkdir()
+    weights.symlink_to(files["checkpoint"])
+    Thresholds(0.02, {}).save(weights.parent / "thresholds.json")
+    words = ["export", "--weights", str(weights), "--format", "safetensors"]
     assert main([*words, "--card", "--output", str(folder)]) == 0
     assert sorted(p.name for p in folder.iterdir()) == [
         "README.md", "config.yaml", "model.safetensors"
@@ -263,7 +267,7 @@ def test_a_folder_of_safetensors_is_a_checkpoint(files, picture, tmp_path, capsy
     # Nothing about the machine it was trained on is published.
     config = (folder / "config.yaml").read_text()
     assert "OUTPUT_DIR" not in config and str(tmp_path.parent) not in config
-    own, other = (Predictor(None, w, score_thresh="auto") for w in (files["checkpoint"], folder))
+    own, other = (Predictor(None, w, score_thresh="auto") for w in (weights, folder))
     assert other.class_names == own.class_names and other.score_thresh == own.score_thresh
     expected, found = (p(str(picture))["instances"] for p in (own, other))
     assert len(found) > 0 and torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)

@@ -204,7 +204,7 @@ def test_improved_baseline_is_what_it_says():
     assert model.clip_before_nms and model.cap_by_anchors and not model.drop_empty
     norms = [m for m in model.backbone.bottom_up.res4.modules() if hasattr(m, "running_var")]
     assert norms and all(m.weight.requires_grad for m in norms)
-    assert model.normalizer.sync and model.quality == "iou" and model.score == "product"
+    assert model.normalizer.sync and model.quality == "iou" and model.score_power == 1
     assert model.test_score_thresh == 0 and model.test_topk_candidates == 6000
     head = model.head
     assert not len(head.scales) and head.cls_subnet[0].bias is None
