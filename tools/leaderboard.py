@@ -243,10 +243,12 @@ def draw(rows: List[Dict[str, Any]], file: Path) -> None:
         axis.errorbar(row["difference"], k, xerr=row["interval"], fmt="o", color=colour,
                       linewidth=2.5, markersize=4)  # fmt: skip
     axis.set_yticks(range(len(shown)), [f"{row['title']}: {row['run']}" for row in shown])
+    axis.set_ylim(-0.5, len(shown) - 0.5)
     axis.set_xlabel(
-        "AP beyond the baseline. Thick: 95 % over seeds; thin: over seeds and test images. "
-        "Orange: certain (Holm).", fontsize=8,
-    )  # fmt: skip
+        "AP beyond the baseline\n"
+        "Thick: 95 % over seeds; thin: over seeds and test images. Orange: certain (Holm).",
+        fontsize=8,
+    )
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     picture.savefig(file, dpi=130, metadata={"Software": None})
