@@ -101,20 +101,6 @@ def test_torch_export_of_one_size(detector, tmp_path):
     assert found["detections"] > 100
 
 
-@pytest.mark.slow
-def test_a_program_compiles_to_an_aotinductor_package(tmp_path):
-    """The lines of docs/predict_export.md."""
-    detector = spread_detector("ExtRetinaNet")
-    path, package = tmp_path / "detector.pt2", str(tmp_path / "compiled.pt2")
-    graph, _, _ = written(detector, path, with_nms=False, size=(160, 192))
-    program = torch.export.load(path)
-    torch._inductor.aoti_compile_and_package(program, package_path=package)
-    compiled = torch._inductor.aoti_load_package(package)
-    run = lambda images: tuple(x.numpy() for x in compiled(torch.from_numpy(images)))  # noqa: E731
-    found = export.compare(detector, graph, run, sizes=[(160, 192)])
-    assert found["detections"] > 100 and found.acceptable(box=2e-3, score=1e-5), found
-
-
 def test_one_threshold_a_class_comes_before_the_best_are_taken():
     graph = DenseGraph(spread_detector("ExtRetinaNet"))
     scores = torch.rand(40, graph.num_classes)

@@ -50,15 +50,16 @@ def test_both_models_find_the_same(components):
 
 @pytest.mark.slow
 @pytest.mark.export
-def test_all_forms_of_an_exported_detector_are_timed():
+def test_all_forms_of_an_exported_detector_are_timed(monkeypatch):
     from benchmarks import exported
 
+    from d2ext import export
+
+    # Those of fewer bits have tests of their own, and take the longest to make.
+    monkeypatch.setattr(export, "PRECISIONS", ("fp32",))
     for case in exported.cases(ARGS):
-        assert list(case.versions) == [
-            "PyTorch", "onnxruntime", "OpenVINO fp32", "OpenVINO fp16", "OpenVINO int8"
-        ]  # fmt: skip
+        assert list(case.versions) == ["PyTorch", "onnxruntime", "OpenVINO fp32"]
         counts = {name: run()[-1] for name, run in case.versions.items() if name != "PyTorch"}
         eager = len(case.versions["PyTorch"]()[0]["instances"])
         assert int(counts["onnxruntime"][0]) == int(counts["OpenVINO fp32"][0]) == eager > 0
-        assert int(counts["OpenVINO int8"][0]) > 0
         case.close()
