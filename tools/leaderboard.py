@@ -21,6 +21,7 @@ import numpy as np
 from scipy import stats
 from studies import Results, Study, fill_tables, load_study, marked_tables
 from studies.plot import mean_curves
+from studies.table import values_of
 
 from d2ext._files import atomic_write
 
@@ -42,14 +43,14 @@ def rows_of(study: Study, results: List[Dict[str, Any]]) -> List[Dict[str, Any]]
         row = {"study": study.name, "title": study.title, "run": name, "figure": figure}
         row["planned"] = sum(run.name == name for run in study.runs)
         row["seeds"] = sorted(mine)
-        if mine:
-            row["mean"] = statistics.fmean(r["figures"][figure] for r in mine.values())
+        aps = values_of(results, figure).get(name)
+        if aps:
+            row["mean"] = statistics.fmean(aps.values())
         if name != study.baseline:
             seeds = sorted(mine.keys() & base.keys())
             row.update(_difference([mine[s] for s in seeds], [base[s] for s in seeds], figure))
-        row["correlation"] = _mean(
-            r["figures"].get("consistency/pearson_hit") for r in mine.values()
-        )
+        correlations = values_of(results, "consistency/pearson_hit").get(name)
+        row["correlation"] = statistics.fmean(correlations.values()) if correlations else None
         row["steps"] = _steps_to(base.values(), mine.values(), figure)
         rows.append(row)
     return rows
@@ -77,11 +78,6 @@ def _difference(mine: Sequence[Dict], base: Sequence[Dict], figure: str) -> Dict
         draws = np.array([a["bootstrap"] for a in mine]) - [b["bootstrap"] for b in base]
         row["with_images"] = [round(float(end), 2) for end in interval_with_images(draws)]
     return row
-
-
-def _mean(values: Iterable[Optional[float]]) -> Optional[float]:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
 
 
 def _steps_to(base: Iterable[Dict], mine: Iterable[Dict], figure: str) -> Optional[int]:
@@ -169,7 +165,7 @@ def verdict(row: Dict[str, Any]) -> str:
     return "undecided"
 
 
-def table_of(rows: List[Dict[str, Any]], baseline: Optional[Dict[str, Any]]) -> str:
+def table_of(rows: List[Dict[str, Any]], baseline: Dict[str, Any]) -> str:
     """A study's rows as Markdown, the largest difference first."""
     lines = [
         "| run | seeds | AP | difference (95 %, seeds) | 95 %, seeds and images | best checkpoint "
@@ -177,8 +173,7 @@ def table_of(rows: List[Dict[str, Any]], baseline: Optional[Dict[str, Any]]) -> 
         "|---" * 11 + "|",
     ]
     order = sorted(rows, key=lambda row: -row.get("difference", -math.inf))
-    for row in [baseline, *order] if baseline else order:
-        is_baseline = row is baseline
+    for row in [baseline, *order]:
         cells = [row["run"], str(len(row["seeds"])), _number(row.get("mean"), "{:.1f}")]
         difference = _number(row.get("difference"), "{:+.1f}")
         if "interval" in row:
@@ -189,7 +184,7 @@ def table_of(rows: List[Dict[str, Any]], baseline: Optional[Dict[str, Any]]) -> 
         cells.append(_number(row.get("best"), "{:+.1f}"))
         cells += [_number(row.get("holm"), "{:.3f}"), _number(row.get("needed"), "{}")]
         cells += [_number(row.get("steps"), "{}"), _number(row.get("correlation"), "{:.2f}")]
-        cells.append("baseline" if is_baseline else verdict(row))
+        cells.append("baseline" if row is baseline else verdict(row))
         lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |"))
     return "\n".join(lines) + "\n"
 
