@@ -13,6 +13,7 @@ from .common import (
     add_model_arguments,
     data_set,
     evaluate,
+    is_validation,
     new_parser,
     quiet,
 )
@@ -57,6 +58,11 @@ def run_calibrate(args: argparse.Namespace) -> Done:
         predictor = Predictor(args.config_file, args.weights, allow_pickle=args.allow_pickle)
         cfg, model = predictor.cfg, predictor.model
         name, test = data_set(args, cfg, ("val",)), data_set(_test_arguments(args), cfg, ("test",))
+        if not (is_validation(name) or args.split or args.dataset):
+            raise RunError(
+                f"{name} is not known as a validation split; if scores shall be fitted on it all "
+                f"the same, give --dataset {name}."
+            )
         if name == test:
             raise RunError(
                 f"{name} cannot say what a calibration fitted on it is worth; name other images "

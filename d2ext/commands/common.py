@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
     "default_output",
     "evaluate",
     "import_named",
+    "is_validation",
     "load_config",
     "new_group",
     "new_parser",
@@ -145,6 +147,17 @@ def data_set(args: argparse.Namespace, cfg: Any, first: Sequence[str] = _SPLITS)
     if split not in data.names:
         raise RunError(f"{path} has no split '{split}'; its splits are {', '.join(data.names)}.")
     return data.names[split]
+
+
+def is_validation(name: str) -> bool:
+    """Whether a data set is a validation split: of own data by the split, else by its name."""
+    from detectron2.data import MetadataCatalog
+
+    about = MetadataCatalog.get(name).as_dict() if name in MetadataCatalog else {}
+    if "own_data" in about:
+        return Path(about["json_file"]).stem == "val"
+    words = re.split("[^a-z]+", name.lower())
+    return any(word.startswith("val") or word == "minival" for word in words)
 
 
 def training_set(args: argparse.Namespace, cfg: Any) -> str:

@@ -162,19 +162,16 @@ def _check(model: Any, graph: Any, output: Path, args: argparse.Namespace) -> An
     fixed = about["format"] == "program"
     sizes = (tuple(args.size),) if fixed else export.CHECK_SIZES
     batches = _BATCHES[:1] if fixed else _BATCHES
-    total: Dict[str, float] = {}
+    total = export.Difference()
     for batch in batches:
-        found = export.compare(model, graph, run, sizes=sizes, batch=batch)
-        for key, value in found.items():
-            summed = key in ("missing", "detections")
-            total[key] = total.get(key, 0) + value if summed else max(total.get(key, 0), value)
+        total.add(export.compare(model, graph, run, sizes=sizes, batch=batch))
     what = "detections" if graph.with_nms else "boxes"
     print(
         f"{output}: compared with PyTorch on {len(sizes)} image sizes and batches of "
         f"{' and '.join(map(str, batches))}, {total['detections']:.0f} {what}: boxes within "
         f"{total['box']:.1e} px, scores within {total['score']:.1e}, {total['missing']:.0f} differ"
     )
-    return export.Difference(total)
+    return total
 
 
 def _calibration(predictor: Any, args: argparse.Namespace) -> List[Any]:

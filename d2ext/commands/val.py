@@ -16,6 +16,7 @@ from .common import (
     add_output_argument,
     data_set,
     evaluate,
+    is_validation,
     new_parser,
     quiet,
     write_json,
@@ -43,6 +44,12 @@ def add_val(commands: Any) -> None:
         metavar="SCORE",
         help="also what is seen from this score on: precision, recall, F1 and LRP of each class; "
         "auto: from those chosen before, which are then left as they are",
+    )
+    add(
+        "--write-thresholds",
+        action="store_true",
+        help="choose the scores for 'predict --threshold auto' on these images, although they are "
+        "no validation split",
     )
     add_import_argument(parser)
     add_pickle_argument(parser)
@@ -80,9 +87,15 @@ def run_val(args: argparse.Namespace) -> Done:
     (output / "config.yaml").write_text(cfg.dump())
     files = [write_json(output / "figures.json", figures), output / "metrics.json"]
     _write_row(output / "metrics.json", row)
-    files += _draw(output, name, None if args.threshold else Path(args.weights))
+    chosen = args.write_thresholds or (args.threshold is None and is_validation(name))
+    files += _draw(output, name, Path(args.weights) if chosen else None)
     note_in_run(args.weights, "evaluation", output / "inference" / name)
     _print(figures)
+    if not chosen and args.threshold is None:
+        print(
+            f"No thresholds are written: {name} is not known as a validation split. Choose them on "
+            "one, or give --write-thresholds."
+        )
     print(f"Next: d2ext report {output}")
     return Done(figures, files)
 

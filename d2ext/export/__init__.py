@@ -1,7 +1,7 @@
 """Detectors for places without d2ext: ONNX, OpenVINO, TorchScript and ``torch.export``."""
 
 from .. import _detectron2  # noqa: F401  (first: it may be missing)
-from .check import CHECK_SIZES, Difference, compare
+from .check import CHECK_SIZES, Difference, ExactDetector, compare
 from .folder import write_folder
 from .formats import PRECISIONS, SUFFIXES, export, format_of
 from .graphs import EXPORTABLE, InferenceGraph, graph_of
@@ -13,6 +13,7 @@ __all__ = [
     "PRECISIONS",
     "SUFFIXES",
     "Difference",
+    "ExactDetector",
     "ExportedModel",
     "InferenceGraph",
     "as_input",

@@ -1,12 +1,21 @@
-"""``d2ext val --threshold``: what somebody sees, with scores that were chosen elsewhere."""
+"""``d2ext val``: what somebody sees from a score on, and where such scores are chosen."""
 
 import argparse
 import json
+import os
 
+import own_data_kit
 import pytest
+import torch
+from commands_kit import write_config
+from detectron2.modeling import build_model
 
+from d2ext.cli import main
+from d2ext.commands.common import is_validation
 from d2ext.commands.val import _print_seen, _seen
+from d2ext.data.own import register_own_data
 from d2ext.evaluation.thresholds import Thresholds
+from d2ext.predictor import load_config
 
 
 @pytest.fixture
@@ -52,3 +61,52 @@ def test_it_says_where_scores_were_chosen(evaluated, capsys):
     assert "chosen on the same images: on others the figures are lower" in capsys.readouterr().out
     _print_seen(found, "other")
     assert "chosen on the same images" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def pets(tmp_path, monkeypatch):
+    """Own data with three splits in its folder, and what begins a command line about weights."""
+    monkeypatch.setenv("D2EXT_DATA", str(tmp_path / "cache"))
+    own_data_kit.write_coco(tmp_path / "pets")
+    names = register_own_data(str(tmp_path / "pets")).names
+    config = write_config(tmp_path, names["test"], MODEL={"FCOS": {"SCORE_THRESH_TEST": 0.0}})
+    weights = tmp_path / "run" / "model.pth"
+    weights.parent.mkdir()
+    cfg = load_config(str(config), str(weights))
+    cfg.MODEL.DEVICE = "cpu"
+    torch.save({"model": build_model(cfg).state_dict()}, weights)
+    return names, ["--weights", str(weights), "--config-file", str(config)]
+
+
+def test_thresholds_are_chosen_on_validation_images(pets, tmp_path, capsys):
+    chosen, data = tmp_path / "run" / "model.thresholds.json", ["--data", str(tmp_path / "pets")]
+    words = ["val", *pets[1], *data]
+    assert main([*words, "--opts", "DATALOADER.NUM_WORKERS", "0"]) == 0  # the test split
+    said = capsys.readouterr().out
+    assert f"No thresholds are written: {pets[0]['test']} is not known as a validation" in said
+    assert not chosen.exists()
+    assert main([*words, "--split", "val"]) == 0
+    assert "No thresholds" not in capsys.readouterr().out
+    assert Thresholds.load(chosen).source == pets[0]["val"]
+    words += ["--split", "test"]
+    assert main([*words, "--threshold", "auto"]) == 0
+    assert "No thresholds" not in capsys.readouterr().out
+    assert Thresholds.load(chosen).source == pets[0]["val"]
+    assert main([*words, "--write-thresholds"]) == 0
+    assert Thresholds.load(chosen).source == pets[0]["test"]
+
+
+def test_scores_are_fitted_on_validation_images(pets, tmp_path, capsys):
+    words = ["calibrate", *pets[1], "--test", pets[0]["val"]]
+    assert main(words) == 1  # the config names the test split
+    said = f"{pets[0]['test']} is not known as a validation split; if scores shall be fitted"
+    assert said in capsys.readouterr().err
+    assert os.listdir(tmp_path / "run") == ["model.pth"]
+
+
+def test_which_sets_are_validation_splits(pets):
+    assert [is_validation(pets[0][split]) for split in ("val", "test", "train")] == [True, 0, 0]
+    for name in ("coco_2017_val_100", "coco_2014_minival", "voc_2007_val", "a-validation"):
+        assert is_validation(name), name
+    for name in ("voc_2007_test", "voc_2007_trainval", "photos", "coco_2017_train"):
+        assert not is_validation(name), name

@@ -165,6 +165,28 @@ def test_comparison_notices_differences():
     assert match((boxes, scores, classes), (boxes[:1], scores[:1], classes[:1]))["missing"] > 0
 
 
+def test_what_float32_cannot_keep_is_measured_against_float64():
+    sides = {"pytorch_box": 1e-3, "file_box": 1.9e-3, "pytorch_score": 0.0, "file_score": 1e-7}
+    found = export.Difference(box=2e-3, score=1e-7, missing=0, **sides)
+    assert found.acceptable()
+    for key, value in (("file_box", 2.1e-3), ("box", 1.1e-2), ("score", 1.1e-5), ("missing", 1)):
+        assert not export.Difference(found, **{key: value}).acceptable(), key
+    assert not export.Difference(box=2e-3, score=0, missing=0).acceptable()  # it was not measured
+
+
+def test_the_detector_in_float64():
+    detector = spread_detector("ExtFCOS")
+    item = {"image": torch.rand(3, 160, 224) * 255, "height": 320, "width": 448}
+    with torch.no_grad():
+        found = detector([item])[0]["instances"]
+        (exact,) = export.ExactDetector(detector)([item])
+    own = [x.numpy() for x in (found.pred_boxes.tensor, found.scores, found.pred_classes)]
+    pairs = match(exact, own)
+    assert exact[0].dtype == np.float64 and pairs["missing"] == 0 and pairs["detections"] > 5
+    assert 0 < pairs["box"] < 1e-3 and 0 < pairs["score"] < 1e-5
+    assert next(detector.parameters()).dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     "path, options, message",
     [
