@@ -6,22 +6,19 @@ Usage: python tools/leaderboard.py [FOLDER]
 Reads FOLDER/board_*.yaml with the results beside them; writes FOLDER/leaderboard.json,
 FOLDER/leaderboard.png and the tables of FOLDER.md and README.md, between their markers. Runs
 nothing; a row is run, or repeated, with tools/study.py.
-
-Shapes: S seeds, B draws of the test images.
 """
 
 import argparse
 import json
 import math
-import statistics
 from pathlib import Path
-from typing import Any, Collection, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Collection, Dict, Iterable, List, Optional, Tuple
 
 import numpy as np
-from scipy import stats
-from studies import Results, Study, fill_tables, load_study, marked_tables
+from studies import Results, Study, compare, fill_tables, load_study, marked_tables
+from studies.comparison import holm, interval_with_images, seeds_needed
 from studies.plot import mean_curves
-from studies.table import values_of
+from studies.table import is_number, values_of
 
 from d2ext._files import atomic_write
 
@@ -37,47 +34,38 @@ def rows_of(study: Study, results: List[Dict[str, Any]]) -> List[Dict[str, Any]]
     for record in results:
         by_run.setdefault(record["name"], {})[record["seed"]] = record
     base = by_run.get(study.baseline, {})
+    values = values_of(results, figure)
+    table = compare(values, study.baseline)
+    best = compare(_best_of(results, figure), study.baseline)
+    correlations = compare(values_of(results, "consistency/pearson_hit"), None)
     rows = []
     for name in dict.fromkeys(run.name for run in study.runs):
-        mine = by_run.get(name, {})
+        found, mine = table.get(name, {}), by_run.get(name, {})
         row = {"study": study.name, "title": study.title, "run": name, "figure": figure}
         row["planned"] = sum(run.name == name for run in study.runs)
-        row["seeds"] = sorted(mine)
-        aps = values_of(results, figure).get(name)
-        if aps:
-            row["mean"] = statistics.fmean(aps.values())
-        if name != study.baseline:
-            seeds = sorted(mine.keys() & base.keys())
-            row.update(_difference([mine[s] for s in seeds], [base[s] for s in seeds], figure))
-        correlations = values_of(results, "consistency/pearson_hit").get(name)
-        row["correlation"] = statistics.fmean(correlations.values()) if correlations else None
+        row["seeds"] = sorted(values.get(name, {}))
+        row.update({key: found[key] for key in ("mean", "difference") if key in found})
+        if "difference" in best.get(name, {}):
+            row["best"] = best[name]["difference"]
+        if not math.isnan(found.get("deviation", math.nan)):
+            row.update(spread=found["deviation"], interval=found["interval"], p=found["p"])
+            row["needed"] = seeds_needed(row["spread"], EFFECT, POWER)
+            row.update(_with_images(mine, base))
+        both = sorted(mine.keys() & base.keys())
+        row["trained"] = tuple((mine[s]["config"], base[s]["config"]) for s in both)
+        row["correlation"] = correlations.get(name, {}).get("mean")
         row["steps"] = _steps_to(base.values(), mine.values(), figure)
         rows.append(row)
     return rows
 
 
-def _difference(mine: Sequence[Dict], base: Sequence[Dict], figure: str) -> Dict[str, Any]:
-    """Seed by seed: mean, 95 % interval, p, and the seeds that an effect of 1 AP would need."""
-    kinds = {
-        "difference": [_last(a, figure) - _last(b, figure) for a, b in zip(mine, base)],
-        "best": [_best(a, figure) - _best(b, figure) for a, b in zip(mine, base)],
-    }
-    row: Dict[str, Any] = {}
-    for kind, values in kinds.items():
-        if values and not any(map(math.isnan, values)):
-            row[kind] = statistics.fmean(values)
-    values = kinds["difference"]
-    if len(values) < 2:
-        return row
-    spread, n = statistics.stdev(values), len(values)
-    row["spread"] = spread
-    row["interval"] = float(stats.t.ppf(0.975, n - 1)) * spread / math.sqrt(n)
-    row["p"] = float(stats.ttest_1samp(values, 0.0).pvalue)
-    row["needed"] = seeds_needed(spread)
-    if all("bootstrap" in record for record in (*mine, *base)):
-        draws = np.array([a["bootstrap"] for a in mine]) - [b["bootstrap"] for b in base]
-        row["with_images"] = [round(float(end), 2) for end in interval_with_images(draws)]
-    return row
+def _with_images(mine: Dict[int, Dict], base: Dict[int, Dict]) -> Dict[str, List[float]]:
+    """The interval over seeds and test images, if all of the seeds have kept their draws."""
+    pairs = [(mine[seed], base[seed]) for seed in sorted(mine.keys() & base.keys())]
+    if not all("bootstrap" in record for pair in pairs for record in pair):
+        return {}
+    draws = np.array([np.subtract(a["bootstrap"], b["bootstrap"]) for a, b in pairs])
+    return {"with_images": [round(float(end), 2) for end in interval_with_images(draws)]}
 
 
 def _steps_to(base: Iterable[Dict], mine: Iterable[Dict], figure: str) -> Optional[int]:
@@ -103,55 +91,30 @@ def _chosen_by(figure: str) -> str:
     return figure.replace("_test/", "_val/")
 
 
-def _last(record: Dict[str, Any], figure: str) -> float:
-    value = record["figures"].get(figure)
-    return math.nan if value is None else value
-
-
-def _best(record: Dict[str, Any], figure: str) -> float:
-    """The figure of the evaluation that was best on the validation split; nan without one."""
-    curves = record.get("curves", {})
+def _best_of(results: List[Dict[str, Any]], figure: str) -> Dict[str, Dict[int, float]]:
+    """As ``values_of``, from the evaluation that was best on the validation split."""
     chosen_by = _chosen_by(figure)
-    if chosen_by == figure or chosen_by not in curves:
-        return math.nan
-    best = max(curves[chosen_by], key=lambda point: point[1])[0]
-    return dict(map(tuple, curves[figure])).get(best, math.nan)
-
-
-def seeds_needed(spread: float, effect: float = EFFECT, power: float = POWER) -> int:
-    """How many paired seeds show an effect, at 5 %, two-sided; at least 2.
-
-    Args:
-        spread: standard deviation of the paired differences.
-    """
-    for n in range(2, 1000):
-        shift = effect * math.sqrt(n) / max(spread, 1e-9)
-        limit = stats.t.ppf(0.975, n - 1)
-        if 1 - stats.nct.cdf(limit, n - 1, shift) >= power:
-            return n
-    return 1000
-
-
-def interval_with_images(draws: np.ndarray, times: int = 4000) -> np.ndarray:
-    """95 % of the mean difference over other seeds and other test images.
-
-    Args:
-        draws: (S, B) difference of each seed on each draw of images.
-        times: how often seeds are drawn.
-    """
-    rng = np.random.default_rng(0)
-    seeds = rng.integers(len(draws), size=(times, len(draws)))
-    images = rng.integers(draws.shape[1], size=(times, 1))
-    return np.percentile(draws[seeds, images].mean(1), [2.5, 97.5])
+    values: Dict[str, Dict[int, float]] = {}
+    for record in results:
+        curves = record.get("curves", {})
+        if chosen_by != figure and chosen_by in curves:
+            best = max(curves[chosen_by], key=lambda point: point[1] or 0.0)[0]
+            value = dict(curves[figure]).get(best)
+            if is_number(value):
+                values.setdefault(record["name"], {})[record["seed"]] = value
+    return values
 
 
 def adjust(rows: List[Dict[str, Any]]) -> None:
-    """Holm's correction over all rows that have a p, in place, as ``holm``."""
-    tested = sorted((row for row in rows if "p" in row), key=lambda row: row["p"])
-    worst = 0.0
-    for k, row in enumerate(tested):
-        worst = max(worst, min(1.0, row["p"] * (len(tested) - k)))
-        row["holm"] = worst
+    """Holm's correction over all rows that have a p, in place, as ``holm``.
+
+    A comparison that several studies show was trained once, and is one test.
+    """
+    tests = {row["trained"]: row["p"] for row in rows if "p" in row}
+    corrected = dict(zip(tests, holm(list(tests.values()))))
+    for row in rows:
+        if "p" in row:
+            row["holm"] = corrected[row["trained"]]
 
 
 def verdict(row: Dict[str, Any]) -> str:
@@ -261,6 +224,7 @@ def collect(folder: Path) -> Tuple[List[Dict[str, Any]], Dict[str, str]]:
         seconds.update({(r["config"], r["seed"]): r["seconds"] for r in results})
     adjust(rows)
     for row in rows:
+        del row["trained"]
         row["verdict"] = verdict(row) if "difference" in row else ""
         # Digits that another version of SciPy would not agree on are not figures.
         row.update({k: float(f"{v:.6g}") for k, v in row.items() if isinstance(v, float)})

@@ -96,17 +96,16 @@ def test_the_page_says_what_is_certain(board, folder, monkeypatch, capsys):
     assert (folder / "leaderboard.png").stat().st_size > 3000
 
 
-@pytest.mark.parametrize("spread", [0.3, 0.8, 2.0])
-def test_the_seeds_that_are_needed_have_the_power(board, spread):
-    n = board.seeds_needed(spread)
-    rng = np.random.default_rng(0)
-
-    def power(n):
-        draws = rng.normal(1.0, spread, (20000, n))
-        return (stats.ttest_1samp(draws, 0.0, axis=1).pvalue < 0.05).mean()
-
-    assert power(n) > 0.79
-    assert n == 2 or power(n - 1) < 0.81
+def test_a_comparison_that_two_studies_show_is_one_test(board, folder):
+    alone = {row["run"]: row for row in board.collect(folder)[0]}
+    for ending in (".yaml", ".jsonl"):
+        text = (folder / f"board_x{ending}").read_text().replace("board_x", "board_y")
+        (folder / f"board_y{ending}").write_text(text)
+    rows, _ = board.collect(folder)
+    assert [row["study"] for row in rows] == ["board_x"] * 4 + ["board_y"] * 4
+    assert "trained" not in rows[0]
+    for row in rows:
+        assert row.get("holm") == alone[row["run"]].get("holm")
 
 
 def test_few_seeds_and_costs_are_said(board):

@@ -1,6 +1,7 @@
 """Studies: grids of configs and seeds, run as ``train_net.py`` runs, and what came of them."""
 
 from .checks import check_study
+from .comparison import compare
 from .definition import Run, Study, load_study
 from .lock import Busy, locked
 from .page import fill_tables, marked_tables
@@ -8,7 +9,7 @@ from .plot import draw_study
 from .results import Results, last_figures, learning_curves
 from .runner import Runner
 from .slurm import SlurmLauncher
-from .table import compare, default_figures, markdown_table
+from .table import default_figures, markdown_table
 from .versions import version_notes
 
 __all__ = [

@@ -7,7 +7,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from d2ext.analysis.figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, VERMILION, plain
 
-from .table import compare, headings, is_number, values_of
+from .comparison import compare
+from .table import headings, is_number, values_of
 
 __all__ = ["draw_study"]
 
@@ -71,7 +72,8 @@ def _draw_means(
     figure: str,
     baseline: Optional[str],
 ) -> None:
-    values, table = values_of(results, figure), compare(results, figure, baseline)
+    values = values_of(results, figure)
+    table = compare(values, baseline)
     if baseline in table:
         axis.axvline(table[baseline]["mean"], color=GREY, linestyle="--", linewidth=0.8)
     for row, name in enumerate(names):

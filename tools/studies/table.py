@@ -1,28 +1,13 @@
-"""Means, spreads and paired differences of a study, as numbers and as a Markdown table."""
+"""What is shown of a study: its figures, and their Markdown table."""
 
 import math
-import statistics
 from typing import Any, Dict, List, Optional, Sequence, Set
 
 from d2ext.report.run import evaluated_figure, is_evaluated
 
-__all__ = [
-    "compare",
-    "default_figures",
-    "half_width",
-    "headings",
-    "is_number",
-    "markdown_table",
-    "values_of",
-]
+from .comparison import compare
 
-# Two-sided 95 % points of Student's t for 1 to 30 degrees of freedom. The last one serves beyond:
-# an interval is rather a little too wide than too narrow.
-_T95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
-    2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
+__all__ = ["default_figures", "headings", "is_number", "markdown_table", "values_of"]
 
 # What is shown of a task, the first one that runs have.
 _USUAL = {
@@ -89,39 +74,6 @@ def headings(figures: Sequence[str]) -> List[str]:
     ]
 
 
-def compare(
-    results: List[Dict[str, Any]], figure: str, baseline: Optional[str]
-) -> Dict[str, Dict[str, float]]:
-    """Mean and standard deviation of a figure, and its difference to the baseline seed by seed.
-
-    Returns:
-        For each run: ``mean``, ``std``, ``seeds``, the half-width ``spread`` of the mean's 95 %
-        confidence interval and, unless it is the baseline, ``difference`` with the half-width
-        ``interval`` of its 95 % confidence interval (Student's t over seeds).
-    """
-    values = values_of(results, figure)
-    table = {}
-    for name, by_seed in values.items():
-        row = {"seeds": len(by_seed), "mean": statistics.fmean(by_seed.values())}
-        row["std"] = statistics.stdev(by_seed.values()) if len(by_seed) > 1 else math.nan
-        row["spread"] = half_width(list(by_seed.values()))
-        shared = sorted(by_seed.keys() & values.get(baseline, {}).keys())
-        if name != baseline and shared:
-            differences = [by_seed[s] - values[baseline][s] for s in shared]
-            row["difference"] = statistics.fmean(differences)
-            row["interval"] = half_width(differences)
-        table[name] = row
-    return table
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Half the width of the 95 % confidence interval of a mean; nan for a single value."""
-    if len(values) < 2:
-        return math.nan
-    t = _T95[min(len(values) - 2, len(_T95) - 1)]
-    return t * statistics.stdev(values) / math.sqrt(len(values))
-
-
 def markdown_table(
     results: List[Dict[str, Any]], figures: Sequence[str], baseline: Optional[str]
 ) -> str:
@@ -136,7 +88,7 @@ def markdown_table(
             f"No run has the figure '{unknown[0]}'; choose from {', '.join(known) or 'none'}."
         )
     names = list(dict.fromkeys(record["name"] for record in results))
-    tables = {figure: compare(results, figure, baseline) for figure in figures}
+    tables = {figure: compare(values_of(results, figure), baseline) for figure in figures}
     paired = any("difference" in row for table in tables.values() for row in table.values())
     heads = []
     for head in headings(figures):
