@@ -192,6 +192,11 @@ def call(args):
         taken = 0 if args.again else results.take_over(committed)
         if taken:
             print(f"{taken} finished runs are taken from {committed}.")
+        studies = sorted({*args.study.parent.glob("*.yaml")} - {args.study})
+        others = [study.with_suffix(".jsonl") for study in studies]
+        borrowed = 0 if args.again else results.borrow(others)
+        if borrowed:
+            print(f"{borrowed} runs were finished in other studies of {args.study.parent}.")
         if not (args.table_only or args.commit_results):
             make_runner(args, study, folder).run()
     except Busy as error:

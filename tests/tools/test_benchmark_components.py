@@ -15,11 +15,8 @@ def losses():
     return importlib.import_module("benchmarks.losses")
 
 
-def test_both_forms_of_dual_weighting_agree(losses):
+def test_a_difference_of_both_forms_of_dual_weighting_stops_the_benchmark(losses, monkeypatch):
     losses.check_dw_equal(4)
-
-
-def test_a_difference_stops_the_benchmark(losses, monkeypatch):
     dense = losses.dense_dw_losses
 
     def wrong(*args):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from studies.comparison import compare, half_width, holm, p_value, seeds_needed
+from studies.comparison import Mean, compare, holm, seeds_needed
 
 
 @pytest.mark.parametrize("seeds", [2, 12, 200])
@@ -13,8 +13,9 @@ def test_intervals_and_tests_are_those_of_students_t(seeds):
     values = [0.2 + (k % 2) for k in range(seeds)]
     test = stats.ttest_1samp(values, 0.0)
     low, high = test.confidence_interval()
-    assert half_width(values) == pytest.approx((high - low) / 2)
-    assert p_value(values) == pytest.approx(test.pvalue)
+    mean = Mean.of(values)
+    assert (mean.half_width, mean.p) == pytest.approx(((high - low) / 2, test.pvalue))
+    assert Mean.of([0.5] * seeds).p == 0.0 and math.isnan(Mean.of([0.0] * seeds).p)
 
 
 def test_a_single_seed_has_no_interval():

@@ -46,6 +46,26 @@ def test_parts_are_combined(tmp_path):
     assert both.config == str(tmp_path / "d.yaml")
 
 
+def test_a_study_adds_to_its_base(tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        "title: b\nbaseline: a\nseeds: [1, 2]\nconfig: c.yaml\ncommon: [A, 1]\n"
+        "parts: {p: [P, 1], q: [Q, 1]}\nruns: {a: {}, b: {parts: [p, q]}}\n"
+    )
+    text = "_BASE_: base.yaml\nname: x\nseeds: [3]\ncommon: [A, 2]\n"
+    text += "parts: {q: [R, 1]}\nruns: {c: {}}\n"
+    study = load_study(write(tmp_path, text), tmp_path)
+    assert (study.name, study.title, study.baseline) == ("x", "x", "a")
+    common = ("A", 1, "A", 2)
+    assert {run.key: run.overrides for run in study.runs} == {
+        ("a", 3): common,
+        ("b", 3): (*common, "P", 1, "R", 1),
+        ("c", 3): common,
+    }
+    (tmp_path / "base.yaml").write_text("_BASE_: x.yaml\n")
+    with pytest.raises(ValueError, match="base.yaml: _BASE_ leads from x.yaml back to it"):
+        load_study(tmp_path / "x.yaml", tmp_path)
+
+
 def test_configs_are_found_beside_the_study_here_and_in_the_project(tmp_path, monkeypatch):
     folders = {name: tmp_path / name for name in ("study", "here", "root")}
     for folder in folders.values():
@@ -66,8 +86,10 @@ def test_configs_are_found_beside_the_study_here_and_in_the_project(tmp_path, mo
         ("name: x\nconfig: c\nparts: {}\nruns: {a: {parts: [r]}}\n", "'r', which parts lacks"),
         ("name: x\nruns: {a: {}}\n", "'a' names no config"),
         ("runs: {a: {config: c}}\n", "a study needs a name"),
+        ("[x]\n", "x.yaml must be a mapping, such as {name: "),
+        ("_BASE_: [x]\nname: x\n", "_BASE_ must be one text"),
         ("name: x\nruns: {}\n", "under runs a name for each config"),
-        ("name: x\nseed: [1]\nruns: {a: {config: c}}\n", "'seed' is not one of baseline, common"),
+        ("name: x\nseed: [1]\nruns: {a: {config: c}}\n", "'seed' is not one of _BASE_, baseline"),
         ("name: x\nruns: {a: {config: c, override: []}}\n", "run 'a': 'override' is not one of"),
         # What YAML takes for something else than a name.
         ("name: x\nruns: {1: {config: c}}\n", "runs must be a text, .* reads 1 .* in quotes"),

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import re
-import shutil
 import subprocess
 
 import pytest
@@ -115,7 +114,6 @@ def test_several_data_sets_and_other_tasks_are_results(make, tmp_path, name):
     assert record["curves"] == {name: [[3, 3.0], [7, 7.0]]}
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_the_commit_of_the_code_is_kept(make, tmp_path, monkeypatch):
     def git(*words):
         identity = ("-c", "user.name=x", "-c", "user.email=x@x")
@@ -165,3 +163,18 @@ def test_committed_results_are_taken_over_and_written_back(make, tmp_path):
     assert changed.results.take_over(committed) == 2
     assert changed.results.take_over(committed) == 0
     assert figures(changed.results.finished()) == {("a", 1): 1, ("a", 2): 2}
+
+
+def test_runs_of_other_studies_with_the_same_config_and_seed_are_borrowed(make, tmp_path):
+    runner = make()
+    runner.run()
+    other = tmp_path / "other.jsonl"
+    runner.results.export(other)
+    runs = [dataclasses.replace(run, name=f"my {run.name}") for run in runner.study.runs]
+    results = Results(Study("t", runs[:3]), tmp_path / "mine" / "results.jsonl")
+    assert results.borrow([tmp_path / "none.jsonl", other]) == 3
+    assert results.borrow([other]) == 0
+    assert figures(results.finished()) == {("my a", 1): 1, ("my b", 1): 2, ("my a", 2): 2}
+    # What the other study did not measure would be missing here.
+    study = Study("u", runs, measure=("consistency",))
+    assert Results(study, tmp_path / "more.jsonl").borrow([other]) == 0

@@ -5,51 +5,38 @@ Shapes: S seeds, B draws of the test images.
 
 import math
 import statistics
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 from scipy import special
 
-__all__ = ["compare", "half_width", "holm", "interval_with_images", "p_value", "seeds_needed"]
+__all__ = ["Mean", "compare", "holm", "interval_with_images", "seeds_needed"]
 
 
-def compare(
-    values: Dict[str, Dict[int, float]], baseline: Optional[str]
-) -> Dict[str, Dict[str, float]]:
-    """Mean and standard deviation of a figure, and its difference to the baseline seed by seed.
+class Mean(NamedTuple):
+    """A mean over seeds, and what Student's t says of it; nan for a single seed.
 
-    Args:
-        values: the figure of each run by seed.
-        baseline: the run that others are compared with.
-
-    Returns:
-        For each run: ``mean``, ``std``, ``seeds``, the half-width ``spread`` of the mean's 95 %
-        confidence interval and, unless it is the baseline, ``difference`` with its standard
-        deviation ``deviation`` over seeds, the half-width ``interval`` of its 95 % confidence
-        interval and ``p`` (Student's t over seeds). nan is what a single seed does not say.
+    Attributes:
+        value: the mean.
+        deviation: standard deviation of the seeds.
+        half_width: half of the mean's 95 % confidence interval.
+        p: of the two-sided test that it is 0.
     """
-    table = {}
-    for name, by_seed in values.items():
-        own = list(by_seed.values())
-        row = {"seeds": len(own), "mean": statistics.fmean(own)}
-        row.update(std=_deviation(own), spread=half_width(own))
-        shared = sorted(by_seed.keys() & values.get(baseline, {}).keys())
-        if name != baseline and shared:
-            pairs = [by_seed[s] - values[baseline][s] for s in shared]
-            row.update(difference=statistics.fmean(pairs), deviation=_deviation(pairs))
-            row.update(interval=half_width(pairs), p=p_value(pairs))
-        table[name] = row
-    return table
 
+    value: float
+    deviation: float
+    half_width: float
+    p: float
 
-def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else math.nan
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Half the width of the 95 % confidence interval of a mean; nan for a single value."""
-    n = len(values)
-    return _limit(n) * _deviation(values) / math.sqrt(n)
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Mean":
+        n, mean = len(values), statistics.fmean(values)
+        if n < 2:
+            return cls(mean, math.nan, math.nan, math.nan)
+        deviation = statistics.stdev(values)
+        error = deviation / math.sqrt(n)
+        t = abs(mean) / error if error else math.inf if mean else math.nan
+        return cls(mean, deviation, _limit(n) * error, float(2 * special.stdtr(n - 1, -t)))
 
 
 def _limit(n: int) -> float:
@@ -57,12 +44,31 @@ def _limit(n: int) -> float:
     return float(special.stdtrit(n - 1, 0.975))
 
 
-def p_value(values: Sequence[float]) -> float:
-    """Of the two-sided t test that a mean is 0; nan for a single value."""
-    n = len(values)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.divide(statistics.fmean(values) * math.sqrt(n), _deviation(values))
-    return float(2 * special.stdtr(n - 1, -abs(t)))
+def compare(
+    values: Dict[str, Dict[int, float]], baseline: Optional[str]
+) -> Dict[str, Dict[str, float]]:
+    """A figure of each run, and its difference to the baseline seed by seed.
+
+    Args:
+        values: the figure of each run by seed.
+        baseline: the run that others are compared with.
+
+    Returns:
+        For each run the fields of :class:`Mean` as ``mean``, ``std`` and ``spread``, ``seeds`` and,
+        unless it is the baseline, those of the difference as ``difference``, ``deviation``,
+        ``interval`` and ``p``.
+    """
+    table = {}
+    for name, by_seed in values.items():
+        own = Mean.of(list(by_seed.values()))
+        row = {"seeds": len(by_seed), "mean": own.value, "std": own.deviation}
+        row["spread"] = own.half_width
+        shared = sorted(by_seed.keys() & values.get(baseline, {}).keys())
+        if name != baseline and shared:
+            pairs = Mean.of([by_seed[s] - values[baseline][s] for s in shared])
+            row.update(zip(("difference", "deviation", "interval", "p"), pairs))
+        table[name] = row
+    return table
 
 
 def seeds_needed(deviation: float, effect: float = 1.0, power: float = 0.8) -> int:

@@ -17,6 +17,13 @@ share on top::
     parts: {efl: [MODEL.DENSE.CLS_LOSS, efl], alwa: [SOLVER.ALWA.ENABLED, true]}
     runs: {fcos: {}, both: {parts: [efl, alwa]}}
 
+A study that is like another one names its file and says the rest; runs and parts join those of
+the other file, words of ``common`` come after its words, and ``name`` and ``title`` are its own::
+
+    _BASE_: dw.yaml
+    name: dw_long
+    common: [SOLVER.MAX_ITER, 1600]
+
 ``title`` is the study in a few words. ``import: [module]`` names modules of yours to import first,
 ``figures: [bbox/AP]`` what the table shows, and ``measure`` what is kept besides the evaluation:
 ``consistency`` (how far scores follow IoUs), ``bootstrap`` (AP on test images that are drawn again

@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from d2ext._files import atomic_write, writing
 from d2ext.report.run import evaluated_figure, is_evaluated
@@ -131,6 +131,23 @@ class Results:
         if new:
             self._append(new)
         return len(new)
+
+    def borrow(self, files: Iterable[Path]) -> int:
+        """Add what other studies have finished of the same config and seed; returns how much.
+
+        Their runs may have other names. A result that lacks what this study measures is no use.
+        """
+        records = [record for file in files for record in Results(self.study, file).all()]
+        known = {record["config"]: record for record in records if self._is_measured(record)}
+        prints = [(run, self.fingerprints[run.key]) for run in self.missing()]
+        new = [{**known[config], "name": run.name} for run, config in prints if config in known]
+        if new:
+            self._append(new)
+        return len(new)
+
+    def _is_measured(self, record: Dict[str, Any]) -> bool:
+        kept = [*record["figures"], *(word for word in FROM_DETECTIONS if word in record)]
+        return all(any(key.startswith(word) for key in kept) for word in self.study.measure)
 
     def _append(self, records: Sequence[Dict[str, Any]]) -> None:
         text = "".join(map(_line, records))

@@ -1,14 +1,14 @@
 """Study files as YAML: what each key may hold, so that nothing is read in another meaning."""
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Set
+from typing import Any, Dict, List, Optional, Sequence, Set
 
 import yaml
 
 __all__ = ["read_study_file"]
 
 _KEYS = {"name", "baseline", "seeds", "common", "config", "parts", "runs"}
-_KEYS |= {"title", "import", "figures", "measure"}
+_KEYS |= {"title", "import", "figures", "measure", "_BASE_"}
 _RUN_KEYS = {"config", "overrides", "parts"}
 
 
@@ -17,10 +17,9 @@ def read_study_file(path: Path) -> Dict[str, Any]:
 
     Without a ``seeds`` there is one, and lists that are absent or empty are empty lists.
     """
-    text = _load(path)
-    if not isinstance(text, dict) or "name" not in text or not text.get("runs"):
+    text = _with_base(path)
+    if text.get("name") is None or not text.get("runs"):
         raise ValueError(f"{path}: a study needs a name, and under runs a name for each config.")
-    _refuse_unknown(text, _KEYS, f"{path}")
     read = {
         "name": _text(text["name"], f"{path}: name"),
         "title": _text(text.get("title"), f"{path}: title", optional=True),
@@ -39,6 +38,29 @@ def read_study_file(path: Path) -> Dict[str, Any]:
     for name, entry in _mapping(text["runs"], f"{path}: runs").items():
         read["runs"][_text(name, f"{path}: runs")] = _read_run(entry, f"{path}, run '{name}'")
     return read
+
+
+def _with_base(path: Path, above: Sequence[Path] = ()) -> Dict[str, Any]:
+    """A file as it was written, on top of the one that it names as ``_BASE_``."""
+    text = _mapping(_load(path), f"{path}", "{name: ..., runs: ...}")
+    _refuse_unknown(text, _KEYS, f"{path}")
+    base = _text(text.get("_BASE_"), f"{path}: _BASE_", optional=True)
+    if base is None:
+        return text
+    file = path.parent / base
+    if file in (*above, path):
+        raise ValueError(f"{path}: _BASE_ leads from {file.name} back to it; name another.")
+    below = _with_base(file, (*above, path))
+    both = {**below, **text}
+    for key in ("name", "title"):  # two studies of one name would share their results
+        both[key] = text.get(key)
+    levels = ((file, below), (path, text))
+    both["common"] = [w for f, one in levels for w in _words(one.get("common"), f"{f}: common")]
+    for key in ("parts", "runs"):
+        both[key] = {}
+        for f, one in levels:
+            both[key].update(_mapping(one.get(key), f"{f}: {key}"))
+    return both
 
 
 def _read_run(entry: Any, where: str) -> Dict[str, Any]:
