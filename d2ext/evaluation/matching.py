@@ -7,7 +7,7 @@ Shapes: D detections, G objects, K pairs of a detection and an object of its ima
 """
 
 import dataclasses
-from typing import Iterator, Optional, Tuple
+from typing import Iterator, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -98,31 +98,19 @@ def match(
     all_boxes = np.asarray(truth.boxes, dtype=np.float64).reshape(-1, 4)
     gt_box, box = all_boxes[index], found.boxes.astype(np.float64)
 
-    count = len(found)
-    taken, own_gt, other_gt = (np.full(count, -1) for _ in range(3))
-    iou, own, other = (np.zeros(count) for _ in range(3))
-    for d, g in image_pairs(found.image, gt_image):
-        value = paired_iou(box[d], gt_box[g])
-        same = found.category[d] == gt_category[g]
-        _keep_largest(own, own_gt, d[same], g[same], value[same])
-        _keep_largest(other, other_gt, d[~same], g[~same], value[~same])
-        near = same & (value >= iou_threshold)
-        rows, objects, fits = assign_greedily(d[near], g[near], value[near])
-        taken[rows], iou[rows] = objects, fits
-
-    right = taken >= 0
-    kind = _false_kinds(own, other, iou_threshold, background_iou)
+    taken, own, other = _pair_up(found, box, gt_image, gt_category, gt_box, iou_threshold)
+    right = taken.object >= 0
+    kind = _false_kinds(own.iou, other.iou, iou_threshold, background_iou)
     kind[right] = "right"
     ignored = _in_crowds(truth, seen, found, box, all_boxes, iou_threshold)
     if style == "lvis":
         ignored |= ~_judged(truth, gt_image, gt_category, found)
     kind[ignored & ~right] = "ignored"
-    target = np.full(count, -1)
-    for name, objects in (("right", taken), ("class", other_gt), ("location", own_gt),
-                          ("duplicate", own_gt)):  # fmt: skip
-        target = np.where(kind == name, objects, target)
+    target = np.full(len(found), -1)
+    for name, pairs in (("right", taken), ("class", other), ("location", own), ("duplicate", own)):
+        target = np.where(kind == name, pairs.object, target)
     gt_found, gt_near = np.zeros(len(index), dtype=bool), np.zeros(len(index), dtype=bool)
-    gt_found[taken[right]] = True
+    gt_found[taken.object[right]] = True
     gt_near[target[np.isin(kind, ("class", "location"))]] = True
     images, categories = np.array(truth.image_ids), np.array(truth.category_ids)
     return Verdict(
@@ -131,8 +119,8 @@ def match(
         score=found.scores.astype(np.float64),
         box=box,
         kind=kind,
-        iou=np.where(right, iou, own),
-        best_iou=own,
+        iou=np.where(right, taken.iou, own.iou),
+        best_iou=own.iou,
         target=target,
         gt_image=images[gt_image],
         gt_category=categories[gt_category],
@@ -142,6 +130,35 @@ def match(
         gt_missed=~gt_found & ~gt_near,
         iou_threshold=iou_threshold,
     )
+
+
+class _Pairs(NamedTuple):
+    """An object of each detection, -1 for none, and their IoU, 0 then: (D,) each."""
+
+    object: np.ndarray
+    iou: np.ndarray
+
+
+def _pair_up(
+    found: Detections,
+    box: np.ndarray,
+    gt_image: np.ndarray,
+    gt_category: np.ndarray,
+    gt_box: np.ndarray,
+    iou_threshold: float,
+) -> Tuple[_Pairs, _Pairs, _Pairs]:
+    """What each detection finds, and the nearest object of its class and of any other."""
+    count = len(found)
+    taken, own, other = (_Pairs(np.full(count, -1), np.zeros(count)) for _ in range(3))
+    for d, g in image_pairs(found.image, gt_image):
+        value = paired_iou(box[d], gt_box[g])
+        same = found.category[d] == gt_category[g]
+        for nearest, kept in ((own, same), (other, ~same)):
+            _keep_largest(nearest.iou, nearest.object, d[kept], g[kept], value[kept])
+        near = same & (value >= iou_threshold)
+        rows, objects, fits = assign_greedily(d[near], g[near], value[near])
+        taken.object[rows], taken.iou[rows] = objects, fits
+    return taken, own, other
 
 
 def _false_kinds(

@@ -23,7 +23,15 @@ from .box_variants import (
     WiseIoULoss,
 )
 from .class_margin import EffectiveClassMarginLoss
-from .cls_losses import BCELoss, ClsLoss, FocalLoss, QualityFocalLoss, SoftmaxLoss
+from .cls_losses import (
+    BCELoss,
+    ClsLoss,
+    FocalLoss,
+    MatchabilityAwareLoss,
+    QualityFocalLoss,
+    SoftmaxLoss,
+    VarifocalLoss,
+)
 from .correlation import CorrelationCoupling
 from .counted import CountedLoss, Levels
 from .criterion import CoupledTerms, Criterion
@@ -37,7 +45,6 @@ from .normalizers import EMANormalizer, Normalizer, PositiveNormalizer
 from .positives import Positives
 from .recording import Recording
 from .seesaw import SeesawLoss
-from .soft_targets import MatchabilityAwareLoss, VarifocalLoss
 
 __all__ = [
     "BCELoss",

@@ -4,7 +4,7 @@ Shapes: M samples (anchors, points or proposals of all images), C classes, K of 
 positive. Labels are Detectron2's: 0..C-1 classes, C background, -1 ignored.
 """
 
-from typing import Any, Optional
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
 from torch import nn
@@ -12,10 +12,12 @@ from torch import nn
 from d2ext.ops.class_weights import softmax_loss
 from d2ext.ops.sigmoid_factors import require_quality
 from d2ext.ops.sigmoid_losses import (
+    matchability_aware_loss,
     quality_focal_loss,
     sigmoid_bce_loss,
     sigmoid_focal_loss,
     sigmoid_loss_per_row,
+    varifocal_loss,
 )
 
 from .normalizers import Divisor
@@ -24,10 +26,22 @@ __all__ = [
     "BCELoss",
     "ClsLoss",
     "FocalLoss",
+    "MatchabilityAwareLoss",
     "QualityFocalLoss",
+    "SigmoidLoss",
     "SoftmaxLoss",
+    "VarifocalLoss",
     "class_scores",
 ]
+
+#: Functions of summed losses by the name that ``sigmoid_loss_per_row`` knows them by.
+SUMS: Dict[str, Callable[..., torch.Tensor]] = {
+    "bce": sigmoid_bce_loss,
+    "focal": sigmoid_focal_loss,
+    "mal": matchability_aware_loss,
+    "qfl": quality_focal_loss,
+    "varifocal": varifocal_loss,
+}
 
 
 class ClsLoss(nn.Module):
@@ -138,7 +152,49 @@ def class_scores(cls_loss: ClsLoss, logits: torch.Tensor) -> torch.Tensor:
     return logits.sigmoid() if cls_loss.sigmoid else logits.softmax(dim=1)[:, :-1]
 
 
-class FocalLoss(ClsLoss):
+class SigmoidLoss(ClsLoss):
+    """Base of the losses of :mod:`d2ext.ops.sigmoid_losses` that keep no statistics.
+
+    Attributes:
+        kind: which loss it is, a key of ``SUMS``.
+        options: the attributes that are keyword arguments of the function.
+    """
+
+    kind = ""
+    options: Tuple[str, ...] = ()
+    weighs_classes = True
+
+    def forward(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        normalizer: Divisor = 1.0,
+        quality: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
+        aim = (require_quality(quality),) if self.needs_quality else ()
+        return SUMS[self.kind](logits, labels, *aim, **self._arguments()) / normalizer
+
+    def per_row(
+        self, logits: torch.Tensor, labels: torch.Tensor, quality: Optional[torch.Tensor] = None
+    ) -> torch.Tensor:
+        options = self._arguments()
+        return sigmoid_loss_per_row(logits, labels, kind=self.kind, quality=quality, **options)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={getattr(self, name)}" for name in self.options)
+
+    def _arguments(self) -> Dict[str, Any]:
+        options = {name: getattr(self, name) for name in self.options}
+        return {**options, "class_weights": self.weights_of_classes}
+
+
+class BCELoss(SigmoidLoss):
+    """Plain sigmoid cross entropy over all classes of every valid sample."""
+
+    kind = "bce"
+
+
+class FocalLoss(SigmoidLoss):
     """Sigmoid focal loss (Lin et al., 2017).
 
     Args:
@@ -147,90 +203,83 @@ class FocalLoss(ClsLoss):
         kwargs: arguments of the base.
     """
 
-    weighs_classes = True
+    kind = "focal"
+    options = ("alpha", "gamma")
 
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0, **kwargs: Any):
         super().__init__(**kwargs)
-        if gamma < 0:
-            raise ValueError(f"The gamma of the focal loss must be 0 or more, not {gamma}.")
+        refuse_negative(gamma=gamma)
         self.alpha = alpha
         self.gamma = gamma
 
-    def forward(
-        self,
-        logits: torch.Tensor,
-        labels: torch.Tensor,
-        normalizer: Divisor = 1.0,
-        quality: Optional[torch.Tensor] = None,
-    ) -> torch.Tensor:
-        factors = {"alpha": self.alpha, "gamma": self.gamma}
-        weights = self.weights_of_classes
-        return sigmoid_focal_loss(logits, labels, class_weights=weights, **factors) / normalizer
 
-    def per_row(
-        self, logits: torch.Tensor, labels: torch.Tensor, quality: Optional[torch.Tensor] = None
-    ) -> torch.Tensor:
-        return sigmoid_loss_per_row(
-            logits,
-            labels,
-            kind="focal",
-            alpha=self.alpha,
-            gamma=self.gamma,
-            class_weights=self.weights_of_classes,
-        )
-
-    def extra_repr(self) -> str:
-        return f"alpha={self.alpha}, gamma={self.gamma}"
-
-
-class BCELoss(ClsLoss):
-    """Plain sigmoid cross entropy over all classes of every valid sample."""
-
-    weighs_classes = True
-
-    def forward(
-        self,
-        logits: torch.Tensor,
-        labels: torch.Tensor,
-        normalizer: Divisor = 1.0,
-        quality: Optional[torch.Tensor] = None,
-    ) -> torch.Tensor:
-        weights = self.weights_of_classes
-        return sigmoid_bce_loss(logits, labels, class_weights=weights) / normalizer
-
-    def per_row(
-        self, logits: torch.Tensor, labels: torch.Tensor, quality: Optional[torch.Tensor] = None
-    ) -> torch.Tensor:
-        weights = self.weights_of_classes
-        return sigmoid_loss_per_row(logits, labels, kind="bce", class_weights=weights)
-
-
-class QualityFocalLoss(ClsLoss):
+class QualityFocalLoss(SigmoidLoss):
     """Quality focal loss (Li et al., 2020): a positive's target is its IoU instead of 1."""
 
+    kind = "qfl"
+    options = ("gamma",)
     needs_quality = True
-    weighs_classes = True
+    per_row = ClsLoss.per_row  # no coupling takes it
 
     def __init__(self, gamma: float = 2.0, **kwargs: Any):
         super().__init__(**kwargs)
-        if gamma < 0:
-            raise ValueError(f"The gamma of the focal loss must be 0 or more, not {gamma}.")
+        refuse_negative(gamma=gamma)
         self.gamma = gamma
 
-    def forward(
-        self,
-        logits: torch.Tensor,
-        labels: torch.Tensor,
-        normalizer: Divisor = 1.0,
-        quality: Optional[torch.Tensor] = None,
-    ) -> torch.Tensor:
-        weights = self.weights_of_classes
-        aim = require_quality(quality)
-        total = quality_focal_loss(logits, labels, aim, gamma=self.gamma, class_weights=weights)
-        return total / normalizer
 
-    def extra_repr(self) -> str:
-        return f"gamma={self.gamma}"
+class VarifocalLoss(SigmoidLoss):
+    """Varifocal loss (Zhang et al., CVPR 2021): negatives are focal, positives weigh their quality.
+
+    Args:
+        alpha, gamma, iou_weighted, detach_weight: see
+            :func:`d2ext.ops.sigmoid_losses.varifocal_loss`.
+        kwargs: arguments of the base.
+    """
+
+    kind = "varifocal"
+    options = ("alpha", "gamma", "iou_weighted", "detach_weight")
+    needs_quality = True
+
+    def __init__(
+        self,
+        alpha: float = 0.75,
+        gamma: float = 2.0,
+        iou_weighted: bool = True,
+        detach_weight: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        refuse_negative(alpha=alpha, gamma=gamma)
+        self.alpha = alpha
+        self.gamma = gamma
+        self.iou_weighted = iou_weighted
+        self.detach_weight = detach_weight
+
+
+class MatchabilityAwareLoss(SigmoidLoss):
+    """MAL (Huang et al., DEIM, CVPR 2025): poor boxes keep teaching. Made for DETR.
+
+    Args:
+        gamma, alpha: see :func:`d2ext.ops.sigmoid_losses.matchability_aware_loss`.
+        kwargs: arguments of the base.
+    """
+
+    kind = "mal"
+    options = ("alpha", "gamma")
+    needs_quality = True
+
+    def __init__(self, gamma: float = 1.5, alpha: float = 1.0, **kwargs: Any):
+        super().__init__(**kwargs)
+        refuse_negative(alpha=alpha, gamma=gamma)
+        self.alpha = alpha
+        self.gamma = gamma
+
+
+def refuse_negative(**values: float) -> None:
+    """Raise a ValueError for the first argument that is not 0 or more."""
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"{name} must be 0 or more, not {value}.")
 
 
 class SoftmaxLoss(ClsLoss):

@@ -3,7 +3,7 @@
 Shapes: M rows (samples), C classes. Labels are 0..C-1, C for background and -1 for ignored rows.
 """
 
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 from torch.nn import functional as F
@@ -61,12 +61,7 @@ def sigmoid_loss_per_row(
         z = logits.to(compute_dtype(logits)).masked_fill(ignored[:, None], 0.0)
         if z.shape[1] == 0:
             return z.sum(dim=1)
-        power: Factor = 0.0 if kind == "bce" else gamma
-        weight: Factor = 1.0
-        if kind in ("efl", "eqfl"):
-            if grad_ratio is None:
-                raise ValueError(f"kind '{kind}' needs grad_ratio, the (C,) ratios of gradients.")
-            power, weight = equalized_factors(logits, grad_ratio, gamma_b, scale)
+        power, weight = _power_and_weight(kind, logits, gamma, grad_ratio, gamma_b, scale)
         (weight,) = weighted(class_weights, logits, weight)
         power_own, weight_own = (f[column] if torch.is_tensor(f) else f for f in (power, weight))
         alpha_pos, alpha_neg = alphas(alpha if kind in ("focal", "efl") else -1.0)
@@ -89,6 +84,22 @@ def sigmoid_loss_per_row(
         kept = terms.gather(1, column[:, None])[:, 0]
         terms = terms.scatter(1, column[:, None], torch.where(is_pos, positive, kept)[:, None])
         return terms.sum(dim=1).masked_fill(ignored, 0.0)
+
+
+def _power_and_weight(
+    kind: str,
+    logits: torch.Tensor,
+    gamma: float,
+    grad_ratio: Optional[torch.Tensor],
+    gamma_b: float,
+    scale: float,
+) -> Tuple[Factor, Factor]:
+    """The focusing exponent and the weight of classes."""
+    if kind not in ("efl", "eqfl"):
+        return 0.0 if kind == "bce" else gamma, 1.0
+    if grad_ratio is None:
+        raise ValueError(f"kind '{kind}' needs grad_ratio, the (C,) ratios of gradients.")
+    return equalized_factors(logits, grad_ratio, gamma_b, scale)
 
 
 def _soft_positives(
