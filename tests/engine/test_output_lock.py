@@ -43,6 +43,10 @@ def refused(folder):
     return str(error.value)
 
 
+def holder_of(folder):
+    return json.loads((folder / ".lock").read_text())
+
+
 def test_a_second_process_is_refused_by_name(tmp_path):
     with OutputLock(tmp_path):
 
@@ -82,14 +86,14 @@ def test_a_killed_holder_is_replaced(tmp_path, caplog):
     assert (tmp_path / ".lock").exists()
     with OutputLock(tmp_path):
         assert "ended without releasing it" in caplog.text
-        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+        assert holder_of(tmp_path)["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"pid": 1}'])
 def test_a_damaged_lock_file_is_no_lock(tmp_path, content):
     (tmp_path / ".lock").write_bytes(content)
     with OutputLock(tmp_path):
-        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+        assert holder_of(tmp_path)["pid"] == os.getpid()
 
 
 def test_a_file_removed_between_opening_and_locking(tmp_path, monkeypatch):
@@ -126,13 +130,13 @@ class TestWithoutRecordLocks:
     def test_a_dead_one_does_not(self, tmp_path):
         assert in_a_fork(lambda: die_holding(tmp_path)) == -signal.SIGKILL
         with OutputLock(tmp_path):
-            pass
+            assert holder_of(tmp_path)["pid"] == os.getpid()
 
     def test_a_new_process_with_the_number_of_a_dead_one(self, tmp_path):
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": "x", "started": "1"}
         (tmp_path / ".lock").write_text(json.dumps(holder))
         with OutputLock(tmp_path):
-            pass
+            assert holder_of(tmp_path)["started"] != "1"
 
     def test_of_another_machine_nothing_is_known(self, tmp_path):
         holder = {"pid": 1, "host": "elsewhere", "since": "today", "started": ""}

@@ -10,24 +10,28 @@ from torch import nn
 
 from d2ext.engine import Checkpointer, Trainer, argument_parser, lazy, main
 
-NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+
+@pytest.fixture(scope="module", autouse=True)
+def no_gpu():
+    """A machine without one; trainings are forks of this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory):
+def trained(no_gpu, tiny, tmp_path_factory):
     """The folder of a finished run of 3 steps, and what it printed."""
     out = tmp_path_factory.mktemp("runs") / "run"
     return out, train(tiny, out, "SOLVER.MAX_ITER", 3, "MODEL.DEVICE", "cuda")
 
 
-@NO_GPU
 def test_without_a_gpu_the_cpu_is_used_with_a_warning(trained):
     out, text = trained
     for said in (text, (out / "log.txt").read_text()):
         assert said.count("MODEL.DEVICE is cuda, but there is no GPU: using the CPU.") == 1
 
 
-@NO_GPU
 def test_eval_only_with_resume_evaluates_the_last_checkpoint(tiny, trained, tmp_path):
     out = trained[0]
     predictions = out / "inference" / "tiny_val" / "coco_instances_results.json"
@@ -39,7 +43,6 @@ def test_eval_only_with_resume_evaluates_the_last_checkpoint(tiny, trained, tmp_
         train(tiny, tmp_path / "new", "--eval-only", "--resume")
 
 
-@NO_GPU
 def test_a_fast_development_run_leaves_checkpoints_alone(tiny, trained):
     out = trained[0]
     before = (out / "model_final.pth").read_bytes()
@@ -58,7 +61,6 @@ dataloader = dict()
 """
 
 
-@NO_GPU
 def test_the_same_of_a_lazy_config(tmp_path, monkeypatch, caplog):
     file, out, seen = tmp_path / "config.py", tmp_path / "run", []
     file.write_text(LAZY)

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -13,7 +14,6 @@ from d2ext.cli import main
 from d2ext.export.check import noise_image
 from d2ext.export.quantize import quantize, untouched
 
-openvino = pytest.importorskip("openvino")
 pytestmark = pytest.mark.export
 
 
