@@ -1,6 +1,7 @@
 """Processes of tests, forked: a fresh interpreter would import for seconds what is here already."""
 
 import functools
+import gc
 import os
 import runpy
 import signal
@@ -29,6 +30,7 @@ def fork(function):
     pid = os.fork()
     if pid:
         return pid
+    gc.freeze()  # nothing of the parent's is garbage here: a collection would read all of it
     code = 1
     try:
         function()

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import importlib
 import logging
 import os
@@ -130,6 +131,7 @@ class Run:
         output: int, arguments: List[str], data: Any, sabotage: str, env: Dict[str, str]
     ) -> None:
         """The life of the forked process; it never returns into the code of its parent."""
+        gc.freeze()  # the parent's objects are no garbage here: a collection would read all of them
         code = 1
         try:
             os.environ.update({**environment_of(data, sabotage), **env})
