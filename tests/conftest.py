@@ -19,6 +19,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 # On small tensors more threads cost more than they give, and several test processes share the CPU.
 torch.set_num_threads(1)
 
+# The first backward pass starts a thread for each accelerator, and then forked runs can't train.
+# It is made here, before torch.export's fake tensors pretend that there is one.
+torch.zeros((), requires_grad=True).backward()
+
 # Property tests: a few examples, always the same ones, or with HYPOTHESIS_PROFILE=campaign many,
 # HYPOTHESIS_EXAMPLES of each test.
 _COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}

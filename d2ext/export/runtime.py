@@ -3,6 +3,7 @@
 Shapes: N images of H x W pixels, D detections of an image at the most.
 """
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence, Tuple, Union
@@ -55,8 +56,19 @@ def _onnx(path: str) -> Tuple[Callable[[np.ndarray], Arrays], str]:
     return lambda images: tuple(session.run(None, {name: images})), text
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """The one core of this process, which is never freed.
+
+    Compiling sets the stack that signals are handled on, and freeing a core sets back the one it
+    found. Of two cores the second brings back the stack of the first, which is gone; the next
+    signal (a child that ends, Ctrl-C) then kills the process without a word.
+    """
+    return need("openvino", "openvino").Core()
+
+
 def _openvino(path: str) -> Tuple[Callable[[np.ndarray], Arrays], str]:
-    core = need("openvino", "openvino").Core()
+    core = openvino_core()
     model = core.read_model(path)
     text = model.get_rt_info([ABOUT]).astype(str) if model.has_rt_info([ABOUT]) else ""
     settings: Dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}

@@ -1,6 +1,9 @@
 """Exported dense detectors against the detectors themselves, on batches of several sizes."""
 
+import gc
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -91,6 +94,21 @@ def test_openvino(tmp_path):
         found = export.compare(detector, graph, run, sizes=SIZES[:2], batch=batch)
         assert found["detections"] > 20 and found.acceptable(), found
     assert about["format"] == "openvino"
+
+
+def test_signals_are_handled_when_openvino_detectors_are_gone(tmp_path):
+    """With a core each, the process would be killed here without a word."""
+    export.export(spread_detector("ExtRetinaNet"), tmp_path / "detector.xml", with_nms=False)
+    first, second = (export.load_exported(tmp_path / "detector.xml") for _ in range(2))
+    del first
+    gc.collect()
+    del second
+    gc.collect()
+    seen = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: seen.append(number))
+    os.kill(os.getpid(), signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, before)
+    assert seen == [signal.SIGUSR1]
 
 
 @pytest.mark.slow
