@@ -165,19 +165,19 @@ def match(expected: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> Dict[
     is not missed.
     """
     box, score = 0.0, 0.0
-    free: List[int] = list(range(len(actual[0])))
+    free = np.ones(len(actual[0]), dtype=bool)
     lonely: List[float] = []
     for b, s, c in zip(*expected):
-        same = [k for k in free if actual[2][k] == c and abs(actual[1][k] - s) < 1e-3]
-        if not same:
+        same = np.flatnonzero(free & (actual[2] == c) & (np.abs(actual[1] - s) < 1e-3))
+        if not len(same):
             lonely.append(float(s))
             continue
-        distance = [float(np.abs(actual[0][k] - b).max()) for k in same]
-        best = int(np.argmin(distance))
-        free.remove(same[best])
-        box = max(box, distance[best])
+        distance = np.abs(actual[0][same] - b).max(axis=1)
+        best = int(distance.argmin())
+        free[same[best]] = False
+        box = max(box, float(distance[best]))
         score = max(score, abs(float(actual[1][same[best]] - s)))
-    lonely += [float(actual[1][k]) for k in free]
+    lonely += actual[1][free].tolist()
     lowest = float(min(map(np.min, (expected[1], actual[1])))) if len(expected[1]) else -1.0
     equal = len(expected[0]) == len(actual[0])
     return {

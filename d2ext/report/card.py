@@ -65,14 +65,21 @@ def _use() -> str:
 def _data(sets: Sequence[Tuple[str, AnnotatedSet]]) -> str:
     if not sets:
         return "The run names no data set that could be read."
+    # Not "test": the run says so of what it was evaluated on, which may be a validation split.
+    use = {"train": "training", "test": "evaluation"}
     rows = [
-        (split, _shown(data.name), str(len(data.data["images"])), str(len(data.truth)))
+        (
+            use.get(split, split),
+            _shown(data.name),
+            str(len(data.data["images"])),
+            str(len(data.truth)),
+        )
         for split, data in sets
     ]
     train = next((data for split, data in sets if split == "train"), sets[0][1])
     counts = _objects(train)
     classes = ", ".join(f"{_shown(name)} {count}" for name, count in counts.items())
-    table = _table(("split", "data set", "images", "objects"), rows)
+    table = _table(("used for", "data set", "images", "objects"), rows)
     return f"{table}\n\nObjects in {_shown(train.name)}: {classes}."
 
 

@@ -24,7 +24,8 @@ def test_card_of_a_run(tmp_path):
     headings = [line for line in text.splitlines() if line.startswith("## ")]
     assert headings == ["## Use", "## Data", "## Figures", "## Thresholds and calibration",
                         "## Limits", "## Licence", "## Where it comes from"]  # fmt: skip
-    for part in ("| train | made_train | 8 |", "| made_val | the last step | ", "ball 0.10, cup",
+    for part in ("| training | made_train | 8 |", "| evaluation | made_val | ",
+                 "| made_val | the last step | ", "ball 0.10, cup",
                  "isotonic, fitted on other_val", "* Weights: mit.", "SHA-256 abc",
                  "* made_train: MIT License (LICENSE).", "made_val: The weakest class is",
                  "Fewer than 50 objects to learn from: "):  # fmt: skip
