@@ -52,7 +52,7 @@ def rows_of(study: Study, results: List[Dict[str, Any]]) -> List[Dict[str, Any]]
             row["needed"] = seeds_needed(row["spread"], EFFECT, POWER)
             row.update(_with_images(mine, base))
         both = sorted(mine.keys() & base.keys())
-        row["trained"] = tuple((mine[s]["config"], base[s]["config"]) for s in both)
+        row["trained"] = (figure, *((mine[s]["config"], base[s]["config"]) for s in both))
         row["correlation"] = correlations.get(name, {}).get("mean")
         row["steps"] = _steps_to(base.values(), mine.values(), figure)
         rows.append(row)

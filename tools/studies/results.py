@@ -32,15 +32,8 @@ class Results:
         self.fingerprints = {run.key: run.fingerprint() for run in study.runs}
 
     def all(self) -> List[Dict[str, Any]]:
-        """Every line, of old configs too. A line that a full disk cut short is left out."""
-        found = []
-        if self.file.exists():
-            for line in self.file.read_text().splitlines():
-                try:
-                    found.append(json.loads(line))
-                except json.JSONDecodeError:
-                    continue
-        return found
+        """Every line, of old configs too."""
+        return _read(self.file)
 
     def finished(self) -> List[Dict[str, Any]]:
         """The last line of every run whose config is still that of the study, in its order."""
@@ -137,7 +130,7 @@ class Results:
 
         Their runs may have other names. A result that lacks what this study measures is no use.
         """
-        records = [record for file in files for record in Results(self.study, file).all()]
+        records = [record for file in files for record in _read(file)]
         known = {record["config"]: record for record in records if self._is_measured(record)}
         prints = [(run, self.fingerprints[run.key]) for run in self.missing()]
         new = [{**known[config], "name": run.name} for run, config in prints if config in known]
@@ -165,6 +158,18 @@ class Results:
         with writing(file), atomic_write(str(file)) as stream:
             stream.writelines(_line(record).encode() for record in records)
         return len(records)
+
+
+def _read(file: Path) -> List[Dict[str, Any]]:
+    """The lines of a results file. One that a full disk cut short is left out."""
+    found = []
+    if file.exists():
+        for line in file.read_text().splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return found
 
 
 def _line(record: Dict[str, Any]) -> str:
