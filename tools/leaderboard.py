@@ -145,7 +145,10 @@ def table_of(rows: List[Dict[str, Any]], baseline: Dict[str, Any]) -> str:
         ends = row.get("with_images")
         cells.append(f"{ends[0]:+.1f} to {ends[1]:+.1f}" if ends else "")
         cells.append(_number(row.get("best"), "{:+.1f}"))
-        cells += [_number(row.get("holm"), "{:.3f}"), _number(row.get("needed"), "{}")]
+        chance = (
+            "below 0.001" if row.get("holm", 1.0) < 0.0005 else _number(row.get("holm"), "{:.3f}")
+        )
+        cells += [chance, _number(row.get("needed"), "{}")]
         cells += [_number(row.get("steps"), "{}"), _number(row.get("correlation"), "{:.2f}")]
         cells.append("baseline" if row is baseline else verdict(row))
         lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |"))
