@@ -1,5 +1,7 @@
 """Reading config files: plain YAML with ``_BASE_``, which runs no code."""
 
+import copy
+import functools
 import os
 from typing import Any, Dict, List, Tuple, Union
 
@@ -38,6 +40,12 @@ def load_yaml(stream: Any) -> Any:
     return yaml.load(stream, SafeLoader)
 
 
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str) -> Any:
+    """Most files of a process have the same few bases, and parsing takes long."""
+    return load_yaml(text)
+
+
 def read_yaml(filename: str) -> Dict[str, Any]:
     """The keys that one file sets itself, with ``_BASE_`` if it has one.
 
@@ -48,7 +56,7 @@ def read_yaml(filename: str) -> Dict[str, Any]:
 
     with g_pathmgr.open(filename, "r") as stream:
         try:
-            config = load_yaml(stream)
+            config = copy.deepcopy(_parsed(stream.read()))
         except UnicodeDecodeError as error:
             raise ValueError(f"Config file '{filename}' is not text, so it is not YAML.") from error
         except yaml.YAMLError as error:

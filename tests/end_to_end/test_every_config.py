@@ -1,6 +1,5 @@
 """Every YAML file of the project loads, builds and trains one step."""
 
-import functools
 from pathlib import Path
 
 import pytest
@@ -8,22 +7,16 @@ import torch
 from model_kit import build, make_batch, shrink, train_step
 
 from d2ext import get_cfg
-from d2ext.config.yaml_files import read_yaml
+from d2ext.config import CfgNode
 from d2ext.modeling.methods_in_use import check_methods_in_use
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 PATHS = sorted(ROOT.rglob("*.yaml"))
 
 
-@functools.cache
 def is_model(path):
     """Whether a file names a detector; some bases only say what a data set or a loss changes."""
-    config = read_yaml(str(path))
-    bases = config.get("_BASE_", [])
-    return "META_ARCHITECTURE" in config.get("MODEL", {}) or any(
-        is_model((path.parent / base).resolve())
-        for base in ([bases] if isinstance(bases, str) else bases)
-    )
+    return "META_ARCHITECTURE" in CfgNode.load_yaml_with_base(str(path)).get("MODEL", {})
 
 
 MODELS = [p for p in PATHS if is_model(p)]
@@ -38,7 +31,7 @@ def test_no_two_configs_say_the_same():
     for path in PATHS:
         cfg = get_cfg()
         cfg.merge_from_file(str(path))
-        assert seen.setdefault(cfg.dump(), path) is path
+        assert seen.setdefault(str(cfg), path) is path
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: str(p.relative_to(ROOT)))

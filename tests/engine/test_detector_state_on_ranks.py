@@ -1,4 +1,4 @@
-"""Whole detectors on several ranks: after 50 steps all of them hold the same, bit for bit.
+"""Whole detectors on several ranks: after 25 steps all of them hold the same, bit for bit.
 
 One rank in turn has images without objects. What two keys keep apart by design is held to be apart.
 """
@@ -20,7 +20,7 @@ from d2ext.ops.loss_weights import AdaptiveLossWeight
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
-STEPS, SIZE = 50, 64
+STEPS, SIZE = 25, 64
 CHANNELS = 64  # two for each group of GroupNorm, which a map of one cell needs
 
 

@@ -1,4 +1,4 @@
-"""What every stateful method holds after 50 steps on several ranks with uneven objects.
+"""What every stateful method holds after 30 steps on several ranks with uneven objects.
 
 It is the same on all ranks, bit for bit, and what one process holds that saw the joined batches.
 The head is two linear layers in float64, so that nothing but the method can differ.
@@ -22,7 +22,7 @@ from d2ext.ops.loss_weights import AdaptiveLossWeight, DynamicWeightAverage, Unc
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
-STEPS, CLASSES, FEATURES = 50, 5, 6
+STEPS, CLASSES, FEATURES = 30, 5, 6
 WORLD_SIZES = (2, 3)
 
 

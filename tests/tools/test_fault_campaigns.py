@@ -15,7 +15,7 @@ from campaigns.record import Record
 from campaigns.runs import arguments_of, environment_of
 from campaigns.soak import soak, soak_problems
 from campaigns.watch import growth
-from engine_kit import ROOT, differences, metrics, start_ranks, state_of
+from engine_kit import ROOT, differences, load, metrics, start_ranks, state_of
 from process_kit import call, call_python
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -77,7 +77,7 @@ def test_a_difference_is_a_loss(tmp_path):
 @pytest.mark.dist
 def test_a_rank_that_is_killed_or_does_not_answer_stops_the_other(tiny, tmp_path):
     """With a sentence instead of a traceback; at once if it is killed."""
-    words = ("--process-timeout", 0.2, "SOLVER.MAX_ITER", 8)
+    words = ("--process-timeout", 0.05, "SOLVER.MAX_ITER", 8)
     hanging = start_ranks(tiny, tmp_path / "hang", *words, sabotage="hang 5 1")
     words = ("SOLVER.MAX_ITER", 8, "SOLVER.CHECKPOINT_PERIOD", 3)
     killed = start_ranks(tiny, tmp_path / "run", *words, sabotage="kill 5 1")
@@ -122,6 +122,7 @@ def test_torchrun_starts_the_processes_again(tiny, tmp_path):
     assert done.returncode == 0 and "Resumed at step 6" in text, text
     finals = [state_of(folder / "model_final.pth") for folder in (whole, out)]
     assert differences(*finals) == []
+    assert len(load(out / "model_final.pth")["ranks"]) == 2
     assert differences(metrics(whole), metrics(out)) == []
 
 

@@ -23,13 +23,14 @@ LITE = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME",
         "tf_efficientnet_lite0", "MODEL.FPN.OUT_CHANNELS", 96, "MODEL.DW.NUM_CONVS", 2,
         "MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"], "MODEL.RESNETS.OUT_FEATURES",
         ["res3", "res4", "res5"]]  # fmt: skip
+SMALL = ["MODEL.TIMM.NAME", "test_efficientnet", "MODEL.DW.NUM_CONVS", 1]
 _CALIBRATION = 4
 
 
 def cases(args: argparse.Namespace) -> List[Case]:
     """DW on EfficientNet-Lite0 at the size that the recipe for a CPU takes."""
-    size = (64, 96) if args.quick else (224, 304)
-    lite = models.build(models.make_cfg(DW, CLASSES, "cpu", LITE))
+    size, small = ((64, 96), SMALL) if args.quick else ((224, 304), [])
+    lite = models.build(models.make_cfg(DW, CLASSES, "cpu", [*LITE, *small]))
     return [_case("DW EfficientNet-Lite0", lite, *size)]
 
 
