@@ -4,22 +4,19 @@ Every command is called with every bad file and word that it takes, in a forked 
 limit. A good file with bytes flipped may still be good, so that exit code 0 is allowed there.
 """
 
-import contextlib
 import json
 import os
 import random
 import shutil
 import signal
-import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
 from PIL import Image
 
 from .record import Record, table
-from .runs import forget_logs
+from .runs import live_in_a_fork
 
 __all__ = ["InputCampaign", "outcome_of"]
 
@@ -177,30 +174,20 @@ def outcome_of(code: int, text: str, may_be_good: bool) -> str:
     return "usage" if code == 2 else "sentence"
 
 
+def _call_here(words: str, folder: Path) -> int:
+    os.chdir(folder)
+    from d2ext.cli import main
+
+    return main(words.split())
+
+
 def _call(words: str, folder: Path) -> Tuple[int, str]:
     """Exit code, or minus a signal after the time limit, and all that was printed."""
     log = folder / "said.txt"
     pid = os.fork()
     if pid == 0:
-        code = 1
-        try:
-            forget_logs()
-            handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(handle, 1)
-            os.dup2(handle, 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
-            os.chdir(folder)
-            from d2ext.cli import main
-
-            code = main(words.split())
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(BaseException):
-                sys.stdout.flush()
-            os._exit(code)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        live_in_a_fork(output, lambda: _call_here(words, folder))
     deadline = time.monotonic() + SECONDS
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)

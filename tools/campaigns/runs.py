@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Sequence
 
 from detectron2.utils import logger as upstream_logger
 from detectron2.utils.collect_env import collect_env_info
@@ -28,6 +28,7 @@ __all__ = [
     "all_loggers",
     "forget_log_files",
     "forget_logs",
+    "live_in_a_fork",
     "start_ranks",
     "start_subprocess",
     "train",
@@ -85,6 +86,32 @@ def _import_what_runs_need() -> None:
     collect_env_info()
 
 
+def live_in_a_fork(output: int, life: Callable[[], int]) -> NoReturn:
+    """The life of a forked process; it never returns into the code of its parent.
+
+    Args:
+        output: the open file that all it prints goes to.
+        life: what it does; returns the exit code.
+    """
+    gc.freeze()  # the parent's objects are no garbage here: a collection would read all of them
+    code = 1
+    try:
+        forget_logs()
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.close(output)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+        code = life()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+        os._exit(code)
+
+
 class Run:
     """train_net.py in a forked process, which does not have to import everything again.
 
@@ -121,36 +148,19 @@ class Run:
         _import_what_runs_need()
         sys.stdout.flush()
         sys.stderr.flush()
+        arguments = arguments_of(output_dir, words)
+        environment = {**environment_of(data, sabotage), **(env or {})}
         self.pid = os.fork()
         if self.pid == 0:
-            self._become(output, arguments_of(output_dir, words), data, sabotage, env or {})
+            live_in_a_fork(output, lambda: self._train(arguments, environment))
         os.close(output)
 
     @staticmethod
-    def _become(
-        output: int, arguments: List[str], data: Any, sabotage: str, env: Dict[str, str]
-    ) -> None:
-        """The life of the forked process; it never returns into the code of its parent."""
-        gc.freeze()  # the parent's objects are no garbage here: a collection would read all of them
-        code = 1
-        try:
-            os.environ.update({**environment_of(data, sabotage), **env})
-            forget_logs()
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            os.close(output)
-            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
-            sys.argv = ["train_net.py", *arguments]
-            runpy.run_path(str(ROOT / "train_net.py"), run_name="__main__")
-            code = 0
-        except SystemExit as error:
-            code = error.code or 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(BaseException):
-                sys.stdout.flush()
-            os._exit(code)
+    def _train(arguments: List[str], environment: Dict[str, str]) -> int:
+        os.environ.update(environment)
+        sys.argv = ["train_net.py", *arguments]
+        runpy.run_path(str(ROOT / "train_net.py"), run_name="__main__")
+        return 0
 
     @property
     def text(self) -> str:
