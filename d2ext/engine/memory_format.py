@@ -19,6 +19,14 @@ def has_depthwise(model: nn.Module) -> bool:
     return any(m.groups == m.in_channels > 1 for m in convolutions)
 
 
+def _in_half(cfg: CfgNode) -> bool:
+    """Whether a step computes in two bytes; without autocast nothing is measured for it."""
+    node = cfg.SOLVER.AMP
+    if not node.ENABLED:
+        return False
+    return (fastest_dtype(cfg.MODEL.DEVICE) if node.DTYPE == "auto" else node.DTYPE) != "fp32"
+
+
 def order_channels(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """Apply ``MODEL.CHANNELS_LAST``, in place.
 
@@ -28,10 +36,8 @@ def order_channels(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """
     choice = cfg.MODEL.CHANNELS_LAST
     if choice == "auto":
-        named = cfg.SOLVER.AMP.DTYPE
-        dtype = fastest_dtype(cfg.MODEL.DEVICE) if named == "auto" else named
-        half = cfg.SOLVER.AMP.ENABLED and dtype != "fp32"
-        choice = "on" if half or (cfg.MODEL.DEVICE == "cpu" and has_depthwise(model)) else "off"
+        depthwise = cfg.MODEL.DEVICE == "cpu" and has_depthwise(model)
+        choice = "on" if depthwise or _in_half(cfg) else "off"
         if choice == "on":
             logger.info("Weights are channels last (MODEL.CHANNELS_LAST auto).")
     return model.to(memory_format=torch.channels_last) if choice == "on" else model

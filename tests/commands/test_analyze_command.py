@@ -5,10 +5,17 @@ import json
 import pytest
 from commands_kit import call, read_json, tiny_project
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from matplotlib.figure import Figure
 from PIL import Image
 
 from d2ext.analysis.consistency import score_iou_consistency
 from d2ext.evaluation.results import class_aps, detections_of, evaluate_results, truth_of
+
+
+@pytest.fixture
+def unseen(monkeypatch):
+    """Pictures stay empty files: most of a command's time goes into drawing them."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: path.touch())
 
 
 def test_report_of_results(tmp_path):
@@ -40,6 +47,7 @@ def test_report_of_results(tmp_path):
         assert image.size[0] > 1000
 
 
+@pytest.mark.usefixtures("unseen")
 def test_file_as_data_set_and_a_wrong_name(tmp_path, capsys):
     data = {
         "images": [{"id": 1, "file_name": "a.jpg"}],
@@ -55,6 +63,7 @@ def test_file_as_data_set_and_a_wrong_name(tmp_path, capsys):
     assert "'no_such_data' is not registered" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("unseen")
 def test_registered_data_set_without_a_json_file(tmp_path):
     with tiny_project(tmp_path, "fcos_shapes", "voc") as (name, _):
         dicts = DatasetCatalog.get(name)
@@ -78,6 +87,7 @@ def test_registered_data_set_without_a_json_file(tmp_path):
     assert stats["objects"] == missed + len(results)
 
 
+@pytest.mark.usefixtures("unseen")
 @pytest.mark.parametrize("form, limit", [("coco", 100), ("lvis", 300)])
 def test_as_many_detections_count_as_in_the_form_of_the_data_set(tmp_path, form, limit):
     image = {"id": 1, "file_name": "a.jpg"}
@@ -101,6 +111,7 @@ def test_as_many_detections_count_as_in_the_form_of_the_data_set(tmp_path, form,
     assert read_json(tmp_path / "analysis.json")["AP"] > 0
 
 
+@pytest.mark.usefixtures("unseen")
 def test_results_of_two_runs_are_analyzed_into_two_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = {

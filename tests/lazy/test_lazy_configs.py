@@ -8,6 +8,7 @@ from detectron2.config import LazyCall, LazyConfig, instantiate
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
 from detectron2.solver import build_lr_scheduler
 from model_kit import WIDE, build, make_batch, small_cfg, train_step
 
@@ -241,6 +242,7 @@ SMALL = """
 from d2ext.model_zoo import get_config_file
 from detectron2.config import LazyConfig
 from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
 
 _cfg = LazyConfig.load(get_config_file("lazy/combined.py"))
 model, optimizer, lr_multiplier, train = _cfg.model, _cfg.optimizer, _cfg.lr_multiplier, _cfg.train
@@ -262,6 +264,18 @@ dataloader.test.mapper.augmentations[0].update(short_edge_length=96, max_size=12
 """
 
 
+def narrow_stages():
+    """A ResNet-18 of few channels throughout: checkpoints of the usual one take long to write."""
+    # A block has a convolution on its shortcut, which a stride needs, where the width changes.
+    widths, strides = (64, 64, 48, 56, 64), (1, 2, 2, 2)
+    return [
+        ResNet.make_stage(
+            BasicBlock, 2, stride_per_block=[s, 1], in_channels=a, out_channels=b, norm="FrozenBN"
+        )
+        for a, b, s in zip(widths, widths[1:], strides)
+    ]
+
+
 def lazy_run(folder, data, max_iter, **train):
     """A training with everything that a YAML training may have; returns the trainer.
 
@@ -269,6 +283,8 @@ def lazy_run(folder, data, max_iter, **train):
     and then NaN in oneDNN.
     """
     cfg = small_lazy("retinanet")
+    cfg.model.backbone.bottom_up.stages = LazyCall(narrow_stages)()
+    cfg.model.backbone.top_block.in_channels = 64
     for part in (cfg.dataloader.train, cfg.dataloader.test):
         part.dataset.names, part.num_workers = data, 0
     cfg.dataloader.train.total_batch_size = 2
