@@ -113,7 +113,7 @@ def table_of(cells: Dict[str, Dict[str, Cell]], formats: Sequence[str]) -> str:
 def _cell(found: Cell) -> str:
     if "sentence" in found:
         return str(found["sentence"])
-    box, score = f"{found['box']:.0e} px", f"{found['score']:.0e}"
+    box, score = f"{found['box']:.1e} px", f"{found['score']:.1e}"
     box = f"**{box}**" if found["box"] > 1e-3 else box
     score = f"**{score}**" if found["score"] > 1e-5 else score
     text = f"{box}, {score}; {found['missing']:.0f} of {found['detections']:.0f} differ"

@@ -56,7 +56,7 @@ def test_finished_cells_are_kept(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", [*words, "--formats", *formats])
         export_table.main()
     assert asked == ["onnx", "program"] and len(json.loads(cells.read_text())) == 2
-    assert "| small | **2e-03 px**, 3e-06; 0 of 9 differ | No. |" in page.read_text()
+    assert "| small | **2.0e-03 px**, 3.0e-06; 0 of 9 differ | No. |" in page.read_text()
     assert "| small | 2.0e-03 px, 3.0e-06 | 2.0e-03 px, 3.0e-06 |" in page.read_text()
 
 
