@@ -23,6 +23,7 @@ from studies.table import is_number, values_of
 from d2ext._files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
+SAME = "the same figures"
 #: The effect that a row should be able to show, in AP, and how often.
 EFFECT, POWER = 1.0, 0.8
 
@@ -121,6 +122,8 @@ def verdict(row: Dict[str, Any]) -> str:
     """What a row shows; intervals of several rows at once are not enough for a yes."""
     if "holm" not in row:
         return "not run" if not row["seeds"] else "too few seeds"
+    if row["difference"] == row["interval"] == 0:
+        return SAME
     if row["holm"] < 0.05:
         return "helps" if row["difference"] > 0 else "costs"
     if abs(row["difference"]) + row["interval"] < EFFECT:
@@ -170,6 +173,8 @@ def summary_of(rows: List[Dict[str, Any]]) -> str:
             if row["run"] == name and "difference" in row:
                 cell = f"{row['difference']:+.1f}"
                 cell += f" ± {row['interval']:.1f}" if "interval" in row else ""
+                if verdict(row) == SAME:
+                    cell = SAME
                 sure = verdict(row) in ("helps", "costs")
                 cells[titles.index(row["title"])] = f"**{cell}**" if sure else cell
         lines.append(f"| {name} | {' | '.join(cells)} |".replace("|  |", "| |"))

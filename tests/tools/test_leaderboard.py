@@ -111,6 +111,10 @@ def test_a_comparison_that_two_studies_show_is_one_test(board, folder):
 def test_few_seeds_and_costs_are_said(board):
     assert board.verdict({"seeds": []}) == "not run"
     assert board.verdict({"seeds": [1]}) == "too few seeds"
+    equal = {"title": "set", "run": "b", "seeds": [1, 2], "difference": 0.0, "interval": 0.0}
+    equal["holm"] = 1.0
+    assert board.verdict(equal) == "the same figures"
+    assert "| b | the same figures |" in board.summary_of([equal])
     row = {"seeds": [1, 2], "difference": -3.0, "interval": 0.5, "holm": 0.01}
     assert board.verdict(row) == "costs"
     assert board.verdict({**row, "holm": 0.2}) == "undecided"

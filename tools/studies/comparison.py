@@ -35,7 +35,7 @@ class Mean(NamedTuple):
             return cls(mean, math.nan, math.nan, math.nan)
         deviation = statistics.stdev(values)
         error = deviation / math.sqrt(n)
-        t = abs(mean) / error if error else math.inf if mean else math.nan
+        t = abs(mean) / error if error else math.inf if mean else 0.0
         return cls(mean, deviation, _limit(n) * error, float(2 * special.stdtr(n - 1, -t)))
 
 
