@@ -1,6 +1,7 @@
 """What all tests share: one thread, a seed, and data sets outside the checkout."""
 
 import gc
+import logging
 import os
 import random
 import shutil
@@ -109,11 +110,13 @@ def seeded():
 
 @pytest.fixture(autouse=True)
 def own_log_files():
-    """The log files that a test opens end with it; later lines, and forked runs, have their own."""
+    """What a test logs to, or silences, ends with it; forked runs have log files of their own."""
     from campaigns.runs import all_loggers, forget_log_files
 
     before = {logger: list(logger.handlers) for logger in all_loggers() if logger.handlers}
+    disabled = logging.root.manager.disable
     yield
+    logging.disable(disabled)
     added = False
     for logger in [logger for logger in all_loggers() if logger.handlers]:
         for handler in set(logger.handlers) - set(before.get(logger, [])):
