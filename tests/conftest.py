@@ -126,6 +126,19 @@ def own_log_files():
         forget_log_files()
 
 
+@pytest.fixture(autouse=True)
+def own_data_sets():
+    """The next test's folder of photographs may have the name of this one's."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    before = set(DatasetCatalog)
+    yield
+    for name in set(DatasetCatalog) - before:
+        if "own_data" in MetadataCatalog.get(name).as_dict():
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
 @pytest.fixture
 def rng():
     """A seeded NumPy generator."""

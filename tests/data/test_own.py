@@ -18,11 +18,6 @@ from d2ext.data.own import register_own_data, use_own_data
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("D2EXT_DATA", str(tmp_path / "cache"))
-    before = set(DatasetCatalog)
-    yield
-    for name in set(DatasetCatalog) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 def test_registered_under_the_name_of_the_folder(tmp_path):
