@@ -79,20 +79,21 @@ def pets(tmp_path, monkeypatch):
 
 
 def test_thresholds_are_chosen_on_validation_images(pets, tmp_path, capsys):
-    chosen, data = tmp_path / "run" / "model.thresholds.json", ["--data", str(tmp_path / "pets")]
-    words = ["val", *pets[1], *data]
-    assert main([*words, "--opts", "DATALOADER.NUM_WORKERS", "0"]) == 0  # the test split
-    said = capsys.readouterr().out
-    assert f"No thresholds are written: {pets[0]['test']} is not known as a validation" in said
+    chosen = tmp_path / "run" / "model.thresholds.json"
+
+    def said_by_val(*more):
+        words = ["val", *pets[1], "--data", str(tmp_path / "pets"), *more]
+        assert main([*words, "--opts", "DATALOADER.NUM_WORKERS", "0"]) == 0
+        return capsys.readouterr().out
+
+    missing = f"No thresholds are written: {pets[0]['test']} is not known as a validation"
+    assert missing in said_by_val()  # the test split
     assert not chosen.exists()
-    assert main([*words, "--split", "val"]) == 0
-    assert "No thresholds" not in capsys.readouterr().out
+    assert "No thresholds" not in said_by_val("--split", "val")
     assert Thresholds.load(chosen).source == pets[0]["val"]
-    words += ["--split", "test"]
-    assert main([*words, "--threshold", "auto"]) == 0
-    assert "No thresholds" not in capsys.readouterr().out
+    assert "No thresholds" not in said_by_val("--split", "test", "--threshold", "auto")
     assert Thresholds.load(chosen).source == pets[0]["val"]
-    assert main([*words, "--write-thresholds"]) == 0
+    said_by_val("--split", "test", "--write-thresholds")
     assert Thresholds.load(chosen).source == pets[0]["test"]
 
 

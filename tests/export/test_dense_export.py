@@ -47,7 +47,7 @@ def test_twenty_sizes(tmp_path):
     graph, run, _ = written(detector, tmp_path / "detector.onnx")
     rng = np.random.RandomState(0)
     sizes = [tuple(int(n) for n in rng.randint(129, 260, 2)) for _ in range(20)]
-    found = export.compare(detector, graph, run, sizes=sizes, batch=2)
+    found = export.compare(detector, graph, run, sizes=sizes)
     assert found["detections"] > 1000 and found.acceptable(), found
 
 
