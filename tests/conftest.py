@@ -67,7 +67,6 @@ def pytest_collection(session):
     gc.collect()
     gc.freeze()
     gc.enable()
-    gc.set_threshold(50_000, 20, 50)  # looking for garbage is a sixteenth of the time otherwise
 
 
 def _long_first(items, processes):
