@@ -4,7 +4,6 @@ import numpy as np
 import own_data_kit as kit
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from pycocotools import mask as coder
@@ -204,9 +203,7 @@ def cfg(tmp_path, monkeypatch):
          "SOLVER.MAX_ITER", 20, "SEED", 3, "INPUT.AUGMENTATION", "strong", "INPUT.MOSAIC", 1.0,
          "MODEL.MASK_ON", True, "INPUT.MASK_FORMAT", "bitmask", "INPUT.COPY_PASTE", 0.0]
     )  # fmt: skip
-    yield cfg
-    for name in data.names.values():
-        DatasetCatalog.remove(name)
+    return cfg
 
 
 def batches(loader, count):

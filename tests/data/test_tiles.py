@@ -6,7 +6,6 @@ import numpy as np
 import own_data_kit as kit
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
@@ -100,10 +99,8 @@ def data(tmp_path, monkeypatch):
     monkeypatch.setenv("D2EXT_DATA", str(tmp_path / "cache"))
     folder = tmp_path / f"aerial_{tmp_path.name}"
     kit.write_coco(folder)
-    found = register_own_data(str(folder))
-    yield folder
-    for name in found.names.values():
-        DatasetCatalog.remove(name)
+    register_own_data(str(folder))
+    return folder
 
 
 def config(folder, *words):
