@@ -4,7 +4,7 @@ import detectron2.modeling
 import numpy as np
 import torch
 from detectron2.modeling import build_model
-from detectron2.modeling.backbone import fpn
+from detectron2.modeling.backbone import Backbone, fpn
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
@@ -16,10 +16,36 @@ DENSE_NODES = ("RETINANET", "FCOS", "ATSS", "YOLOX", "DW")
 # wide: most of the time of a small test would go into its weights.
 NARROW = 8
 WIDE = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 64]
+# A network of four convolutions, where what is above it is tested: tracers take long over a ResNet.
+FOUR = 16
+SHALLOW = ["MODEL.RESNETS.STEM_OUT_CHANNELS", FOUR]
+
+
+class _FourConvolutions(Backbone):
+    """Maps of strides 4 to 32, named as a ResNet's."""
+
+    def __init__(self, cfg, input_shape, channels=FOUR):
+        super().__init__()
+        self._out_features = cfg.MODEL.RESNETS.OUT_FEATURES
+        self._out_feature_strides = {f"res{k}": 2**k for k in range(2, 6)}
+        self._out_feature_channels = dict.fromkeys(self._out_feature_strides, channels)
+        strides = [(input_shape.channels, 4), *[(channels, 2)] * 3]
+        self.stages = torch.nn.ModuleList(
+            torch.nn.Conv2d(inputs, channels, 2 * stride - 1, stride, stride - 1)
+            for inputs, stride in strides
+        )
+
+    def forward(self, x):
+        maps = {}
+        for name, layer in zip(self._out_feature_strides, self.stages):
+            maps[name] = x = layer(x).relu()
+        return {name: maps[name] for name in self._out_features}
 
 
 def _build_narrow_resnet(cfg, input_shape, upstream=fpn.build_resnet_backbone):
     node = cfg.MODEL.RESNETS
+    if node.STEM_OUT_CHANNELS == FOUR:
+        return _FourConvolutions(cfg, input_shape)
     if node.DEPTH != 18 or node.STEM_OUT_CHANNELS != NARROW:
         return upstream(cfg, input_shape)
     cfg = cfg.clone()

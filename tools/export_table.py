@@ -28,10 +28,11 @@ Cell = Dict[str, Any]
 def detectors() -> Dict[str, Callable[[], Any]]:
     """Name in the table -> what builds the detector."""
     from export_kit import DENSE, spread_detector
+    from model_kit import WIDE
     from test_two_stage_export import two_stage
 
     found: Dict[str, Callable[[], Any]] = {
-        name: lambda name=name: spread_detector(name) for name in DENSE
+        name: lambda name=name: spread_detector(name, WIDE) for name in DENSE
     }
     for name in ("faster", "mask", "cascade"):
         found[f"{name.capitalize()} R-CNN"] = lambda name=name: two_stage(name)

@@ -10,6 +10,7 @@ import torch
 from commands_kit import write_config
 from detectron2.modeling import build_model
 
+from d2ext.analysis import results_report, score_pictures
 from d2ext.cli import main
 from d2ext.commands.common import is_validation
 from d2ext.commands.val import _print_seen, _seen
@@ -78,7 +79,10 @@ def pets(tmp_path, monkeypatch):
     return names, ["--weights", str(weights), "--config-file", str(config)]
 
 
-def test_thresholds_are_chosen_on_validation_images(pets, tmp_path, capsys):
+def test_thresholds_are_chosen_on_validation_images(pets, tmp_path, capsys, monkeypatch):
+    # Pictures would take longer than all else here.
+    monkeypatch.setattr(results_report, "draw_analysis", lambda *args: None)
+    monkeypatch.setattr(score_pictures, "draw_scores", lambda *args: None)
     chosen = tmp_path / "run" / "model.thresholds.json"
 
     def said_by_val(*more):

@@ -37,7 +37,9 @@ def test_from_labels_to_report(tmp_path):
     words = ["val", "--weights", out / "model_final.pth", "--data", "my_photos"]
     text = run(*words, cwd=tmp_path)
     assert "images a second" in text and "AP by class: bird" in text
-    figures = json.loads((out / "val" / "my_photos_val" / "figures.json").read_text())
+    evaluated = out / "val" / "my_photos_val"
+    assert all((evaluated / f"{name}.png").exists() for name in ("analysis", "scores"))
+    figures = json.loads((evaluated / "figures.json").read_text())
     assert figures["images"] == 3 and figures["parameters"] > 1e6 and figures["gflops"] > 0.01
     assert (out / "model_final.thresholds.json").exists()
     run("report", out, "--output", tmp_path / "report", cwd=tmp_path)

@@ -1,7 +1,8 @@
 """Small detectors whose outputs are spread, as a trained one's are."""
 
+import onnx
 import torch
-from model_kit import WIDE, build, small_cfg
+from model_kit import SHALLOW, build, small_cfg
 
 from d2ext.model_zoo import get_config_file
 
@@ -15,12 +16,27 @@ DENSE = {
     "YOLOX": "YOLOX/yolox_s_300e",
     "DualWeightingFCOS": "DualWeighting/dw_R_50_FPN_1x_refine",
 }
+# What docs/operators.md of onnx/onnx-tensorrt lists as supported for TensorRT 8.5, of those in use.
+TENSORRT = """
+    Add And Cast Ceil Clip Concat Constant ConstantOfShape Conv ConvTranspose Div Equal Exp
+    Expand Flatten Floor Gather GatherElements GatherND Gemm Greater GreaterOrEqual
+    GridSample Identity InstanceNormalization Less LessOrEqual Log MatMul Max MaxPool Min
+    Mul Neg NonMaxSuppression NonZero Not Or Pad Pow Range Reciprocal ReduceMax ReduceMean
+    ReduceMin ReduceProd ReduceSum Relu Reshape Resize RoiAlign Round ScatterElements
+    ScatterND Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Tile TopK Transpose
+    Unsqueeze Where
+""".split()  # noqa: SIM905  (a list would be a line for each)
+
+
+def unknown_to_tensorrt(path):
+    """Operators of an ONNX file that TensorRT 8.5 lacks."""
+    return {node.op_type for node in onnx.load(path).graph.node} - set(TENSORRT)
 
 
 def spread_detector(name, overrides=()):
     """A dense detector in eval mode; class logits and box outputs are far from constant."""
     # More channels than groups: the group norm of a 1x1 map of one channel a group is undefined.
-    words = ["MODEL.FPN.OUT_CHANNELS", 64, *WIDE, *overrides]
+    words = ["MODEL.FPN.OUT_CHANNELS", 64, *SHALLOW, *overrides]
     model = build(small_cfg(get_config_file(DENSE[name]), words), seed=2).eval()
     generator = torch.Generator().manual_seed(3)
     image = torch.rand(3, 160, 160, generator=generator) * 255

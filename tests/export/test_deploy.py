@@ -6,15 +6,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from export_kit import DENSE, spread_detector
+from export_kit import spread_detector
 from model_kit import build, small_cfg
 from PIL import Image
-from test_two_stage_export import two_stage
 
 from d2ext import Predictor, export
 from d2ext.cli import main
@@ -25,16 +23,6 @@ from d2ext.model_zoo import get_config_file
 pytestmark = pytest.mark.export
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "examples" / "deploy" / "detect.py"
-# What docs/operators.md of onnx/onnx-tensorrt lists as supported for TensorRT 8.5, of those in use.
-TENSORRT = """
-    Add And Cast Ceil Clip Concat Constant ConstantOfShape Conv ConvTranspose Div Equal Exp
-    Expand Flatten Floor Gather GatherElements GatherND Gemm Greater GreaterOrEqual
-    GridSample Identity InstanceNormalization Less LessOrEqual Log MatMul Max MaxPool Min
-    Mul Neg NonMaxSuppression NonZero Not Or Pad Pow Range Reciprocal ReduceMax ReduceMean
-    ReduceMin ReduceProd ReduceSum Relu Reshape Resize RoiAlign Round ScatterElements
-    ScatterND Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Tile TopK Transpose
-    Unsqueeze Where
-""".split()  # noqa: SIM905  (a list would be a line for each)
 
 
 @pytest.fixture(scope="module")
@@ -163,16 +151,6 @@ def test_the_script_of_the_docs(files, picture):
     name, label, score, *box = lines[0].split()
     assert name == str(picture) and float(score) == pytest.approx(float(found.scores[0]), abs=1e-3)
     assert [float(v) for v in box] == pytest.approx(found.pred_boxes.tensor[0].tolist(), abs=0.06)
-
-
-@pytest.mark.parametrize(
-    "name", [*sorted(DENSE), "mask", pytest.param("cascade", marks=pytest.mark.slow)]
-)
-def test_operators_are_known_to_tensorrt(name, tmp_path):
-    path = tmp_path / "detector.onnx"
-    export.export(spread_detector(name) if name in DENSE else two_stage(name), path)
-    used = {node.op_type for node in onnx.load(path).graph.node}
-    assert used <= set(TENSORRT), used - set(TENSORRT)
 
 
 def test_foreign_files_are_refused(tmp_path):

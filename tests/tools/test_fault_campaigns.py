@@ -49,7 +49,7 @@ def test_full_disks_end_the_run_with_one_sentence(tiny, tmp_path):
 @pytest.mark.slow
 def test_a_soaked_run_does_not_grow(tiny, tmp_path):
     # Short, so that memory, which settles for some hundred steps, is for tools/faults.py.
-    found = soak(tiny, tmp_path, steps=240, period=10)
+    found = soak(tiny, tmp_path, steps=120, period=5)
     assert found["measurements"] == 24 and soak_problems(found, allowed_mib=20.0) == []
 
 
