@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from model_kit import build, make_batch, relative_error, small_cfg, train_step
+from model_kit import SHALLOW, build, make_batch, relative_error, small_cfg, train_step
 from process_kit import forked
 from torch import nn
 from torch._dynamo.testing import CompileCounter
@@ -17,17 +17,9 @@ from d2ext.modeling.compile import (
     uncompiled,
 )
 
-NARROW = [
-    "MODEL.BACKBONE.NAME", "build_slim_resnet_fpn_backbone",
-    "MODEL.BACKBONE.FREEZE_AT", 0,
-    "MODEL.RESNETS.STEM_OUT_CHANNELS", 8,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS", 8,
-    "MODEL.FPN.OUT_CHANNELS", 32,
-]  # fmt: skip
 
-
-def narrow_cfg(*overrides):
-    cfg = small_cfg("configs/Base-FCOS.yaml", [*NARROW, "MODEL.FCOS.NUM_CONVS", 1, *overrides])
+def shallow_cfg(*overrides):
+    cfg = small_cfg("configs/Base-FCOS.yaml", [*SHALLOW, *overrides])
     # FPN's other levels are there all the same.
     cfg.MODEL.FCOS.IN_FEATURES = ["p3", "p4"]
     return cfg
@@ -43,7 +35,7 @@ def compare_steps(compiled, plain, batch, tolerance):
 
 @forked  # the compiler starts threads that no forked process can do without
 def test_losses_gradients_and_keys_are_the_same_and_sizes_share_a_graph():
-    plain, model = build(narrow_cfg()), build(narrow_cfg())
+    plain, model = build(shallow_cfg()), build(shallow_cfg())
     keys = list(model.state_dict())
     counter = CompileCounter()
     compile_parts(model, backend=counter)
@@ -60,8 +52,8 @@ def test_losses_gradients_and_keys_are_the_same_and_sizes_share_a_graph():
 @pytest.mark.slow
 @forked
 def test_checkpoints_averages_and_exports_do_not_notice(tmp_path):
-    cfg = narrow_cfg("MODEL.COMPILE.ENABLED", True, "MODEL.COMPILE.BACKEND", "eager")
-    model, plain = Trainer.build_model(cfg), build(narrow_cfg())
+    cfg = shallow_cfg("MODEL.COMPILE.ENABLED", True, "MODEL.COMPILE.BACKEND", "eager")
+    model, plain = Trainer.build_model(cfg), build(shallow_cfg())
     assert all(part._compiled_call_impl is not None for part in compilable_parts(model).values())
     batch = make_batch((2, 1), size=96)
     options = {"data_loader": [batch], "max_iter": 2, "output_dir": str(tmp_path)}
@@ -90,7 +82,7 @@ def test_checkpoints_averages_and_exports_do_not_notice(tmp_path):
 
 @forked
 def test_uncompiled_ends_with_an_error_too():
-    model = build(narrow_cfg())
+    model = build(shallow_cfg())
     compile_parts(model, backend="eager")
     with pytest.raises(KeyError), uncompiled(model):
         assert model.head._compiled_call_impl is None
@@ -105,7 +97,7 @@ def test_which_parts_are_compiled():
         "backbone", "proposal_generator.rpn_head", *stages
     ]  # fmt: skip
     model = nn.Linear(2, 2)
-    assert compile_from_config(narrow_cfg(), model) is model
+    assert compile_from_config(shallow_cfg(), model) is model
     with pytest.raises(ValueError, match="MODEL.COMPILE knows no part of Linear"):
         compile_parts(model)
 
