@@ -34,7 +34,7 @@ $(STAMP): setup.py requirements.txt tools/install_detectron2.py
 	  echo "$(PYTHON) cannot make a virtual environment; install its venv package" \
 	    "(python3-venv on Debian and Ubuntu) and run this again."; exit 1; }
 	@echo "[1/4] PyTorch: $(TORCH)"
-	@$(PIP) $(TORCH)
+	@$(PIP) $(TORCH:%='%')
 	@echo "[2/4] other requirements"
 	@$(PIP) -r requirements.txt
 	@echo "[3/4] Detectron2"

@@ -102,6 +102,12 @@ def test_what_is_asked_for_by_name_comes_registered(run_without):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_version_is_no_redirection_of_the_shell():
+    words = ["make", "--dry-run", "--always-make", "setup", "TORCH=torch>=2.1 numpy<2"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert "pip install --quiet --disable-pip-version-check 'torch>=2.1' 'numpy<2'" in done.stdout
+
+
 def test_remedy_works_from_another_folder(run_without, tmp_path):
     done = run_without(["detectron2"], "-c", "from d2ext.config import get_cfg", cwd=tmp_path)
     command = re.search(r"run '(.*?)' first", done.stderr).group(1)
