@@ -98,8 +98,8 @@ setup(
             "ipykernel>=6",
             # Tests and powers of tools/leaderboard.py.
             "scipy>=1.9",
-            # Comes with torch's CUDA builds, but not with its CPU builds.
-            "triton>=3; platform_system == 'Linux' and platform_machine == 'x86_64'",
+            # Torch's CUDA builds bring one, each its own version; the CPU builds don't.
+            "triton; platform_system == 'Linux' and platform_machine == 'x86_64'",
             *OPENVINO,
             *AUGMENT,
             *PRETRAINED,
