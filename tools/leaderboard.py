@@ -177,7 +177,7 @@ def summary_of(rows: List[Dict[str, Any]]) -> str:
                     cell = SAME
                 sure = verdict(row) in ("helps", "costs")
                 cells[titles.index(row["title"])] = f"**{cell}**" if sure else cell
-        lines.append(f"| {name} | {' | '.join(cells)} |".replace("|  |", "| |"))
+        lines.append(f"| {name} |" + "".join(f" {cell} |" if cell else " |" for cell in cells))
     return "\n".join(lines) + "\n"
 
 
