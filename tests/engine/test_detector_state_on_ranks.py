@@ -5,14 +5,9 @@ One rank in turn has images without objects. What two keys keep apart by design 
 
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone import Backbone
 from detectron2.utils import comm
 from engine_kit import differences, load, run_ranks
-from model_kit import build, make_batch, small_cfg
-from torch import nn
-from torch.nn import functional as F
+from model_kit import SHALLOW, build, make_batch, small_cfg
 
 from d2ext.engine import Trainer
 from d2ext.engine.hooks import LossWeights, MeasurePrior, ModelEMA
@@ -22,36 +17,6 @@ pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 STEPS, SIZE = 13, 64
 CHANNELS = 64  # two for each group of GroupNorm, which a map of one cell needs
-
-
-@BACKBONE_REGISTRY.register()
-class PooledPyramid(Backbone):
-    """One convolution and its pooled outputs: a pyramid of p2 to p7 that costs next to nothing."""
-
-    def __init__(self, cfg, input_shape):
-        super().__init__()
-        self.conv = nn.Conv2d(3, CHANNELS, 4, stride=4)
-        self._out_features = [f"p{k}" for k in range(2, 8)]
-        self._out_feature_strides = {f"p{k}": 2**k for k in range(2, 8)}
-        self._out_feature_channels = dict.fromkeys(self._out_features, CHANNELS)
-
-    @property
-    def size_divisibility(self):
-        return 128
-
-    def forward(self, x):
-        maps = [F.relu(self.conv(x))]
-        for _ in range(5):
-            maps.append(F.avg_pool2d(maps[-1], 2))
-        return dict(zip(self._out_features, maps))
-
-    def output_shape(self):
-        return {
-            name: ShapeSpec(channels=CHANNELS, stride=self._out_feature_strides[name])
-            for name in self._out_features
-        }
-
-
 SAMPLING_FREE = [
     "MODEL.SAMPLING_FREE.ENABLED", True,
     "MODEL.SAMPLING_FREE.GUIDE", "frozen",
@@ -111,7 +76,7 @@ def batches_of(rank, world_size):
 
 def train(name, batches):
     path, words, _ = DETECTORS[name]
-    cfg = small_cfg(path, ["MODEL.BACKBONE.NAME", "PooledPyramid", *words])
+    cfg = small_cfg(path, [*SHALLOW, "MODEL.FPN.OUT_CHANNELS", CHANNELS, *words])
     model = build(cfg)
     hooks = [ModelEMA(model, decay=0.9)]
     if "sampling-free" in name:
