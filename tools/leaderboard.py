@@ -210,7 +210,7 @@ def draw(rows: List[Dict[str, Any]], file: Path) -> None:
                       linewidth=2.5, markersize=4)  # fmt: skip
     axis.set_yticks(range(len(shown)), [f"{row['title']}: {row['run']}" for row in shown])
     axis.set_ylim(-0.5, len(shown) - 0.5)
-    axis.set_xlabel(
+    picture.supxlabel(  # below the labels, too, beside which the axis may be narrow
         "AP beyond the baseline\n"
         "Thick: 95 % over seeds; thin: over seeds and test images. Orange: certain (Holm).",
         fontsize=8,
